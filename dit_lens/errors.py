@@ -1,0 +1,52 @@
+"""Every error that dit_lens raises on purpose.
+
+::
+
+    DitLensError
+    ├── SiteError              a site, step, layer, branch, component or token that the model does not have
+    │   └── DidNotFire         an intervention whose sites were never visited
+    ├── InputError             inputs, seeds, sizes or settings that a run cannot take
+    ├── DonorError             a donor that does not fit the place it is patched into
+    ├── NotFinite              NaN or infinity in an activation
+    ├── UnsupportedModel       not a video diffusion transformer that dit_lens knows
+    ├── TaskError              a task that cannot be made or scored as asked
+    └── EvidenceError          an analysis that cannot be carried out on what it was given
+"""
+
+from __future__ import annotations
+
+
+class DitLensError(Exception):
+    """Base of all errors of this package."""
+
+
+class SiteError(DitLensError, ValueError):
+    """A site that does not exist in this model or run; the message names the valid values."""
+
+
+class DidNotFire(SiteError):
+    """An intervention of which no site was visited; the message names the sites that were."""
+
+
+class InputError(DitLensError, ValueError):
+    """Inputs, seeds, sizes or settings that a run cannot take."""
+
+
+class DonorError(DitLensError, ValueError):
+    """A donor whose rows, sites or shapes do not fit where it is patched in."""
+
+
+class NotFinite(DitLensError, ArithmeticError):
+    """NaN or infinity in an activation; the message names the first site where it was seen."""
+
+
+class UnsupportedModel(DitLensError, TypeError):
+    """A model that is no video diffusion transformer of a known family."""
+
+
+class TaskError(DitLensError, ValueError):
+    """A task that cannot be made or scored as asked."""
+
+
+class EvidenceError(DitLensError, ValueError):
+    """An analysis that cannot be carried out on the data it was given."""

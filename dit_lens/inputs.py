@@ -1,0 +1,147 @@
+"""What a run generates from: rows of (task instance, seed), turned into the pipeline's own arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dit_lens.errors import InputError
+from dit_lens.run import Row
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """B rows of prompts and, for image-to-video, images.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+    prompts : list of str
+    images : list of images, or None for text-to-video
+    options : further arguments of the pipeline
+    """
+
+    rows: tuple[Row, ...]
+    prompts: list[str]
+    images: list[Image.Image] | None
+    options: Mapping[str, Any]
+
+    def generators(self) -> list[torch.Generator]:
+        """One generator per row, on the CPU so that a seed means the same on every device."""
+        return [torch.Generator("cpu").manual_seed(row.seed) for row in self.rows]
+
+    def image_argument(self) -> dict[str, Any]:
+        """The pipeline's ``image``: the picture itself where all rows share it, else a batch in [0, 1]."""
+        if self.images is None:
+            return {}
+        if all(image is self.images[0] for image in self.images):
+            return {"image": self.images[0]}
+        pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0 for image in self.images])
+        return {"image": torch.from_numpy(pixels.transpose(0, 3, 1, 2))}
+
+
+def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
+    """Rows from whatever `VideoDiT.run` is given.
+
+    One input and K seeds make K rows; N inputs take one seed each, or all the same one.
+
+    Raises
+    ------
+    InputError
+        Nothing to run, inputs of unknown kind, or numbers of inputs and seeds that do not fit.
+    """
+    given = [inputs] if _is_single(inputs) else list(inputs)
+    if not given:
+        raise InputError("no inputs to run")
+    seeds = _seeds(seed, len(given))
+    given = given * len(seeds) if len(given) == 1 else given
+    parsed = [_parse(item) for item in given] if len({id(g) for g in given}) > 1 else [_parse(given[0])] * len(given)
+    with_image = [p[2] is not None for p in parsed]
+    if any(with_image) != all(with_image):
+        raise InputError("either every input has an image or none has")
+    options = parsed[0][3]
+    if any(p[3] != options for p in parsed):
+        raise InputError("inputs of one run must share every option but prompt and image")
+    rows = tuple(Row(p[0], s) for p, s in zip(parsed, seeds, strict=True))
+    images = [p[2] for p in parsed] if with_image[0] else None
+    return Inputs(rows, [p[1] for p in parsed], images, options)
+
+
+def _is_single(inputs: Any) -> bool:
+    return isinstance(inputs, str | Mapping) or hasattr(inputs, "prompt")
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    seeds = [seed] * count if isinstance(seed, int) else [int(s) for s in seed]
+    if not seeds or (count > 1 and len(seeds) != count):
+        raise InputError(f"{len(seeds)} seeds for {count} inputs; give one seed, or one per input")
+    if any(s < 0 for s in seeds):
+        raise InputError(f"seeds must not be negative, got {min(seeds)}")
+    return seeds
+
+
+def _parse(item: Any) -> tuple[str, str, Image.Image | None, dict[str, Any]]:
+    """Name, prompt, image and other options of one input."""
+    if isinstance(item, str):
+        return item, item, None, {}
+    if isinstance(item, Mapping):
+        options = {k: v for k, v in item.items() if k not in ("prompt", "image")}
+        if not isinstance(item.get("prompt"), str):
+            raise InputError(f"an input needs a prompt (a string), got {item.get('prompt')!r}")
+        return item["prompt"], item["prompt"], item.get("image"), options
+    if hasattr(item, "prompt"):
+        return getattr(item, "id", item.prompt), item.prompt, getattr(item, "image", None), {}
+    raise InputError(f"cannot run {type(item).__name__}; give a prompt, a mapping with 'prompt', or a task instance")
+
+
+def check_size(pipeline: Any, height: int, width: int, frames: int) -> None:
+    """Refuse a size that the pipeline would round, crop or reject.
+
+    Raises
+    ------
+    InputError
+        Names the nearest valid value.
+    """
+    patch = pipeline.transformer.config.patch_size
+    spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
+    for name, value, step in (
+        ("height", height, np.lcm(16, spatial * patch[1])),
+        ("width", width, np.lcm(16, spatial * patch[2])),
+    ):
+        if value < step or value % step:
+            nearest = max(step, round(value / step) * step)
+            raise InputError(f"{name}={value} is not a multiple of {step}; the nearest valid value is {nearest}")
+    # The Wan VAE encodes one frame and then chunks of four, whatever its temporal factor.
+    if frames < 1 or (frames - 1) % 4:
+        nearest = 1 + 4 * max(0, round((frames - 1) / 4))
+        raise InputError(f"num_frames={frames} is not 1 + 4 k (temporal factor {temporal}); the nearest is {nearest}")
+
+
+def split_rows(prepare: Any) -> Any:
+    """``pipeline.prepare_latents`` for a batch of different images.
+
+    The stock method encodes the whole batch of images once per generator and so makes B x B conditions. Each row is prepared
+    on its own here and the results are stacked, so that a row is what it would be alone.
+    """
+    signature = inspect.signature(prepare)
+
+    def prepare_rows(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        images, generators = bound.arguments.get("image"), bound.arguments["generator"]
+        if images is None or len(images) == 1:
+            return prepare(*args, **kwargs)
+        parts = []
+        for row, generator in enumerate(generators):
+            bound.arguments.update(image=images[row : row + 1], generator=[generator], batch_size=1)
+            parts.append(prepare(*bound.args, **bound.kwargs))
+        # A mask that has one row for all (expand_timesteps) stays as it is.
+        return tuple(p[0] if len(p[0]) == 1 and i == 2 else torch.cat(p) for i, p in enumerate(zip(*parts, strict=True)))
+
+    return prepare_rows
