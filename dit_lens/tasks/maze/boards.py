@@ -1,0 +1,260 @@
+"""Mazes as arrays: vectorised generation, distances, shortest paths, splits.
+
+Letters: B mazes, n cells a side. A wall belongs to the cell on its left or above it, so two arrays hold a layout:
+``right[b, i, j]`` (wall between ``(i, j)`` and ``(i, j+1)``) and ``down[b, i, j]``; the last column of ``right`` and the
+last row of ``down`` are always walls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "val", "test"]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+#: Row and column step of each move, in the order right, down, left, up.
+MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))
+UNREACHED = 10_000
+
+
+@dataclass(frozen=True)
+class Boards:
+    """A batch of mazes with a start and a goal.
+
+    Attributes
+    ----------
+    right, down : bool arrays of shape (B, n, n)
+        Walls, as the module docstring says.
+    start, goal : int arrays of shape (B, 2)
+        Row and column.
+    """
+
+    right: Bools
+    down: Bools
+    start: Ints
+    goal: Ints
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    @property
+    def size(self) -> int:
+        return int(self.right.shape[1])
+
+    @property
+    def moves(self) -> Bools:
+        """Legal moves of every cell, as `open_moves` gives them."""
+        return open_moves(self.right, self.down)
+
+    def __getitem__(self, rows: slice | Ints | Bools) -> Boards:
+        return Boards(self.right[rows], self.down[rows], self.start[rows], self.goal[rows])
+
+
+def concatenate(parts: list[Boards]) -> Boards:
+    """Join batches of boards of one size."""
+    columns = zip(*((p.right, p.down, p.start, p.goal) for p in parts), strict=True)
+    return Boards(*(np.concatenate(c) for c in columns))
+
+
+def open_moves(right: Bools, down: Bools) -> Bools:
+    """Which of the four moves each cell allows: bool of shape (B, 4, n, n), moves in the order of ``MOVES``."""
+    left = np.ones_like(right)
+    left[:, :, 1:] = right[:, :, :-1]
+    up = np.ones_like(down)
+    up[:, 1:, :] = down[:, :-1, :]
+    return ~np.stack([right, down, left, up], axis=1)
+
+
+def shift(grid: NDArray[Any], move: int, fill: Any) -> NDArray[Any]:
+    """Value of the neighbour that ``move`` leads to, for each cell of a grid of shape (..., n, n)."""
+    out = np.full_like(grid, fill)
+    di, dj = MOVES[move]
+    n, m = grid.shape[-2:]
+    here = (slice(max(0, -di), n - max(0, di)), slice(max(0, -dj), m - max(0, dj)))
+    there = (slice(max(0, di), n + min(0, di)), slice(max(0, dj), m + min(0, dj)))
+    out[(..., *here)] = grid[(..., *there)]
+    return out
+
+
+def restrict(moves: Bools, cells: Bools) -> Bools:
+    """Only the moves that stay inside ``cells`` (B, n, n): bool of shape (B, 4, n, n)."""
+    return np.stack([moves[:, m] & cells & shift(cells, m, False) for m in range(4)], axis=1)
+
+
+def distances(moves: Bools, source: Ints) -> Ints:
+    """Number of moves from ``source`` (B, 2) to every cell: int of shape (B, n, n), ``UNREACHED`` where cut off."""
+    dist = np.full((len(moves), *moves.shape[2:]), UNREACHED, dtype=np.int64)
+    dist[np.arange(len(dist)), source[:, 0], source[:, 1]] = 0
+    while True:
+        steps = [np.where(moves[:, m], shift(dist, m, UNREACHED) + 1, UNREACHED) for m in range(4)]
+        new = np.minimum(dist, np.minimum.reduce(steps))
+        if np.array_equal(new, dist):
+            return dist
+        dist = new
+
+
+def path_counts(moves: Bools, dist: Ints) -> NDArray[np.float64]:
+    """How many shortest paths lead from the source of ``dist`` to every cell: float of shape (B, n, n)."""
+    counts = (dist == 0).astype(np.float64)
+    reached = dist[dist < UNREACHED]
+    for d in range(1, int(reached.max(initial=0)) + 1):
+        arriving = np.zeros_like(counts)
+        for m in range(4):
+            arriving += np.where(moves[:, m] & (shift(dist, m, UNREACHED) == d - 1), shift(counts, m, 0), 0)
+        counts = np.where(dist == d, arriving, counts)
+    return counts
+
+
+def shortest_path_cells(boards: Boards) -> Bools:
+    """Cells on at least one shortest path from start to goal: bool of shape (B, n, n)."""
+    from_start = distances(boards.moves, boards.start)
+    to_goal = distances(boards.moves, boards.goal)
+    return np.asarray(from_start + to_goal == at(from_start, boards.goal)[:, None, None])
+
+
+def at(grid: NDArray[Any], cells: Ints) -> NDArray[Any]:
+    """Values of ``grid`` (B, n, n) at one cell (B, 2) of each board: shape (B,)."""
+    return grid[np.arange(len(grid)), cells[:, 0], cells[:, 1]]
+
+
+def lengths(boards: Boards) -> Ints:
+    """Moves on a shortest path from start to goal, shape (B,)."""
+    return at(distances(boards.moves, boards.start), boards.goal)
+
+
+def sample_paths(boards: Boards, rng: np.random.Generator) -> Ints:
+    """One shortest path of each board, uniform among them, as cell numbers.
+
+    Returns
+    -------
+    int array of shape (B, longest + 1)
+        Cell ``i * n + j`` after each move from start; after the goal is reached it repeats.
+    """
+    moves = boards.moves
+    dist = distances(moves, boards.start)
+    counts = path_counts(moves, dist)
+    cell = boards.goal.copy()
+    backwards = [cell.copy()]
+    for _ in range(int(at(dist, cell).max())):
+        here = at(dist, cell)
+        weights = np.zeros((len(boards), 4))
+        for m in range(4):
+            ok = moves[:, m] & (shift(dist, m, UNREACHED) == dist - 1)
+            weights[:, m] = at(np.where(ok, shift(counts, m, 0), 0), cell)
+        # The exponential race draws move m with probability weights[m] / sum(weights).
+        with np.errstate(divide="ignore"):
+            choice = np.argmin(rng.exponential(size=weights.shape) / weights, axis=1)
+        cell = np.where((here > 0)[:, None], cell + np.array(MOVES)[choice], cell)
+        backwards.append(cell.copy())
+    return _forward(np.stack(backwards, axis=1), boards)
+
+
+def _forward(backwards: Ints, boards: Boards) -> Ints:
+    """Turn goal-to-start walks that idle at the start into start-to-goal walks that idle at the goal."""
+    numbers = backwards[..., 0] * boards.size + backwards[..., 1]
+    start = boards.start[:, 0] * boards.size + boards.start[:, 1]
+    length = (numbers != start[:, None]).sum(axis=1)
+    index = np.maximum(length[:, None] - np.arange(numbers.shape[1]), 0)
+    return np.take_along_axis(numbers, index, axis=1)
+
+
+def random_layouts(rng: np.random.Generator, count: int, size: int, loops: float) -> tuple[Bools, Bools]:
+    """Random spanning trees (Prim on random edge weights), each remaining wall opened with probability ``loops``."""
+    ends = _edge_ends(size)
+    weights = rng.random((count, len(ends)))
+    inside = np.zeros((count, size * size), dtype=bool)
+    inside[:, 0] = True
+    is_open = rng.random((count, len(ends))) < loops
+    rows = np.arange(count)
+    for _ in range(size * size - 1):
+        crossing = inside[:, ends[:, 0]] != inside[:, ends[:, 1]]
+        best = np.argmin(np.where(crossing, weights, 2.0), axis=1)
+        is_open[rows, best] = True
+        inside[rows[:, None], ends[best]] = True
+    return _walls(~is_open, size)
+
+
+def _edge_ends(size: int) -> Ints:
+    """Cell numbers at both ends of every interior edge, right edges first: int of shape (E, 2)."""
+    cells = np.arange(size * size).reshape(size, size)
+    across = np.stack([cells[:, :-1].ravel(), cells[:, 1:].ravel()], axis=1)
+    along = np.stack([cells[:-1].ravel(), cells[1:].ravel()], axis=1)
+    return np.concatenate([across, along])
+
+
+def _walls(closed: Bools, size: int) -> tuple[Bools, Bools]:
+    """Edge list (B, E) to the ``right`` and ``down`` arrays."""
+    half = size * (size - 1)
+    right = np.ones((len(closed), size, size), dtype=bool)
+    down = np.ones((len(closed), size, size), dtype=bool)
+    right[:, :, :-1] = closed[:, :half].reshape(-1, size, size - 1)
+    down[:, :-1, :] = closed[:, half:].reshape(-1, size - 1, size)
+    return right, down
+
+
+def layout_keys(right: Bools, down: Bools) -> NDArray[np.uint64]:
+    """A key of each wall layout, shape (B,), equal for layouts that a rotation or reflection maps onto each other."""
+    across, along = right[:, :, :-1], down[:, :-1, :]
+    keys = []
+    for a, b in ((across, along), (along.transpose(0, 2, 1), across.transpose(0, 2, 1))):
+        for flip_rows in (1, -1):
+            for flip_columns in (1, -1):
+                turned = [x[:, ::flip_rows, ::flip_columns].reshape(len(x), -1) for x in (a, b)]
+                keys.append(_hash_bits(np.concatenate(turned, axis=1)))
+    return np.minimum.reduce(keys)
+
+
+def _hash_bits(bits: Bools) -> NDArray[np.uint64]:
+    """A 64-bit hash of each row of bits (a random linear form, then the splitmix64 finaliser)."""
+    weights = np.random.default_rng(bits.shape[1]).integers(0, 2**64, bits.shape[1], dtype=np.uint64)
+    x = (bits * weights).sum(axis=1, dtype=np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def in_split(right: Bools, down: Bools, split: Split) -> Bools:
+    """Which layouts belong to a split: of ten parts, eight train, one validates, one tests. Shape (B,)."""
+    part = layout_keys(right, down) % np.uint64(10)
+    chosen = {"train": part < 8, "val": part == 8, "test": part == 9}[split]
+    return np.asarray(chosen)
+
+
+def sample_boards(
+    rng: np.random.Generator, count: int, size: int, *, loops: float, lengths: tuple[int, int], split: Split
+) -> Boards:
+    """Boards of one split whose shortest path is as long as asked.
+
+    Each board draws a length uniformly from ``lengths`` (both ends included), a random start, and a random goal at that
+    distance; starts from which no cell is that far are drawn again.
+    """
+    parts: list[Boards] = []
+    while sum(map(len, parts)) < count:
+        right, down = random_layouts(rng, max(64, 2 * count if split == "train" else 16 * count), size, loops)
+        keep = in_split(right, down, split)
+        parts.append(_place_ends(rng, right[keep], down[keep], lengths))
+    return concatenate(parts)[:count]
+
+
+def _place_ends(rng: np.random.Generator, right: Bools, down: Bools, lengths: tuple[int, int]) -> Boards:
+    """Start and goal at a distance drawn from ``lengths``; boards where eight tries fail are dropped."""
+    size, done = right.shape[1], []
+    wanted = rng.integers(lengths[0], lengths[1] + 1, len(right))
+    for _ in range(8):
+        if not len(right):
+            break
+        start = rng.integers(0, size, (len(right), 2))
+        far = distances(open_moves(right, down), start) == wanted[:, None, None]
+        score = np.where(far, rng.random(far.shape), -1).reshape(len(right), -1)
+        goal = np.stack(np.divmod(score.argmax(axis=1), size), axis=1)
+        ok = far.any(axis=(1, 2))
+        done.append(Boards(right[ok], down[ok], start[ok], goal[ok]))
+        right, down, wanted = right[~ok], down[~ok], wanted[~ok]
+    merged = concatenate(done)
+    # Later tries hold the longer paths; without a shuffle the first `count` boards would be too easy.
+    return merged[rng.permutation(len(merged))]

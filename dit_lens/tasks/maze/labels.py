@@ -1,0 +1,56 @@
+"""What a probe may be asked about a maze, per latent cell and latent frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dit_lens.tasks.base import Label
+from dit_lens.tasks.maze.boards import Boards, Bools, Ints, distances, open_moves, shortest_path_cells
+from dit_lens.tasks.maze.render import start_and_goal, walk
+
+
+def maze_labels(
+    boards: Boards, paths: list[tuple[int, ...]], latent_frames: int, frames: int, speed: int, drawn: Bools | None
+) -> dict[str, Label]:
+    """Labels of B mazes on F latent frames, each of shape (B, F, n, n).
+
+    Perception: ``wall_right`` and ``wall_down`` (walls that the cell itself shows), ``wall_left`` and ``wall_up`` (walls that
+    the neighbouring cell shows), ``start``, ``goal``. Reasoning: ``dead_end``, ``on_path`` (on some shortest path),
+    ``distance`` (moves to the goal, a regression target), ``agent`` (the true walk is here in this latent frame) and, where
+    the drawn trails are given, ``drawn`` (on the trail that this run finally shows).
+    """
+    walls = ~open_moves(boards.right, boards.down)
+    start, goal = start_and_goal(boards)
+    still: dict[str, tuple[str, NDArray[Any]]] = {
+        "wall_right": ("perception", walls[:, 0]),
+        "wall_down": ("perception", walls[:, 1]),
+        "wall_left": ("perception", walls[:, 2]),
+        "wall_up": ("perception", walls[:, 3]),
+        "start": ("perception", start),
+        "goal": ("perception", goal),
+        "dead_end": ("reasoning", walls.sum(axis=1) == 3),
+        "on_path": ("reasoning", shortest_path_cells(boards)),
+        "distance": ("reasoning", distances(boards.moves, boards.goal).astype(np.float64)),
+    }
+    if drawn is not None:
+        still["drawn"] = ("reasoning", drawn)
+    labels = {
+        name: Label(name, role, np.repeat(values[:, None], latent_frames, axis=1))
+        for name, (role, values) in still.items()
+    }
+    labels["agent"] = Label("agent", "reasoning", _agent(boards.size, paths, latent_frames, frames, speed))
+    return labels
+
+
+def _agent(size: int, paths: list[tuple[int, ...]], latent_frames: int, frames: int, speed: int) -> Bools:
+    """Where the true agent is seen during each latent frame (the first covers one pixel frame, the others several)."""
+    here = np.zeros((len(paths), latent_frames, size * size), dtype=bool)
+    covered = (frames - 1) // (latent_frames - 1)
+    for b, path in enumerate(paths):
+        cells: Ints = np.array(path)[walk(np.array([path]), frames, speed)]
+        for t, cell in enumerate(cells):
+            here[b, -(-t // covered), cell] = True
+    return here.reshape(len(paths), latent_frames, size, size)
