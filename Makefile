@@ -1,0 +1,44 @@
+# `make demo` and `make test` each do all of their own set-up: a virtual environment in .venv, the tested versions of
+# constraints.txt, then the work.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format docs doctest clean
+
+demo: $(VENV)/.installed-base
+	$(BIN)/dit-lens localize
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# The snippets of the pages and of the docstrings; the gallery is left to `make docs`.
+doctest: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -b doctest -D plot_gallery=0 docs docs/_build/doctest
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra: what is installed is not installed again until the versions change.
+$(VENV)/.installed-base: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf docs/_build docs/auto_examples docs/sg_execution_times.rst build dist .mypy_cache .pytest_cache .ruff_cache
