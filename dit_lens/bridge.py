@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-call, no-any-return, attr-defined, assignment"
 """The one boundary to nnsight: a tree of envoys that costs nothing while no run is active.
 
-nnsight replaces the ``forward`` of every module by a controller. A `Tree` takes those controllers off again as soon as they
-are made and puts them back only while a run traces, and then only on the modules that the run reads or edits: on a
+nnsight replaces the ``forward`` of every module by a controller. A `Tree` takes those controllers off again as soon as
+they are made and puts them back only while a run traces, and then only on the modules that the run reads or edits: on a
 transformer of 12 blocks all controllers together cost 0.7 ms a call, the ones on its blocks a tenth of that.
 """
 
@@ -51,7 +51,7 @@ class Tree:
                 self.modules[path].__dict__.update(before[path])
 
     def trace(self, call: Callable[[], Any], workers: Sequence[Worker]) -> Any:
-        """Run ``call`` as one nnsight trace in which every worker has an invoke of its own; returns what it returned."""
+        """Run ``call`` as one nnsight trace, every worker in an invoke of its own; returns what it returned."""
         returned: list[Any] = []
         with self.envoy.trace(fn=call) as tracer:
             for worker in workers:

@@ -67,7 +67,11 @@ class Recorder:
 
     def where(self) -> str:
         """The sites visited so far, in words."""
-        return name_some(self.visited).replace("there are", "visited so far:").replace("no site was", "no site visited yet")
+        return (
+            name_some(self.visited)
+            .replace("there are", "visited so far:")
+            .replace("no site was", "no site visited yet")
+        )
 
 
 @dataclass
@@ -142,7 +146,7 @@ class Dispatcher:
         return output
 
     def _next_call(self, expert: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Name the call. Pipelines set ``_current_timestep`` to a new object once a step, however many calls they make."""
+        """Name the call. Pipelines set ``_current_timestep`` to a new object once a step, whatever calls they make."""
         if self.pipeline._current_timestep is not self._timestep:
             self._timestep = self.pipeline._current_timestep
             self.step, self._nth, self._velocities = self.step + 1, 0, {}
@@ -157,7 +161,9 @@ class Dispatcher:
     def sigma(self, step: int) -> float:
         return float(self.pipeline.scheduler.sigmas[step])
 
-    def run_call(self, call: Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run_call(
+        self, call: Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """One denoiser call, plain where nothing is to happen in it and as one trace otherwise."""
         tree = self.trees[call.expert]
         self._count()
@@ -195,7 +201,7 @@ class Dispatcher:
             VISITS[site.component](place, deliver, self.geometry.grid)
 
     def prepared(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        """``pipeline.prepare_latents`` whose first result, the sampler's state at step 0, is shown to ``latents`` sites."""
+        """``pipeline.prepare_latents`` whose first result, the state at step 0, is shown to ``latents`` sites."""
 
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
             result = prepare(*args, **kwargs)

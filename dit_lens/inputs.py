@@ -62,15 +62,14 @@ def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
     seeds = _seeds(seed, len(given))
     given = given * len(seeds) if len(given) == 1 else given
     parsed = [_parse(item) for item in given] if len({id(g) for g in given}) > 1 else [_parse(given[0])] * len(given)
-    with_image = [p[2] is not None for p in parsed]
-    if any(with_image) != all(with_image):
+    images = [p[2] for p in parsed if p[2] is not None]
+    if len(images) not in (0, len(parsed)):
         raise InputError("either every input has an image or none has")
     options = parsed[0][3]
     if any(p[3] != options for p in parsed):
         raise InputError("inputs of one run must share every option but prompt and image")
     rows = tuple(Row(p[0], s) for p, s in zip(parsed, seeds, strict=True))
-    images = [p[2] for p in parsed] if with_image[0] else None
-    return Inputs(rows, [p[1] for p in parsed], images, options)
+    return Inputs(rows, [p[1] for p in parsed], images or None, options)
 
 
 def _is_single(inputs: Any) -> bool:
@@ -126,8 +125,8 @@ def check_size(pipeline: Any, height: int, width: int, frames: int) -> None:
 def split_rows(prepare: Any) -> Any:
     """``pipeline.prepare_latents`` for a batch of different images.
 
-    The stock method encodes the whole batch of images once per generator and so makes B x B conditions. Each row is prepared
-    on its own here and the results are stacked, so that a row is what it would be alone.
+    The stock method encodes the whole batch of images once per generator and so makes B x B conditions. Each row is
+    prepared on its own here and the results are stacked, so that a row is what it would be alone.
     """
     signature = inspect.signature(prepare)
 
@@ -142,6 +141,8 @@ def split_rows(prepare: Any) -> Any:
             bound.arguments.update(image=images[row : row + 1], generator=[generator], batch_size=1)
             parts.append(prepare(*bound.args, **bound.kwargs))
         # A mask that has one row for all (expand_timesteps) stays as it is.
-        return tuple(p[0] if len(p[0]) == 1 and i == 2 else torch.cat(p) for i, p in enumerate(zip(*parts, strict=True)))
+        return tuple(
+            p[0] if len(p[0]) == 1 and i == 2 else torch.cat(p) for i, p in enumerate(zip(*parts, strict=True))
+        )
 
     return prepare_rows

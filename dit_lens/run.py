@@ -137,7 +137,9 @@ class Run:
         """One component at all captured layers of a step and branch: Tensor of shape (layers, B, ...)."""
         sites = [s for s in self.captured(name) if (s.step, s.branch, s.component) == (step, branch, component)]
         if not sites:
-            raise SiteError(f"no {component} of step {step}, branch {branch} was captured; {name_some(self.captured(name))}")
+            raise SiteError(
+                f"no {component} of step {step}, branch {branch} was captured; {name_some(self.captured(name))}"
+            )
         return torch.stack([self.captures[name][s] for s in sorted(sites, key=lambda s: s.layer or 0)])
 
 

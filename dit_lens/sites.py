@@ -1,7 +1,7 @@
 """Addresses inside a generation: one `Site`, and `Sites` that select many.
 
-A site's canonical string is ``s03/cond/L05/delta/video``: denoising step, guidance branch, layer, component, stream, with
-``-`` for a part that the component does not have. It is the key in every table, file and message.
+A site's canonical string is ``s03/cond/L05/delta/video``: denoising step, guidance branch, layer, component, stream,
+with ``-`` for a part that the component does not have. It is the key in every table, file and message.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ COMPONENTS = ("latents", *CALL_COMPONENTS, "guided")
 #: Components that can be read but not edited.
 READ_ONLY = ("guided",)
 
-#: How a range of steps, layers or frames is chosen: everything, one (negative counts from the end), a slice, several, or a
-#: predicate on the index.
+#: How a range of steps, layers or frames is chosen: everything, one (negative counts from the end), a slice, several,
+#: or a predicate on the index.
 Select = str | int | slice | range | Sequence[int] | Callable[[int], bool]
 
 _PATTERN = re.compile(r"s(\d+)/([\w-]+)/(?:L(\d+)|-)/(\w+)/(\w+)")
@@ -146,8 +146,8 @@ class Tokens:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tokens:
-        boxes = {k: tuple(data[k]) if data[k] else None for k in ("rows", "columns")}
-        return cls(frames=_from_json(data["frames"]), **boxes)  # type: ignore[arg-type]
+        boxes: Any = {k: tuple(data[k]) if data[k] else None for k in ("rows", "columns")}
+        return cls(frames=_from_json(data["frames"]), **boxes)
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,9 @@ def _index(index: Any, size: int, what: str, valid: str) -> int:
 
 def _show(select: Select) -> str:
     if isinstance(select, slice):
-        return ":".join("" if x is None else str(x) for x in (select.start, select.stop, select.step)).rstrip(":") or ":"
+        return (
+            ":".join("" if x is None else str(x) for x in (select.start, select.stop, select.step)).rstrip(":") or ":"
+        )
     if isinstance(select, str | int):
         return str(select)
     if callable(select):

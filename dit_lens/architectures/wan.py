@@ -72,5 +72,3 @@ WAN = Architecture(
     guide=guide,
     denormalise=denormalise,
 )
-
-

@@ -22,8 +22,8 @@ class Merge:
     group : int
         Consecutive rows that belong together: rows 0..group-1 are seeds of the first instance, and so on.
     receiver : int or "all"
-        Which row of each group receives the mean. The other rows are donors and run unmodified, so that a window of layers
-        means something; with "all" the rows are identical after the first merged residual (PAPER.md, trap 2).
+        Which row of each group receives the mean. The other rows are donors and run unmodified, so that a window of
+        layers means something; with "all" the rows are identical after the first merged residual.
 
     Notes
     -----
@@ -36,12 +36,12 @@ class Merge:
     receiver: int | str = 0
 
     def __call__(self, activation: Tensor, at: At) -> Tensor:
-        grouped = activation.unflatten(0, (-1, self.group))
+        grouped: Tensor = activation.unflatten(0, (-1, self.group))
         mean = grouped.mean(dim=1, keepdim=True)
         if self.receiver == "all":
             return mean.expand_as(grouped).flatten(0, 1)
         merged = grouped.clone()
-        merged[:, self.receiver] = mean[:, 0]
+        merged[:, int(self.receiver)] = mean[:, 0]
         return merged.flatten(0, 1)
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
@@ -53,4 +53,6 @@ class Merge:
         for first in range(0, len(rows), self.group):
             members = {row.instance for row in rows[first : first + self.group]}
             if len(members) > 1:
-                raise InputError(f"Merge: rows {first}..{first + self.group - 1} are of {len(members)} instances, not one")
+                raise InputError(
+                    f"Merge: rows {first}..{first + self.group - 1} are of {len(members)} instances, not one"
+                )

@@ -19,16 +19,18 @@ class Patch:
     Parameters
     ----------
     donor : Run or Tensor
-        A run that captured (whole, unnamed) the same sites, paired by step, branch, layer and row; or one tensor that goes
-        to every site.
+        A run that captured (whole, unnamed) the same sites, paired by step, branch, layer and row; or one tensor that
+        goes to every site.
     sites : Sites
     rows : tuple of int, optional
-        The donor's row for each row of this run. Without it rows are paired one to one; a donor of a single row serves all.
+        The donor's row for each row of this run. Without it rows are paired one to one; a donor of a single row serves
+        all.
 
     Notes
     -----
-    Patching ``resid`` at all tokens hands over the donor's whole state and localises nothing (its velocity is the donor's at
-    any layer): use ``delta``, or a part of the tokens. Patching with one's own activation is the identity, bit for bit.
+    Patching ``resid`` at all tokens hands over the donor's whole state and localises nothing (its velocity is the
+    donor's at any layer): use ``delta``, or a part of the tokens. Patching with one's own activation is the identity,
+    bit for bit.
     """
 
     donor: Run | Tensor

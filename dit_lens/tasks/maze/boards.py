@@ -1,8 +1,8 @@
 """Mazes as arrays: vectorised generation, distances, shortest paths, splits.
 
 Letters: B mazes, n cells a side. A wall belongs to the cell on its left or above it, so two arrays hold a layout:
-``right[b, i, j]`` (wall between ``(i, j)`` and ``(i, j+1)``) and ``down[b, i, j]``; the last column of ``right`` and the
-last row of ``down`` are always walls.
+``right[b, i, j]`` (wall between ``(i, j)`` and ``(i, j+1)``) and ``down[b, i, j]``; the last column of ``right`` and
+the last row of ``down`` are always walls.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def distances(moves: Bools, source: Ints) -> Ints:
 
 def path_counts(moves: Bools, dist: Ints) -> NDArray[np.float64]:
     """How many shortest paths lead from the source of ``dist`` to every cell: float of shape (B, n, n)."""
-    counts = (dist == 0).astype(np.float64)
+    counts: NDArray[np.float64] = (dist == 0).astype(np.float64)
     reached = dist[dist < UNREACHED]
     for d in range(1, int(reached.max(initial=0)) + 1):
         arriving = np.zeros_like(counts)
@@ -206,7 +206,7 @@ def layout_keys(right: Bools, down: Bools) -> NDArray[np.uint64]:
             for flip_columns in (1, -1):
                 turned = [x[:, ::flip_rows, ::flip_columns].reshape(len(x), -1) for x in (a, b)]
                 keys.append(_hash_bits(np.concatenate(turned, axis=1)))
-    return np.minimum.reduce(keys)
+    return np.asarray(np.minimum.reduce(keys))
 
 
 def _hash_bits(bits: Bools) -> NDArray[np.uint64]:
@@ -215,7 +215,7 @@ def _hash_bits(bits: Bools) -> NDArray[np.uint64]:
     x = (bits * weights).sum(axis=1, dtype=np.uint64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def in_split(right: Bools, down: Bools, split: Split) -> Bools:

@@ -48,8 +48,7 @@ def change_wall(board: Boards, rng: np.random.Generator, allowed: tuple[int, int
 
 
 def _repeat(board: Boards, count: int, goal: np.ndarray | None = None) -> Boards:
-    columns = (np.repeat(x, count, axis=0) for x in (board.right, board.down, board.start, board.goal))
-    repeated = Boards(*columns)
+    repeated = board[np.zeros(count, dtype=np.int64)]
     return repeated if goal is None else replace(repeated, goal=goal)
 
 

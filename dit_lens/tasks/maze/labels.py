@@ -17,10 +17,10 @@ def maze_labels(
 ) -> dict[str, Label]:
     """Labels of B mazes on F latent frames, each of shape (B, F, n, n).
 
-    Perception: ``wall_right`` and ``wall_down`` (walls that the cell itself shows), ``wall_left`` and ``wall_up`` (walls that
-    the neighbouring cell shows), ``start``, ``goal``. Reasoning: ``dead_end``, ``on_path`` (on some shortest path),
-    ``distance`` (moves to the goal, a regression target), ``agent`` (the true walk is here in this latent frame) and, where
-    the drawn trails are given, ``drawn`` (on the trail that this run finally shows).
+    Perception: ``wall_right`` and ``wall_down`` (walls that the cell itself shows), ``wall_left`` and ``wall_up``
+    (walls that the neighbouring cell shows), ``start``, ``goal``. Reasoning: ``dead_end``, ``on_path`` (on some
+    shortest path), ``distance`` (moves to the goal, a regression target), ``agent`` (the true walk is here in this
+    latent frame) and, where the drawn trails are given, ``drawn`` (on the trail that this run finally shows).
     """
     walls = ~open_moves(boards.right, boards.down)
     start, goal = start_and_goal(boards)

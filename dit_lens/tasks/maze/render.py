@@ -1,7 +1,8 @@
 """Pixels of a maze: how a board and an agent's walk become RGB video, and how video becomes cell codes again.
 
-One cell is 8 x 8 pixels: a 6 x 6 interior (rows and columns 0-5) and the cell's own right and lower wall (columns and rows
-6-7). The 4 x 4 centre of the interior shows who is there (floor, trail, agent); the ring around it shows start or goal.
+One cell is 8 x 8 pixels: a 6 x 6 interior (rows and columns 0-5) and the cell's own right and lower wall (columns and
+rows 6-7). The 4 x 4 centre of the interior shows who is there (floor, trail, agent); the ring around it shows start or
+goal.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TOLERANCE = 70.0
 
 def walk(paths: Ints, frames: int, speed: int) -> Ints:
     """Where the agent is in each frame: index into its path, ``speed`` moves a frame until it arrives; shape (T,)."""
-    return np.minimum(np.arange(frames) * speed, paths.shape[1] - 1)
+    return np.asarray(np.minimum(np.arange(frames) * speed, paths.shape[1] - 1))
 
 
 def frame_sides(size: int) -> int:
@@ -73,7 +74,7 @@ def render_board(boards: Boards) -> NDArray[np.uint8]:
     cells[..., WALL] = np.where(right, WALLED, cells[..., WALL])
     cells[:, :, WALL] = np.where(down, WALLED, cells[:, :, WALL])
     cells[:, :, WALL, :, WALL] = np.where(right | down, WALLED, FLOOR)
-    return COLOURS[codes.reshape(count, side * CELL, side * CELL)]
+    return np.asarray(COLOURS[codes.reshape(count, side * CELL, side * CELL)])
 
 
 def _paint_centre(frames: NDArray[np.uint8], cells: Ints, size: int, code: int) -> None:

@@ -1,11 +1,12 @@
 """The rules of the maze, read off decoded frames.
 
-The final trail is every cell whose centre shows trail or agent in the last frame. Partial score, with the weights of the
-benchmark's maze rule (PAPER: valid .45, complete .30, contiguous .20, walls kept .05):
+The final trail is every cell whose centre shows trail or agent in the last frame. Partial score, with the weights of
+the VBVR-Bench maze rule (valid .45, complete .30, contiguous .20, walls kept .05):
 
 - *legal*: the trail is one path from the start that crosses no wall and does not go on beyond the goal. It must be an
-  induced path: a chord would leave open which way the agent went. Otherwise the share of trail cells that legal moves inside the trail reach from the start,
-  halved where the reached part is no such path. A trail of fewer than two cells is no path and earns nothing.
+  induced path: a chord would leave open which way the agent went. Otherwise the share of trail cells that legal moves
+  inside the trail reach from the start, halved where the reached part is no such path. A trail of fewer than two cells
+  is no path and earns nothing.
 - *complete*: the trail's part that the start reaches contains the goal; otherwise how much nearer to the goal it comes,
   as a share of the distance.
 - *continuous*: share of frame transitions in which both frames show exactly one agent, the trail loses no cell, and the
@@ -66,7 +67,7 @@ class MazeScores:
     @property
     def strict(self) -> Bools:
         """Whether every rule holds in full, shape (B,)."""
-        return np.logical_and.reduce([getattr(self, rule) == 1 for rule in WEIGHTS])
+        return np.asarray(np.logical_and.reduce([getattr(self, rule) == 1 for rule in WEIGHTS]))
 
 
 def score_videos(videos: NDArray[np.uint8], boards: Boards, speed: int) -> MazeScores:

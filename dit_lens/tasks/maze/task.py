@@ -16,10 +16,17 @@ from PIL import Image
 from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Label
 from dit_lens.tasks.maze import counterfactual
-from dit_lens.tasks.maze.boards import Boards, Bools, Split, concatenate, sample_boards, sample_paths, shortest_path_cells
+from dit_lens.tasks.maze.boards import (
+    Boards,
+    Bools,
+    Split,
+    concatenate,
+    sample_boards,
+    sample_paths,
+)
 from dit_lens.tasks.maze.labels import maze_labels
 from dit_lens.tasks.maze.render import frame_sides, read_centres, render_video
-from dit_lens.tasks.maze.scorer import MazeScores, score_videos
+from dit_lens.tasks.maze.scorer import Floats, MazeScores, judge_trails, score_videos
 
 Video = NDArray[np.uint8]
 
@@ -196,9 +203,9 @@ class Maze:
         """Cells that the last of the given frames (..., height, width, 3) shows as trail or agent: bool (..., n, n)."""
         return np.isin(read_centres(images, self.size), (4, 5))
 
-    def answer_cells(self, instances: Sequence[MazeInstance]) -> Bools:
-        """Cells on some shortest path: bool of shape (B, n, n)."""
-        return shortest_path_cells(concatenate([i.board for i in instances]))
+    def judge_answer(self, answers: Bools, instances: Sequence[MazeInstance]) -> tuple[Floats, Floats]:
+        """The rules *legal* and *complete* of answers (B, n, n) as `read_answer` gives them: two float arrays (B,)."""
+        return judge_trails(answers, concatenate([i.board for i in instances]))
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
         """Scores of the truth and of two videos that know nothing: a frozen first frame, and uniform noise.
