@@ -24,7 +24,7 @@ format: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-# The snippets of the pages and of the docstrings; the gallery is left to `make docs`.
+# The snippets of the pages. Those of the docstrings are run by `make test`, the gallery by `make docs`.
 doctest: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b doctest -D plot_gallery=0 docs docs/_build/doctest
 

@@ -39,7 +39,9 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 
+# The pages' snippets; those of the docstrings are run by pytest, in the namespace of their module.
 doctest_global_setup = "import dit_lens as dl"
+doctest_test_doctest_blocks = ""
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
