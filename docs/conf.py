@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import tomllib
-from pathlib import Path
+
+import dit_lens
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 project = "dit_lens"
 author = "The dit_lens authors"
 copyright = author
-release = version = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"][
-    "version"
-]
+release = version = dit_lens.__version__
 
 extensions = [
     "myst_parser",
