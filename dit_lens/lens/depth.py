@@ -1,0 +1,68 @@
+"""The depth lens: the logit lens of a diffusion transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dit_lens.flow import clean_estimate
+from dit_lens.interventions import Capture
+from dit_lens.model import VideoDiT
+from dit_lens.run import Run
+from dit_lens.sites import Select, Sites, indices
+
+
+@dataclass(frozen=True)
+class DepthLens:
+    """What each layer's residual stream would answer if it were the last.
+
+    Attributes
+    ----------
+    layers : tuple of int
+    velocities, x0hat : Tensor of shape (layers, B, C, F, H, W)
+        At layer L-1 they equal the model's own, bit for bit.
+    """
+
+    step: int
+    branch: str
+    layers: tuple[int, ...]
+    velocities: Tensor
+    x0hat: Tensor
+
+    def frames(self, model: VideoDiT, layers: Sequence[int] | None = None) -> NDArray[np.uint8]:
+        """Decoded estimates of the given layers (default: all read): uint8 (layers, B, T, height, width, 3)."""
+        chosen = self.layers if layers is None else layers
+        return np.stack([model.decode(self.x0hat[self.layers.index(k)]) for k in chosen])
+
+
+@torch.no_grad()
+def depth_lens(model: VideoDiT, run: Run, step: int, layers: Select = "all", branch: str = "cond") -> DepthLens:
+    """Read the residual stream after each block through the model's own output head, with its own modulation.
+
+    Parameters
+    ----------
+    run : Run made with ``record=True``
+    step : int
+    layers : Select
+    branch : str
+        The estimate is of this branch alone, before guidance.
+
+    Notes
+    -----
+    Follows the logit lens (nostalgebraist 2020) with the adaptive output norm of a DiT in the place of the unembedding.
+    """
+    chosen = indices(layers, run.geometry.layers, "layer")
+    replay = model.replay(run, step, [Capture(Sites("resid", steps=step, layers=chosen, branches=branch))])
+    call = next(c for c in run.calls if (c.step, c.branch) == (step, branch))
+    transformer, grid = model.experts[call.expert], run.geometry.grid
+    residuals = [t.flatten(1, 3) for t in replay.captures[""].values()]
+    velocities = torch.stack(
+        [model.architecture.head(transformer, r, replay.conditioning[branch], grid) for r in residuals]
+    )
+    x0hat = clean_estimate(model.pipeline.scheduler, run.states[step], velocities, call.sigma)
+    return DepthLens(step, branch, tuple(chosen), velocities, x0hat)

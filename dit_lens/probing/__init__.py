@@ -1,0 +1,7 @@
+"""Linear probes with their controls."""
+
+from dit_lens.probing.estimators import LinearProbe
+from dit_lens.probing.features import collect
+from dit_lens.probing.grid import ProbeData, ProbeGrid, probe_grid
+
+__all__ = ["LinearProbe", "ProbeData", "ProbeGrid", "collect", "probe_grid"]

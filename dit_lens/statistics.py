@@ -1,0 +1,62 @@
+"""Intervals."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927).
+
+    Examples
+    --------
+    >>> print(wilson(8, 10))
+    0.800 [0.490, 0.943]
+    """
+    if count == 0:
+        return Interval(float("nan"), 0.0, 1.0)
+    share, square = successes / count, z * z / count
+    centre = (share + square / 2) / (1 + square)
+    half = z * sqrt(share * (1 - share) / count + square / count / 4) / (1 + square)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def bootstrap_weights(count: int, replicates: int, seed: int) -> Floats:
+    """How often each of ``count`` units is drawn in each replicate: float of shape (replicates + 1, count).
+
+    The first row is the sample itself (all ones), so that a statistic of all rows gives the estimate and its
+    replicates.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float64)
+    return np.concatenate([np.ones((1, count)), drawn])
+
+
+def percentile_interval(replicates: Floats) -> Interval:
+    """Interval from an estimate followed by its bootstrap replicates, shape (replicates + 1,)."""
+    finite = replicates[1:][np.isfinite(replicates[1:])]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (float("nan"), float("nan"))
+    return Interval(float(replicates[0]), float(low), float(high))
+
+
+def mean_interval(values: Floats, replicates: int = 1000, seed: int = 0) -> Interval:
+    """Mean of values (n,) with its bootstrap interval."""
+    weights = bootstrap_weights(len(values), replicates, seed)
+    return percentile_interval(weights @ values / weights.sum(axis=1))
