@@ -1,0 +1,80 @@
+"""What the depth lens shows after every layer: how much of the final answer, and whether it is legal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from dit_lens.lens import depth_lens
+from dit_lens.model import VideoDiT
+from dit_lens.statistics import bootstrap_weights, percentile_interval
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LensCurves:
+    """Depth lens of one step over G task instances.
+
+    Attributes
+    ----------
+    agreement : float array of shape (L, G)
+        Intersection over union of the answer that layer k shows with the one that this run finally draws.
+    legality : float array of shape (L, G)
+        The task's rule *legal* for what layer k shows.
+    """
+
+    step: int
+    agreement: Floats
+    legality: Floats
+
+    def frame(self, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Tidy table: layer, step, measure, value, low, high, n."""
+        weights = bootstrap_weights(self.agreement.shape[1], replicates, seed)
+        rows = []
+        for measure, values in (("lens agreement", self.agreement), ("lens legality", self.legality)):
+            for layer, of_layer in enumerate(values):
+                interval = percentile_interval(weights @ of_layer / weights.sum(axis=1))
+                rows.append((layer, str(self.step), measure, *interval, len(of_layer)))
+        return pd.DataFrame(rows, columns=["layer", "step", "measure", "value", "low", "high", "n"])
+
+
+def lens_curves(
+    model: VideoDiT,
+    task: Any,
+    instances: Sequence[Any],
+    *,
+    step: int = 0,
+    seed: int = 0,
+    batch: int = 32,
+    judged_on: Sequence[Any] | None = None,
+) -> LensCurves:
+    """Read every layer of one step and compare with each run's own final answer.
+
+    Parameters
+    ----------
+    judged_on : instances whose walls decide what is legal, and whose runs what is agreed with; for the permuted control
+    """
+    judges = list(instances if judged_on is None else judged_on)
+    place = {id(instance): i for i, instance in enumerate(instances)}
+    shown, drawn = [], []
+    for i in tqdm(range(0, len(instances), batch), desc="depth lens", unit="batch"):
+        part = list(instances[i : i + batch])
+        run = model.run(part, seed=list(range(seed + i, seed + i + len(part))), record=True)
+        assert run.frames is not None
+        shown.append(depth_lens(model, run, step).frames(model)[:, :, -1])
+        drawn.append(task.read_answer(run.frames[:, -1]))
+    frames, final = np.concatenate(shown, axis=1), np.concatenate(drawn)
+    final = final[[place[id(j)] for j in judges]]
+    agreement, legality = [], []
+    for of_layer in frames:
+        trails = task.read_answer(of_layer)
+        agreement.append((trails & final).sum(axis=(1, 2)) / np.maximum((trails | final).sum(axis=(1, 2)), 1))
+        legality.append(task.judge_answer(trails, judges)[0])
+    return LensCurves(step, np.stack(agreement), np.stack(legality))

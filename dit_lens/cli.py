@@ -1,0 +1,135 @@
+"""The command line: ``dit-lens`` or ``python -m dit_lens``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Before transformers is imported: it announces at length which image processor it will use.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors of the package go to standard error and make the exit status 2."""
+    options = _parser().parse_args(arguments)
+    from dit_lens.errors import DitLensError
+
+    # With --json, standard output holds the JSON object and nothing else.
+    quiet = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
+    try:
+        with quiet:
+            text, data = options.command(options)
+    except DitLensError as error:
+        print(f"dit-lens: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(data) if options.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dit-lens", description="Look inside video diffusion transformers.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    common.add_argument("--quick", action="store_true", help="a smaller run of the same work, for checks")
+    common.add_argument("--seed", type=int, default=0)
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument(
+        "--model",
+        default="maze",
+        help="shipped organism, random:NAME for its architecture with random weights, or a folder",
+    )
+    model.add_argument("--size", type=int, default=6, help="cells a side of the mazes")
+
+    localize = commands.add_parser(
+        "localize", parents=[common, model], help="say which layers perceive, reason, consolidate"
+    )
+    localize.add_argument("--out", type=Path, default=Path("localization"), help="folder for report, figures and table")
+    localize.add_argument(
+        "--permute", action="store_true", help="the null: labels and pairs permuted between instances"
+    )
+    localize.set_defaults(command=_localize)
+
+    steps = commands.add_parser("steps", parents=[common, model], help="draw x0hat at every denoising step")
+    steps.add_argument("--count", type=int, default=4, help="number of mazes")
+    steps.add_argument("--out", type=Path, default=Path("steps.png"))
+    steps.set_defaults(command=_steps)
+
+    organism = commands.add_parser("organism", help="the small models that ship with the package")
+    actions = organism.add_subparsers(required=True, metavar="action")
+    evaluate = actions.add_parser("evaluate", parents=[common], help="strict success on held-out instances")
+    evaluate.add_argument("name", help="an organism, such as maze")
+    evaluate.add_argument("--count", type=int, default=300, help="instances of each size")
+    evaluate.add_argument("--sizes", type=int, nargs="+", default=[4, 5, 6])
+    evaluate.set_defaults(command=_evaluate)
+    return parser
+
+
+def _load(name: str) -> Any:
+    from dit_lens.model import VideoDiT
+    from dit_lens.organisms import load_organism
+
+    if name.startswith("random:"):
+        return load_organism(name.removeprefix("random:"), random=True)
+    return VideoDiT(name) if "/" in name else load_organism(name)
+
+
+def _localize(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    from dit_lens.analysis import LocalizeConfig, localize
+    from dit_lens.report.tables import summary
+    from dit_lens.tasks import Maze
+
+    started = time.perf_counter()
+    config = LocalizeConfig.quick() if options.quick else LocalizeConfig()
+    result = localize(_load(options.model), Maze(options.size), config, seed=options.seed, permute=options.permute)
+    report = result.report(options.out / "localization.html")
+    seconds = time.perf_counter() - started
+    files = {"report": str(report), "table": str(report.with_suffix(".csv"))}
+    text = f"{summary(result)}\n\n{report} and {report.with_suffix('.csv').name}, in {seconds:.0f} s"
+    return text, result.to_json() | {"files": files, "seconds": seconds}
+
+
+def _steps(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    from dit_lens.lens import step_lens
+    from dit_lens.report.html import png_bytes
+    from dit_lens.report.plots import plot_chain_of_steps
+    from dit_lens.store import write_atomic
+    from dit_lens.tasks import Maze
+
+    model, task = _load(options.model), Maze(options.size)
+    count = min(options.count, 2) if options.quick else options.count
+    mazes = task.sample(count, seed=options.seed)
+    lens = step_lens(model, mazes, seed=list(range(count)))
+    assert lens.run.frames is not None
+    strict = task.score(lens.run.frames, mazes).strict
+    titles = [f"{m.length} moves\n{'solved' if ok else 'failed'}" for m, ok in zip(mazes, strict, strict=True)]
+    figure = plot_chain_of_steps(lens.frames(model), lens.sigmas, titles)
+    path = write_atomic(options.out, png_bytes(figure))
+    data = {
+        "picture": str(path),
+        "sigmas": list(lens.sigmas),
+        "strict": strict.tolist(),
+        "instances": [m.id for m in mazes],
+    }
+    return f"{path}: {count} mazes, {int(strict.sum())} solved, {len(lens.sigmas)} steps", data
+
+
+def _evaluate(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    from dit_lens.organisms.evaluate import evaluate_maze
+
+    count = min(options.count, 40) if options.quick else options.count
+    model = _load(options.name)
+    results = evaluate_maze(model, tuple(options.sizes), count=count, seed=options.seed)
+    return "\n".join(map(str, results)), {"organism": options.name, "sizes": [r.to_json() for r in results]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
