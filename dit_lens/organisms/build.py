@@ -1,0 +1,120 @@
+"""Build the real diffusers components of a small Wan image-to-video pipeline from a short description."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+#: The vocabulary of the organisms' prompts. Words that no task uses yet are left for the tasks to come.
+_VOCABULARY = """
+<pad> </s> <unk> draw the path from green to red blue yellow orange purple move circle square triangle star and then
+behind wall left right up down sort by size next in pattern play x o win goes stays comes out
+"""
+WORDS = tuple(_VOCABULARY.split())
+
+
+@dataclass(frozen=True)
+class OrganismConfig:
+    """Everything that fixes the architecture of an organism; the training recipe lives in `training.presets`.
+
+    Attributes
+    ----------
+    layers, heads, head_width, ffn : int
+        Blocks of the transformer, attention heads, channels per head, width of the feed-forward.
+    latent_channels : int
+        Channels C of the VAE's latents.
+    vae_base : int
+        Base width of the VAE.
+    frames : int
+        Pixel frames T = 1 + 4 k; the VAE halves time, so there are (T + 1) / 2 latent frames.
+    shift : float
+        Flow shift of the scheduler and of training: sigma -> shift sigma / (1 + (shift - 1) sigma).
+    """
+
+    layers: int = 8
+    heads: int = 4
+    head_width: int = 32
+    ffn: int = 256
+    latent_channels: int = 8
+    vae_base: int = 32
+    frames: int = 9
+    shift: float = 3.0
+    max_prompt_tokens: int = 16
+    text_width: int = 32
+    words: tuple[str, ...] = field(default=WORDS, repr=False)
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.frames + 1) // 2
+
+
+def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer that ends every prompt with ``</s>``."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    end = words.index("</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+
+
+def build_text_encoder(config: OrganismConfig) -> UMT5EncoderModel:
+    """A one-layer UMT5 encoder; it stays random, its word vectors are distinct and that is all the tasks need."""
+    width = config.text_width
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(config.words), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=4,
+            pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def build_vae(config: OrganismConfig) -> AutoencoderKLWan:
+    """A Wan VAE that turns one 8 x 8 pixel cell into one latent position and halves time."""
+    return AutoencoderKLWan(
+        base_dim=config.vae_base, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True], patch_size=4,
+        in_channels=48, out_channels=48, z_dim=config.latent_channels,
+        latents_mean=[0.0] * config.latent_channels, latents_std=[1.0] * config.latent_channels,
+        scale_factor_temporal=2, scale_factor_spatial=8,
+    )  # fmt: skip
+
+
+def build_transformer(config: OrganismConfig) -> WanTransformer3DModel:
+    """A Wan image-to-video transformer: noisy latents | frame mask | condition latents in, velocity out."""
+    z = config.latent_channels
+    return WanTransformer3DModel(
+        patch_size=(1, 1, 1), num_attention_heads=config.heads, attention_head_dim=config.head_width,
+        in_channels=2 * z + 2, out_channels=z, text_dim=config.text_width, freq_dim=64, ffn_dim=config.ffn,
+        num_layers=config.layers, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=1e-6,
+        image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=64,
+    )  # fmt: skip
+
+
+def build_pipeline(
+    config: OrganismConfig, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel
+) -> WanImageToVideoPipeline:
+    """Assemble the stock pipeline."""
+    return WanImageToVideoPipeline(
+        tokenizer=build_tokenizer(config.words),
+        text_encoder=text_encoder.eval(),
+        vae=vae.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=config.shift),
+        transformer=transformer.eval(),
+    )
+
+
+def random_pipeline(config: OrganismConfig | None = None, seed: int = 0) -> WanImageToVideoPipeline:
+    """A pipeline with random weights, the same for the same seed."""
+    config = config or OrganismConfig()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_pipeline(config, build_vae(config), build_transformer(config), build_text_encoder(config))
+
+
+def folder(name: str) -> str:
+    """Where the weights of a shipped organism lie."""
+    return os.path.join(os.path.dirname(__file__), name)

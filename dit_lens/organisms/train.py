@@ -1,0 +1,53 @@
+"""Train an organism: ``python -m dit_lens.organisms.train maze --preset cpu``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from dit_lens.organisms.load import save_organism
+from dit_lens.organisms.training.denoiser import train_denoiser
+from dit_lens.organisms.training.presets import PRESETS
+from dit_lens.organisms.training.vae import train_vae
+from dit_lens.store import write_atomic
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the autoencoder, then the transformer, and write the organism with its logs.
+
+    An interrupted training goes on from its last checkpoint when the same command is given again.
+    """
+    parser = argparse.ArgumentParser(prog="python -m dit_lens.organisms.train", description=main.__doc__)
+    parser.add_argument("organism", choices=["maze"])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for checkpoints, logs and the organism")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--device", default=None, help="overrides the preset's, which falls back to cpu")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the transformer; the encoder has a process of its own"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    preset = PRESETS[options.preset]
+    device = options.device or (preset.device if torch.cuda.is_available() else "cpu")
+    preset = replace(preset, device=device, autocast=preset.autocast and device != "cpu")
+    if options.seed is not None:
+        preset = replace(preset, seed=options.seed)
+    out = options.out / f"{options.organism}-{options.preset}"
+    vae = train_vae(preset, out).eval().requires_grad_(False)
+    pipeline = train_denoiser(preset, vae, out)
+    saved = save_organism(pipeline.to("cpu"), preset.config, out / options.organism)
+    write_atomic(saved / "recipe.json", json.dumps(asdict(preset), indent=1).encode())
+    for log in ("vae", "decoder", "denoiser"):
+        shutil.copy(out / f"{log}.json", saved / f"log-{log}.json")
+    print(saved)
+
+
+if __name__ == "__main__":
+    main()

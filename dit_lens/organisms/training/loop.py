@@ -1,0 +1,105 @@
+"""The loop that both trainings share: progress bar, JSON log, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+from dit_lens.organisms.training.presets import Stage
+from dit_lens.store import write_atomic
+
+
+class Stateful(Protocol):
+    """Whatever can be saved and restored."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
+    """The curriculum stage that a step belongs to."""
+    for stage in stages:
+        if step < stage.steps:
+            return stage
+        step -= stage.steps
+    return stages[-1]
+
+
+def total_steps(stages: tuple[Stage, ...]) -> int:
+    return sum(stage.steps for stage in stages)
+
+
+@dataclass
+class Loop:
+    """Runs ``advance(step)`` to the last step, from the checkpoint where there is one.
+
+    Parameters
+    ----------
+    name : str
+        Names the checkpoint and the log in ``folder``.
+    parts : objects with ``state_dict`` and ``load_state_dict``, saved and restored together
+    every : int
+        A log line and a checkpoint every so many steps.
+    """
+
+    name: str
+    folder: Path
+    total: int
+    parts: dict[str, Stateful]
+    every: int = 100
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"{self.name}.ckpt"
+
+    def run(self, advance: Callable[[int], float], measure: Callable[[int], dict[str, float]] | None = None) -> None:
+        """Train; ``advance`` returns the loss, ``measure`` further figures for the log (solve rate, PSNR)."""
+        first = self._resume()
+        started, smooth = time.perf_counter(), None
+        spent = self.log[-1]["seconds"] if self.log else 0.0
+        for step in self._progress(first):
+            loss = advance(step)
+            smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
+            self._bar.set_postfix({"loss": f"{smooth:.4f}"} | self._last_figures(), refresh=False)
+            if (step + 1) % self.every == 0 or step + 1 == self.total:
+                row = {"step": step + 1, "loss": smooth, "seconds": spent + time.perf_counter() - started}
+                self.log.append(row | (measure(step) if measure else {}))
+                self._save(step + 1)
+
+    def _progress(self, first: int) -> Iterator[int]:
+        self._bar = tqdm(total=self.total, initial=first, desc=self.name, unit="step", mininterval=1.0)
+        with self._bar:
+            for step in range(first, self.total):
+                yield step
+                self._bar.update()
+
+    def _last_figures(self) -> dict[str, str]:
+        last = self.log[-1] if self.log else {}
+        return {k: f"{v:.2f}" for k, v in last.items() if k not in ("step", "loss", "seconds")}
+
+    def _resume(self) -> int:
+        if not self.checkpoint.exists():
+            return 0
+        state = torch.load(self.checkpoint, weights_only=True)
+        for key, part in self.parts.items():
+            part.load_state_dict(state["parts"][key])
+        self.log = state["log"]
+        return int(state["step"])
+
+    def _save(self, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {"step": step, "log": self.log, "parts": {k: p.state_dict() for k, p in self.parts.items()}}
+        temporary = self.checkpoint.with_suffix(".part")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+        write_atomic(self.folder / f"{self.name}.json", json.dumps(self.log, indent=1).encode())
