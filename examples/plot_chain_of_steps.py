@@ -1,0 +1,35 @@
+"""
+Chain of steps
+==============
+
+A video diffusion transformer is said to reason along its denoising steps: early estimates of the clean video hold
+several answers at once, later ones settle on one. The step lens decodes that estimate, x0hat, at every step. Here are
+four mazes; the picture shows the last video frame, where the whole path should be drawn.
+"""
+
+import dit_lens as dl
+from dit_lens.report.plots import plot_chain_of_steps
+
+MAZES = 4
+
+model = dl.load_organism("maze")
+task = dl.tasks.Maze(size=6, lengths=(8, 14))
+mazes = task.sample(MAZES, seed=3)
+
+# %%
+# One run for all four. Capturing changes nothing: the frames are those of the plain pipeline, bit for bit.
+lens = dl.step_lens(model, mazes, seed=list(range(MAZES)))
+scores = task.score(lens.run.frames, mazes)
+
+# %%
+# Steps go from left to right, with their sigma.
+titles = [f"{m.length} moves, {'solved' if ok else 'failed'}" for m, ok in zip(mazes, scores.strict, strict=True)]
+plot_chain_of_steps(lens.frames(model), lens.sigmas, titles)
+
+# %%
+# How much of the final trail is visible at each step: intersection over union, mean over the four mazes.
+final = task.read_answer(lens.run.frames[:, -1])
+for step, frames in enumerate(lens.frames(model)):
+    shown = task.read_answer(frames[:, -1])
+    overlap = (shown & final).sum(axis=(1, 2)) / (shown | final).sum(axis=(1, 2)).clip(min=1)
+    print(f"step {step}, sigma {lens.sigmas[step]:.2f}: overlap with the final trail {overlap.mean():.2f}")
