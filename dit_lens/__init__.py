@@ -1,11 +1,20 @@
-"""dit_lens: look inside video diffusion transformers."""
+"""dit_lens: look inside video diffusion transformers.
+
+A site is an address. An intervention is a function applied at sites. A run is a generation with a list of
+interventions. An analysis is a loop over runs that returns a tidy table.
+"""
 
 from dit_lens import errors, tasks
+from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
 from dit_lens.errors import DitLensError
 from dit_lens.interventions import At, Capture, Intervention, Merge, Patch
+from dit_lens.lens import depth_lens, step_lens
 from dit_lens.model import VideoDiT
+from dit_lens.organisms import load_organism
 from dit_lens.run import Call, Ledger, Replay, Row, Run
 from dit_lens.sites import Geometry, Site, Sites, Tokens
+
+__version__ = "0.1.0"
 
 __all__ = [
     "At",
@@ -15,6 +24,7 @@ __all__ = [
     "Geometry",
     "Intervention",
     "Ledger",
+    "LocalizeConfig",
     "Merge",
     "Patch",
     "Replay",
@@ -24,6 +34,11 @@ __all__ = [
     "Sites",
     "Tokens",
     "VideoDiT",
+    "depth_lens",
     "errors",
+    "load_organism",
+    "localize",
+    "patching_sweep",
+    "step_lens",
     "tasks",
 ]
