@@ -1,0 +1,75 @@
+"""A model from a folder is the model that was saved there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dit_lens as dl
+from tests.subjects import STEPS, Subject, capture, subject_of
+
+
+@pytest.mark.parametrize("name", ["organism", "text_to_video", "two_experts"])
+def test_a_pipeline_loaded_from_its_folder_gives_the_same_results(name: str, tmp_path: Path) -> None:
+    subject = subject_of(name)
+    subject.pipeline.save_pretrained(tmp_path)
+    for folder in (str(tmp_path), tmp_path):
+        loaded = dl.VideoDiT(folder, defaults=subject.model.defaults, dtype=torch.float32)
+        assert loaded.pipeline is not subject.pipeline
+        assert loaded.layers == subject.model.layers
+        assert list(loaded.experts) == list(subject.model.experts)
+    arguments = {"steps": STEPS, "guidance_scale": 2.0, "interventions": [capture("resid", steps=0)], "decode": False}
+    one, two = (m.run(subject.inputs[0], subject.seeds[0], **arguments) for m in (subject.model, loaded))
+    torch.testing.assert_close(two.latents, one.latents, rtol=0, atol=1e-5)
+    for site, tensor in one.captured().items():
+        torch.testing.assert_close(two[site], tensor, rtol=0, atol=1e-5)
+
+
+def test_from_pretrained_arguments_are_passed_on(organism: Subject, tmp_path: Path) -> None:
+    organism.pipeline.save_pretrained(tmp_path)
+    loaded = dl.VideoDiT(tmp_path, dtype=torch.bfloat16)
+    assert loaded.pipeline.transformer.blocks[0].ffn.net[2].weight.dtype == torch.bfloat16
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises((OSError, ValueError), match="nothing-here"):
+        dl.VideoDiT(tmp_path / "nothing-here")
+
+
+def test_the_id_is_of_the_weights_and_the_configuration(organism: Subject, tmp_path: Path) -> None:
+    organism.pipeline.save_pretrained(tmp_path)
+    loaded = dl.VideoDiT(tmp_path, dtype=torch.float32)
+    assert loaded.id == organism.model.id
+    changed = dl.VideoDiT(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        changed.pipeline.transformer.blocks[2].ffn.net[2].weight[0, 0] += 1
+    assert changed.id != loaded.id
+
+
+def test_geometry_says_what_a_run_will_have(text_to_video: Subject, two_experts: Subject) -> None:
+    assert text_to_video.model.geometry(steps=2, guidance_scale=2.0) == dl.Geometry(
+        steps=2, layers=4, branches=("cond", "uncond"), grid=(3, 2, 4)
+    )
+    run = two_experts.run()
+    assert two_experts.model.geometry(two_experts.inputs[0], steps=STEPS, guidance_scale=1.0) == run.geometry
+
+
+def test_the_shipped_organism_can_be_had_with_random_weights(shipped: Subject) -> None:
+    one, again, other = (dl.load_organism("maze", random=True, seed=seed) for seed in (1, 1, 2))
+    assert one.id == again.id
+    assert len({one.id, other.id, shipped.model.id}) == 3
+    assert one.layers == shipped.model.layers
+
+
+def test_an_unknown_organism_is_refused_with_those_there_are() -> None:
+    with pytest.raises(dl.errors.InputError, match="there are: maze"):
+        dl.load_organism("chess")
+
+
+def test_the_shipped_weights_are_small_enough_to_ship(shipped: Subject) -> None:
+    folder = Path(dl.__file__).parent / "organisms"
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    assert max(sizes) <= 16e6
+    assert sum(sizes) <= 24e6
