@@ -133,6 +133,11 @@ def test_lengths_are_those_asked_for_and_all_of_them_occur(split: str) -> None:
     assert min(counts.values()) > 15
 
 
+def test_paths_that_wind_farther_than_from_corner_to_corner_can_be_asked_for() -> None:
+    instances = Maze(6, lengths=(12, 14)).sample(20)
+    assert {instance.length for instance in instances} == {12, 13, 14}
+
+
 def test_sampling_is_a_function_of_its_seed_and_split() -> None:
     maze = Maze(5)
     draws = [maze.sample(5, seed, split) for seed in (0, 1) for split in SPLITS]
@@ -215,7 +220,7 @@ def test_every_layout_is_in_exactly_one_split_and_most_train() -> None:
         ({"frames": 1}, r"1 \+ 4 k"),
         ({"lengths": (0, 3)}, "1 <= shortest"),
         ({"lengths": (5, 4)}, "shortest <= longest"),
-        ({"size": 3, "lengths": (5, 9)}, "shortest <= 4"),
+        ({"size": 3, "lengths": (9, 9)}, "shortest <= 8"),
         ({"lengths": (3, 17)}, "at most 16"),
         ({"loops": 1.5}, "0 to 1"),
     ],
@@ -236,3 +241,5 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         Maze(3, lengths=(4, 4), loops=1.0).pairs(1, kind="wall", split="train")
     with pytest.raises(TaskError, match="no 2 x 2 maze of split 'test'"):
         Maze(2, lengths=(1, 2)).sample(1, split="test")
+    with pytest.raises(TaskError, match=r"no 3 x 3 maze .* 8 to 8 moves"):
+        Maze(3, lengths=(8, 8), loops=1.0).sample(1, split="train")
