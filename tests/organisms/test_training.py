@@ -1,0 +1,335 @@
+"""Training is a function of its seed, whether it was interrupted or not, and its optimiser does what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from dit_lens.organisms.build import OrganismConfig
+from dit_lens.organisms.load import load_organism, save_organism
+from dit_lens.organisms.training.data import sample_videos, still_then_gray
+from dit_lens.organisms.training.denoiser import Trainer, train_denoiser
+from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
+from dit_lens.organisms.training.optim import Ema, Muon, MuonAdamW, learning_rate_at, orthogonalise
+from dit_lens.organisms.training.presets import PRESETS, DenoiserRecipe, Preset, Stage, VaeRecipe
+from dit_lens.organisms.training.vae import decode_unclamped, train_vae
+
+State = dict[str, Tensor]
+
+MICRO = Preset(
+    config=OrganismConfig(layers=2, heads=2, head_width=12, ffn=24, vae_base=8),
+    vae=VaeRecipe(stages=(Stage(3, {4: 1.0}, 3e-3),), decoder_stages=(Stage(2, {4: 1.0}, 1e-3),), batch=4, warmup=1),
+    # Every batch is used twice and a stage ends in the middle of a pair: resuming at step 3 must find the same half.
+    denoiser=DenoiserRecipe(
+        stages=(Stage(3, {4: 1.0}), Stage(4, {4: 0.5, 5: 0.5})),
+        batch=4,
+        reuse=2,
+        warmup=2,
+        check_every=3,
+        check_mazes=2,
+    ),
+)
+
+
+class Interrupted(RuntimeError):
+    """Somebody pulled the plug."""
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, step: int) -> None:
+    """Make a method that takes a step fail at one."""
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def method(self: Any, now: int, *rest: Any) -> Any:
+        if now == step:
+            raise Interrupted
+        return original(self, now, *rest)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+def same(one: State, two: State) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def checkpoint(folder: Path, name: str = "denoiser") -> Any:
+    return torch.load(folder / f"{name}.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> AutoencoderKLWan:
+    return train_vae(MICRO, tmp_path_factory.mktemp("vae")).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def trained(vae: AutoencoderKLWan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State, Any]:
+    """Folder, averaged weights and pipeline of a training that ran through."""
+    folder = tmp_path_factory.mktemp("whole")
+    pipeline = train_denoiser(MICRO, vae, folder)
+    return folder, pipeline.transformer.state_dict(), pipeline
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(
+    vae: AutoencoderKLWan, trained: tuple[Path, State, Any], tmp_path: Path
+) -> None:
+    folder, weights, _ = trained
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_at(monkeypatch, Trainer, "advance", 5)
+        with pytest.raises(Interrupted):
+            train_denoiser(MICRO, vae, tmp_path)
+    assert checkpoint(tmp_path)["step"] == 3
+    torch.manual_seed(1234)
+    resumed = train_denoiser(MICRO, vae, tmp_path).transformer.state_dict()
+    assert same(resumed, weights)
+    one, two = (checkpoint(place)["parts"] for place in (tmp_path, folder))
+    assert same(one["transformer"], two["transformer"])
+    assert [r["step"] for r in checkpoint(tmp_path)["log"]] == [3, 6, 7]
+
+
+def test_training_is_a_function_of_its_seed(
+    vae: AutoencoderKLWan, trained: tuple[Path, State, Any], tmp_path: Path
+) -> None:
+    _, weights, _ = trained
+    torch.manual_seed(99)
+    again, other = (
+        train_denoiser(replace(MICRO, seed=seed), vae, tmp_path / str(seed)).transformer.state_dict() for seed in (0, 1)
+    )
+    assert same(again, weights)
+    assert not same(other, weights)
+
+
+def test_a_finished_training_is_not_done_again(
+    vae: AutoencoderKLWan, trained: tuple[Path, State, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, weights, _ = trained
+    for step in range(7):
+        interrupt_at(monkeypatch, Trainer, "advance", step)
+    assert same(train_denoiser(MICRO, vae, folder).transformer.state_dict(), weights)
+
+
+def test_the_log_is_kept_as_json_with_loss_time_and_solve_rate(trained: tuple[Path, State, Any]) -> None:
+    folder, _, _ = trained
+    log = json.loads((folder / "denoiser.json").read_text())
+    assert [row["step"] for row in log] == [3, 6, 7]
+    for row in log:
+        assert set(row) == {"step", "loss", "seconds", "solved", "score"}
+        assert 0 < row["loss"] < 100
+        assert 0 <= row["solved"] <= row["score"] <= 1
+    assert sorted(p.name for p in folder.iterdir()) == ["denoiser.ckpt", "denoiser.json"]
+
+
+def test_training_ends_with_the_averaged_weights(trained: tuple[Path, State, Any]) -> None:
+    folder, weights, _ = trained
+    parts = checkpoint(folder)["parts"]
+    assert all(torch.equal(weights[name], average) for name, average in parts["ema"].items())
+    assert not same({n: parts["transformer"][n] for n in parts["ema"]}, parts["ema"])
+
+
+def test_measuring_the_solve_rate_leaves_the_weights_in_training_as_they_were(
+    vae: AutoencoderKLWan, trained: tuple[Path, State, Any]
+) -> None:
+    pipeline = trained[2]
+    trainer = Trainer(MICRO, pipeline, pipeline.transformer)
+    with torch.no_grad():
+        pipeline.transformer.blocks[0].ffn.net[2].bias.add_(1)
+    before = {n: p.clone() for n, p in pipeline.transformer.state_dict().items()}
+    assert 0 <= trainer.solve_rate(0)["score"] <= 1
+    assert same(pipeline.transformer.state_dict(), before)
+    trainer.load_average()
+
+
+def test_an_interrupted_training_of_the_autoencoder_goes_on_to_the_same_bits(
+    vae: AutoencoderKLWan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("dit_lens.organisms.training.vae._normalise", lambda *_: (_ for _ in ()).throw(Interrupted()))
+        with pytest.raises(Interrupted):
+            train_vae(MICRO, tmp_path)
+        (tmp_path / "decoder.ckpt").unlink()
+    resumed = train_vae(MICRO, tmp_path)
+    assert same(resumed.state_dict(), vae.state_dict())
+    assert resumed.config.latents_mean == vae.config.latents_mean
+    assert resumed.config.latents_std == vae.config.latents_std != [1.0] * 8
+
+
+def test_the_latents_are_normalised_by_their_own_mean_and_deviation(vae: AutoencoderKLWan) -> None:
+    video = sample_videos(MICRO.vae.stages[0], 16, 9, seed=3, step=0, stream=0)
+    latents = vae.encode(video).latent_dist.mean.transpose(0, 1).flatten(1)
+    normed = (latents - torch.tensor(vae.config.latents_mean)[:, None]) / torch.tensor(vae.config.latents_std)[:, None]
+    assert normed.mean(dim=1).abs().max() < 0.3
+    assert (normed.std(dim=1) - 1).abs().max() < 0.3
+
+
+def test_decoding_without_the_clamp_is_the_autoencoders_own_decoding_before_it(vae: AutoencoderKLWan) -> None:
+    latents = 3 * torch.randn(2, 8, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        raw, stock = decode_unclamped(vae, latents), vae.decode(latents).sample
+    torch.testing.assert_close(raw.clamp(-1, 1), stock, rtol=0, atol=1e-6)
+
+
+def test_a_saved_organism_is_the_pipeline_in_half_precision(trained: tuple[Path, State, Any], tmp_path: Path) -> None:
+    _, _, pipeline = trained
+    weights = pipeline.transformer.state_dict()
+    save_organism(pipeline, MICRO.config, tmp_path / "micro", steps=4)
+    assert same(pipeline.transformer.state_dict(), weights), "saving changed what was saved"
+    loaded = load_organism(folder=tmp_path / "micro")
+    for name, tensor in loaded.pipeline.transformer.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, weights[name].half().float()), name
+    assert loaded.defaults["num_inference_steps"] == 4
+    assert loaded.pipeline.vae.config.latents_std == pipeline.vae.config.latents_std
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_function_of_seed_step_and_stream() -> None:
+    stage = Stage(1, {4: 1.0})
+    one = sample_videos(stage, 2, 9, seed=0, step=5, stream=0)
+    assert one.shape == (2, 3, 9, 32, 32)
+    assert one.abs().max() <= 1
+    assert torch.equal(one, sample_videos(stage, 2, 9, seed=0, step=5, stream=0))
+    others = [
+        {"seed": 1, "step": 5, "stream": 0},
+        {"seed": 0, "step": 6, "stream": 0},
+        {"seed": 0, "step": 5, "stream": 1},
+    ]
+    assert not any(torch.equal(one, sample_videos(stage, 2, 9, **other)) for other in others)
+
+
+def test_board_sizes_are_drawn_by_their_shares() -> None:
+    stage = Stage(1, {4: 0.75, 6: 0.25})
+    widths = [sample_videos(stage, 1, 9, 0, step, 0).shape[-1] for step in range(60)]
+    assert set(widths) == {32, 48}
+    assert 0.55 < np.mean([width == 32 for width in widths]) < 0.9
+
+
+def test_the_condition_is_the_first_frame_and_then_gray() -> None:
+    video = torch.randn(2, 3, 9, 4, 4)
+    condition = still_then_gray(video)
+    assert torch.equal(condition[:, :, 0], video[:, :, 0])
+    assert not condition[:, :, 1:].any()
+
+
+# -- loop --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_resumes_at_its_last_checkpoint_whole(tmp_path: Path) -> None:
+    def loop(fail_at: int | None) -> list[int]:
+        part, done = nn.Linear(1, 1), []
+
+        def advance(step: int) -> float:
+            if step == fail_at:
+                raise Interrupted
+            done.append(step)
+            return float(step)
+
+        Loop("toy", tmp_path, total=7, parts={"part": part}, every=3).run(advance)
+        return done
+
+    with pytest.raises(Interrupted):
+        loop(fail_at=5)
+    assert loop(fail_at=None) == [3, 4, 5, 6]
+    assert loop(fail_at=None) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.ckpt", "toy.json"]
+    assert [row["step"] for row in json.loads((tmp_path / "toy.json").read_text())] == [3, 6, 7]
+
+
+def test_a_step_belongs_to_its_stage() -> None:
+    stages = (Stage(2, {4: 1.0}), Stage(3, {5: 1.0}))
+    assert total_steps(stages) == 5
+    assert [max(stage_at(stages, step).sizes) for step in range(7)] == [4, 4, 5, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_presets_train_on_boards_that_the_pipeline_takes(preset: Preset) -> None:
+    for stages in (preset.vae.stages, preset.vae.decoder_stages, preset.denoiser.stages):
+        assert all(sum(stage.sizes.values()) == pytest.approx(1) for stage in stages)
+    assert preset.config.layers >= 8
+
+
+# -- optimiser ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
+def test_orthogonalised_matrices_have_singular_values_near_one_and_keep_their_directions(
+    shape: tuple[int, int, int],
+) -> None:
+    left, _ = torch.linalg.qr(
+        torch.randn(shape[0], shape[1], min(shape[1:]), generator=torch.Generator().manual_seed(0))
+    )
+    right, _ = torch.linalg.qr(
+        torch.randn(shape[0], shape[2], min(shape[1:]), generator=torch.Generator().manual_seed(1))
+    )
+    spread = torch.linspace(0.2, 5, min(shape[1:]))
+    matrices = left * spread @ right.mT
+    result = orthogonalise(matrices)
+    assert result.shape == shape
+    values = torch.linalg.svdvals(result)
+    # Five iterations of these coefficients bring singular values into this band and not to one exactly.
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    turned = left.mT @ result @ right
+    assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+    assert (turned.diagonal(dim1=1, dim2=2) > 0.6).all()
+    torch.testing.assert_close(orthogonalise(7 * matrices), result, rtol=1e-3, atol=1e-3)
+
+
+def test_muon_moves_every_direction_of_a_matrix_alike() -> None:
+    parameter = nn.Parameter(torch.zeros(8, 8))
+    parameter.grad = torch.diag(torch.linspace(0.2, 5, 8))
+    Muon([parameter], lr=0.1, decay=0.0).step()
+    moved = -parameter.detach() / (0.1 * 0.2 * 8**0.5)
+    assert (moved.diagonal() - 1).abs().max() < 0.4
+    assert (moved - torch.diag(moved.diagonal())).abs().max() < 1e-4
+
+
+def test_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
+    module = nn.ModuleDict({"a": nn.Linear(4, 4), "out": nn.Linear(4, 4), "c": nn.Conv3d(2, 4, 3)})
+    optimiser = MuonAdamW(module, 0.1, keep_adamw=("out",))
+    names = {id(p): n for n, p in module.named_parameters()}
+    groups = {k: {names[id(p)] for g in o.param_groups for p in g["params"]} for k, o in optimiser.optimisers.items()}
+    assert groups == {"muon": {"a.weight", "c.weight"}, "adamw": {"a.bias", "c.bias", "out.weight", "out.bias"}}
+
+
+def test_a_step_of_the_optimiser_lowers_a_loss_and_clears_the_gradients() -> None:
+    torch.manual_seed(0)
+    module, inputs = nn.Linear(6, 3), torch.randn(64, 6)
+    target = inputs @ torch.randn(6, 3)
+    optimiser, losses = MuonAdamW(module, 0.1), []
+    for _ in range(150):
+        loss = (module(inputs) - target).square().mean()
+        loss.backward()
+        optimiser.step(0.1)
+        losses.append(float(loss))
+    assert losses[-1] < 0.1 * losses[0]
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_the_average_warms_up_and_then_follows_slowly() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(0.0)
+    ema = Ema(module, decay=0.9)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    ema.update(module, step=0)
+    assert float(ema.values["weight"]) == pytest.approx(1 - 1 / 10)
+    ema.values["weight"].zero_()
+    ema.update(module, step=10_000)
+    assert float(ema.values["weight"]) == pytest.approx(0.1)
+
+
+def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
+    rates = [learning_rate_at(step, total=100, peak=2.0, warmup=10, decay=0.3) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9:70] == [2.0] * 61
+    assert rates[70:] == pytest.approx([2.0 * (100 - step) / 30 for step in range(70, 100)])
