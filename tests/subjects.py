@@ -62,7 +62,9 @@ class Subject:
 
 
 def _organism() -> Subject:
-    model = dl.VideoDiT(random_pipeline(OrganismConfig(layers=4)), defaults={"num_frames": 9, "max_sequence_length": 16})
+    model = dl.VideoDiT(
+        random_pipeline(OrganismConfig(layers=4)), defaults={"num_frames": 9, "max_sequence_length": 16}
+    )
     return _of_mazes("organism", model)
 
 

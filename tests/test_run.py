@@ -23,6 +23,7 @@ from tests.subjects import (
     raw_captures,
 )
 
+
 def blocks_of(subject: Subject, step: int) -> Any:
     """The block list of the expert that does a step, as the recorded calls of a run name it."""
     expert = subject.run(record=True).calls[step].expert
@@ -162,7 +163,9 @@ def test_a_delta_patch_equals_a_raw_torch_hook_that_does_the_same(subject: Subje
 def test_a_residual_merge_equals_a_raw_torch_hook_that_does_the_same(subject: Subject) -> None:
     seeds = [1, 2, 3]
     merge = dl.Merge(dl.Sites("resid", steps=0, layers=1), group=3)
-    run = subject.model.run(subject.inputs[0], seeds, steps=STEPS, guidance_scale=1.0, decode=False, interventions=[merge])
+    run = subject.model.run(
+        subject.inputs[0], seeds, steps=STEPS, guidance_scale=1.0, decode=False, interventions=[merge]
+    )
     done = []
 
     def hook(_module: Any, _args: Any, _kwargs: Any, output: Tensor) -> Tensor | None:
@@ -452,5 +455,3 @@ def calls_before(subject: Subject, step: int) -> int:
     """How many calls the expert of a step has had before it, at guidance 1."""
     calls = subject.run().calls
     return sum(call.expert == calls[step].expert for call in calls[:step])
-
-

@@ -23,7 +23,9 @@ def sites(draw: st.DrawFn) -> dl.Site:
     component = draw(st.sampled_from(COMPONENTS))
     branch = None if component in STEP_COMPONENTS else draw(st.sampled_from(["cond", "uncond", "stg", "modality"]))
     layer = draw(st.integers(0, 200)) if component in LAYER_COMPONENTS else None
-    return dl.Site(draw(st.integers(0, 2000)), branch, layer, component, draw(st.sampled_from(["video", "text", "audio"])))
+    return dl.Site(
+        draw(st.integers(0, 2000)), branch, layer, component, draw(st.sampled_from(["video", "text", "audio"]))
+    )
 
 
 ends = st.none() | st.integers(-9, 9)
@@ -74,7 +76,9 @@ def test_the_canonical_string_reads_as_documented(site: dl.Site, text: str) -> N
     assert str(site) == text
 
 
-@pytest.mark.parametrize("text", ["", "s3", "s03/cond/L05/nothing/video", "s03/cond/05/delta/video", "s03/cond/L05/delta"])
+@pytest.mark.parametrize(
+    "text", ["", "s3", "s03/cond/L05/nothing/video", "s03/cond/05/delta/video", "s03/cond/L05/delta"]
+)
 def test_what_is_no_site_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(SiteError, match="s03/cond/L05/delta/video"):
         dl.Site.parse(text)
