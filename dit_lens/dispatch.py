@@ -90,9 +90,10 @@ class Visitor:
         new = planned.intervention(part, At(site, self.rows, partial(self.recorder.keep, site)))
         if new is None:
             return None
-        if new.shape != part.shape:
+        given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        if given != tuple(part.shape):
             name = type(planned.intervention).__name__
-            raise DonorError(f"{name} returned shape {tuple(new.shape)} at {site}; expected {tuple(part.shape)}")
+            raise DonorError(f"{name} returned {given} at {site}; expected shape {tuple(part.shape)}")
         self.recorder.require_finite(new, site)
         return tokens.put(activation, new)
 
@@ -105,6 +106,7 @@ class Dispatcher:
     ----------
     pipeline : the diffusers pipeline, or None when a recorded call is replayed
     trees : dict from expert name (None in models of one) to Tree
+    guidance : dict from expert name to guidance scale
     """
 
     pipeline: Any
@@ -113,7 +115,7 @@ class Dispatcher:
     geometry: Geometry
     rows: tuple[Row, ...]
     plan: Sequence[Planned]
-    guidance_scale: float = 1.0
+    guidance: Mapping[str | None, float] = field(default_factory=dict)
     body: Body | None = None
     record: bool = False
     stop_after: int | None = None
@@ -153,7 +155,7 @@ class Dispatcher:
         branch = self.geometry.branches[self._nth]
         recorded: dict[str, Any] = {"args": args, "kwargs": dict(kwargs)} if self.record else {}
         sigma, timestep = self.sigma(self.step), float(self._timestep)
-        call = Call(self.step, self._nth, branch, expert, sigma, timestep, **recorded)
+        call = Call(self.step, self._nth, branch, expert, sigma, timestep, self.guidance[expert], **recorded)
         self._nth += 1
         self.recorder.calls.append(call)
         return call
@@ -214,7 +216,7 @@ class Dispatcher:
     def on_step_end(self, pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's ``callback_on_step_end``: what happens around the denoiser."""
         if any(p.at_step(step, "guided") for p in self.plan):
-            guided = self.architecture.guide(self._velocities, self.guidance_scale)
+            guided = self.architecture.guide(self._velocities, self.recorder.calls[-1].guidance_scale)
             self._visit_around(step, "guided", guided)
         latents = kwargs["latents"]
         if step + 1 < self.geometry.steps and step != self.stop_after:

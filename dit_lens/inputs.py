@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,10 @@ def _is_single(inputs: Any) -> bool:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds = [seed] * count if isinstance(seed, int) else [int(s) for s in seed]
+    try:
+        seeds = [index(s) for s in seed] if isinstance(seed, Iterable) else [index(seed)] * count
+    except TypeError:
+        raise InputError(f"a seed must be a whole number, or one per row; got {seed!r}") from None
     if not seeds or (count > 1 and len(seeds) != count):
         raise InputError(f"{len(seeds)} seeds for {count} inputs; give one seed, or one per input")
     if any(s < 0 for s in seeds):
@@ -93,10 +98,20 @@ def _parse(item: Any) -> tuple[str, str, Image.Image | None, dict[str, Any]]:
         options = {k: v for k, v in item.items() if k not in ("prompt", "image")}
         if not isinstance(item.get("prompt"), str):
             raise InputError(f"an input needs a prompt (a string), got {item.get('prompt')!r}")
-        return item["prompt"], item["prompt"], item.get("image"), options
+        image = item.get("image")
+        return _name(item["prompt"], image), item["prompt"], image, options
     if hasattr(item, "prompt"):
         return getattr(item, "id", item.prompt), item.prompt, getattr(item, "image", None), {}
     raise InputError(f"cannot run {type(item).__name__}; give a prompt, a mapping with 'prompt', or a task instance")
+
+
+def _name(prompt: str, image: Any) -> str:
+    """Name of an input without an id: its prompt, and a hash of its picture, for one prompt serves many pictures."""
+    if image is None:
+        return prompt
+    if not isinstance(image, Image.Image):
+        raise InputError(f"an input's image must be a PIL image, got {type(image).__name__}")
+    return f"{prompt} [{hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:12]}]"
 
 
 def check_size(pipeline: Any, height: int, width: int, frames: int) -> None:
@@ -133,12 +148,14 @@ def split_rows(prepare: Any) -> Any:
     def prepare_rows(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        images, generators = bound.arguments.get("image"), bound.arguments["generator"]
+        images, generators = bound.arguments.get("image"), bound.arguments.get("generator", [])
+        latents = bound.arguments.get("latents")
         if images is None or len(images) == 1:
             return prepare(*args, **kwargs)
         parts = []
         for row, generator in enumerate(generators):
-            bound.arguments.update(image=images[row : row + 1], generator=[generator], batch_size=1)
+            own = None if latents is None else latents[row : row + 1]
+            bound.arguments.update(image=images[row : row + 1], generator=[generator], batch_size=1, latents=own)
             parts.append(prepare(*bound.args, **bound.kwargs))
         # A mask that has one row for all (expand_timesteps) stays as it is.
         return tuple(

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from dit_lens.architectures import architecture_of
 from dit_lens.bridge import Tree
 from dit_lens.dispatch import Body, Dispatcher, Planned
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
+from dit_lens.flow import clean_estimate
 from dit_lens.inputs import Inputs, check_size, gather, split_rows
 from dit_lens.interventions.base import Intervention, check
-from dit_lens.run import Ledger, Replay, Row, Run
+from dit_lens.run import Replay, Row, Run
 from dit_lens.sites import READ_ONLY, Geometry, Sites
 
 
@@ -36,8 +37,8 @@ class VideoDiT:
     Parameters
     ----------
     model : str, Path or DiffusionPipeline
-        Hub id or folder of a diffusers pipeline, or a pipeline that is in memory. The pipeline is used as it is: while no
-        run is active nothing of dit_lens stands in it.
+        Hub id or folder of a diffusers pipeline, or a pipeline that is in memory. The pipeline is used as it is: while
+        no run is active nothing of dit_lens stands in it.
     defaults : mapping, optional
         Arguments of the pipeline that `run` passes unless told otherwise, such as ``num_inference_steps``.
     **from_pretrained
@@ -71,8 +72,9 @@ class VideoDiT:
         self.architecture = architecture_of(model)
         self.defaults = dict(defaults or {})
         second = getattr(model, "transformer_2", None)
-        experts = {None: model.transformer} if second is None else {"high_noise": model.transformer, "low_noise": second}
-        self.experts: dict[str | None, nn.Module] = experts
+        self.experts: dict[str | None, Any] = {None: model.transformer}
+        if second is not None:
+            self.experts = {"high_noise": model.transformer, "low_noise": second}
         self.layers = len(self.architecture.blocks(model.transformer))
 
     def __repr__(self) -> str:
@@ -88,7 +90,9 @@ class VideoDiT:
         """Hash of the transformers' configuration and of a sample of their weights."""
         digest = hashlib.sha256()
         for module in self.experts.values():
-            digest.update(json.dumps(dict(module.config), sort_keys=True, default=str).encode())
+            # Private entries say where and by which version it was loaded, not what it is.
+            config = {k: v for k, v in module.config.items() if not k.startswith("_")}
+            digest.update(json.dumps(config, sort_keys=True, default=str).encode())
             for parameter in module.parameters():
                 digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
@@ -148,7 +152,7 @@ class VideoDiT:
         dispatcher = Dispatcher(
             self.pipeline, self.architecture, self._trees, geometry, gathered.rows,
             self._plan(interventions, geometry, gathered.rows),
-            settings["guidance_scale"], body, record, stop_after,
+            self._guidance(settings), body, record, stop_after,
         )  # fmt: skip
         decode = decode and stop_after is None
         output = self._generate(dispatcher, gathered, settings, decode)
@@ -159,7 +163,7 @@ class VideoDiT:
             id=self._run_id(gathered, settings, interventions),
             rows=gathered.rows,
             frames=(output * 255).round().astype(np.uint8) if decode else None,
-            latents=dispatcher.latents,
+            latents=cast(Tensor, dispatcher.latents),
             sigmas=tuple(float(s) for s in self.pipeline.scheduler.sigmas),
             geometry=geometry,
             guidance_scale=settings["guidance_scale"],
@@ -193,8 +197,8 @@ class VideoDiT:
             conditioning[call.branch] = outputs[-1]
         dispatcher.require_fired()
         dispatcher.recorder.ledger.seconds = time.perf_counter() - started
-        guided = self.architecture.guide(velocities, run.guidance_scale)
-        x0hat = run.states[step] - calls[0].sigma * guided
+        guided = self.architecture.guide(velocities, calls[0].guidance_scale)
+        x0hat = clean_estimate(self.pipeline.scheduler, run.states[step], guided, calls[0].sigma)
         captures, ledger = dispatcher.recorder.captures, dispatcher.recorder.ledger
         return Replay(step, velocities, guided, x0hat, conditioning, captures, ledger)
 
@@ -208,7 +212,9 @@ class VideoDiT:
             frames.append((pixels * 255).round().astype(np.uint8))
         return np.concatenate(frames)
 
-    def geometry(self, inputs: Any = None, *, steps: int | None = None, guidance_scale: float | None = None) -> Geometry:
+    def geometry(
+        self, inputs: Any = None, *, steps: int | None = None, guidance_scale: float | None = None
+    ) -> Geometry:
         """What a run with these settings would offer to be addressed."""
         gathered = gather(inputs, 0) if inputs is not None else Inputs((), [], None, {})
         return self._geometry(self._settings(gathered, steps, guidance_scale, {}))
@@ -255,6 +261,11 @@ class VideoDiT:
         grid = self.architecture.grid(transformer, latent)
         return Geometry(settings["num_inference_steps"], self.layers, branches, grid)
 
+    def _guidance(self, settings: Mapping[str, Any]) -> dict[str | None, float]:
+        """Guidance scale of each expert; the second may have its own."""
+        first, second = settings["guidance_scale"], settings.get("guidance_scale_2")
+        return {name: second if name == "low_noise" and second is not None else first for name in self.experts}
+
     def _plan(self, interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:
         """Resolve every intervention's sites and let it refuse what cannot work."""
         plan = []
@@ -275,6 +286,10 @@ class VideoDiT:
         pipeline.set_progress_bar_config(disable=True)
         prepare = pipeline.prepare_latents
         with ExitStack() as stack:
+            # One that the user put there is used, and goes back.
+            stack.callback(
+                pipeline.__dict__.update, {k: v for k, v in vars(pipeline).items() if k == "prepare_latents"}
+            )
             stack.callback(pipeline.__dict__.pop, "prepare_latents")
             pipeline.prepare_latents = dispatcher.prepared(split_rows(prepare))
             stack.enter_context(dispatcher.active())
@@ -286,7 +301,13 @@ class VideoDiT:
 
     def _run_id(self, inputs: Inputs, settings: Mapping[str, Any], interventions: Sequence[Intervention]) -> str:
         versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
-        content = [self.id, repr(inputs.rows), repr(sorted(settings.items())), [describe(i) for i in interventions], versions]
+        content = [
+            self.id,
+            repr(inputs.rows),
+            [f"{name}={describe(value)}" for name, value in sorted(settings.items())],
+            [describe(i) for i in interventions],
+            versions,
+        ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

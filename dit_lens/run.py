@@ -65,6 +65,8 @@ class Call:
     expert : str or None
         "high_noise" or "low_noise" in models of two experts.
     sigma, timestep : float
+    guidance_scale : float
+        With which this step's branches are combined; the experts of one model may differ in it.
     args, kwargs : the call's arguments, where the run records them, else empty
     """
 
@@ -74,6 +76,7 @@ class Call:
     expert: str | None
     sigma: float
     timestep: float
+    guidance_scale: float = 1.0
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 

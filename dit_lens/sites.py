@@ -118,7 +118,9 @@ class Tokens:
     def validate(self, grid: tuple[int, ...]) -> None:
         """Check against a token grid (F, H, W)."""
         indices(self.frames, grid[0], "latent frame")
-        for (name, (low, high)), size in zip(self._boxes(), grid[1:], strict=False):
+        sizes = {"rows": grid[1], "columns": grid[2]}
+        for name, (low, high) in self._boxes():
+            size = sizes[name]
             if not 0 <= low < high <= size:
                 raise SiteError(f"tokens {name}={low}:{high} do not fit; the grid has {name} 0..{size - 1}")
 
@@ -265,7 +267,7 @@ class Sites:
             if branch not in available:
                 hint = "" if len(available) > 1 else " (guidance_scale <= 1 makes no other branch)"
                 raise SiteError(f"unknown branch {branch!r}; this run has {', '.join(available)}{hint}")
-        return chosen
+        return tuple(branch for branch in available if branch in chosen)
 
     def at(self, **changes: Any) -> Sites:
         """A copy with some fields changed."""
@@ -304,11 +306,12 @@ def indices(select: Select, size: int, what: str) -> list[int]:
             raise SiteError(f"unknown {what} {select!r}; 'all', an index, a slice, a list or a predicate; {valid}")
         return list(range(size))
     if isinstance(select, slice):
-        chosen = list(range(size))[select]
+        chosen = sorted(list(range(size))[select])
     elif callable(select):
         chosen = [i for i in range(size) if select(i)]
     else:
-        chosen = sorted({_index(i, size, what, valid) for i in ([select] if isinstance(select, int) else select)})
+        several = select if isinstance(select, Iterable) else [select]
+        chosen = sorted({_index(i, size, what, valid) for i in several})
     if not chosen:
         raise SiteError(f"{what}s {_show(select)} select nothing; {valid}")
     return chosen
@@ -331,7 +334,7 @@ def _show(select: Select) -> str:
         return str(select)
     if callable(select):
         return getattr(select, "__name__", "predicate")
-    return ",".join(map(str, select))
+    return ",".join(map(str, select)) if isinstance(select, Iterable) else str(select)
 
 
 def _to_json(select: Select) -> Any:
@@ -339,7 +342,9 @@ def _to_json(select: Select) -> Any:
         return {"slice": [select.start, select.stop, select.step]}
     if callable(select):
         raise SiteError("a selection by predicate cannot be written to JSON; list the indices")
-    return select if isinstance(select, str | int) else [int(i) for i in select]
+    if isinstance(select, str):
+        return select
+    return [int(i) for i in select] if isinstance(select, Iterable) else int(select)
 
 
 def _from_json(data: Any) -> Select:

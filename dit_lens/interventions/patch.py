@@ -41,10 +41,17 @@ class Patch:
         donated = self.donor if isinstance(self.donor, Tensor) else self.sites.tokens.take(self.donor[at.site])
         if self.rows is not None:
             donated = donated[list(self.rows)]
-        return donated.to(activation.device, activation.dtype).expand_as(activation)
+        try:
+            return donated.to(activation.device, activation.dtype).expand_as(activation)
+        except RuntimeError:
+            shapes = f"{tuple(donated.shape)}, at {at.site} it is {tuple(activation.shape)}"
+            raise DonorError(f"the donor's activation has shape {shapes}") from None
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
         """Refuse a donor that lacks a site or does not fit, before the run."""
+        if not isinstance(self.donor, Run | Tensor) or (isinstance(self.donor, Tensor) and not self.donor.ndim):
+            given = "()" if isinstance(self.donor, Tensor) else type(self.donor).__name__
+            raise DonorError(f"a donor must be a Run or a tensor whose first axis is rows, got {given}")
         if self.rows is not None and len(self.rows) != len(rows):
             raise DonorError(f"Patch(rows={self.rows}) names {len(self.rows)} donor rows for {len(rows)} rows")
         count = len(self.donor) if isinstance(self.donor, Tensor) else self._check_run(sites, geometry)

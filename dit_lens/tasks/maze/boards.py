@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dit_lens.errors import TaskError
+
 Split = Literal["train", "val", "test"]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -232,12 +234,26 @@ def sample_boards(
 
     Each board draws a length uniformly from ``lengths`` (both ends included), a random start, and a random goal at that
     distance; starts from which no cell is that far are drawn again.
+
+    Raises
+    ------
+    TaskError
+        A hundred draws in a row held no such board: small boards have so few layouts that a split may have none.
     """
     parts: list[Boards] = []
+    barren = 0
     while sum(map(len, parts)) < count:
+        if barren == 100:
+            raise TaskError(
+                f"no {size} x {size} maze of split {split!r} has a path of {lengths[0]} to {lengths[1]} moves"
+            )
         right, down = random_layouts(rng, max(64, 2 * count if split == "train" else 16 * count), size, loops)
         keep = in_split(right, down, split)
+        if not keep.any():
+            barren += 1
+            continue
         parts.append(_place_ends(rng, right[keep], down[keep], lengths))
+        barren = 0 if len(parts[-1]) else barren + 1
     return concatenate(parts)[:count]
 
 

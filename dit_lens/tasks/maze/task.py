@@ -119,8 +119,9 @@ class Maze:
             raise TaskError(f"Maze(size={self.size}): size must be 2 to 16 cells")
         if self.frames < 5 or self.frames % 4 != 1:
             raise TaskError(f"Maze(frames={self.frames}): frames must be 1 + 4 k, such as 5, 9 or 13")
-        if not 1 <= low <= high or low > 2 * (self.size - 1):
-            limit = 2 * (self.size - 1)
+        # A path can wind through every cell. Lengths that exist but are too rare to draw are refused when drawing.
+        limit = self.size**2 - 1
+        if not 1 <= low <= high or low > limit:
             raise TaskError(f"Maze(lengths={self.lengths}): need 1 <= shortest <= longest and shortest <= {limit}")
         if high > self.speed * (self.frames - 1):
             most = self.speed * (self.frames - 1)
