@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         default="maze",
         help="shipped organism, random:NAME for its architecture with random weights, or a folder",
     )
-    model.add_argument("--size", type=int, default=6, help="cells a side of the mazes")
+    model.add_argument("--size", type=int, default=5, help="cells a side of the mazes")
 
     localize = commands.add_parser(
         "localize", parents=[common, model], help="say which layers perceive, reason, consolidate"
@@ -75,10 +75,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _load(name: str) -> Any:
     from dit_lens.model import VideoDiT
-    from dit_lens.organisms import load_organism
+    from dit_lens.organisms.load import CARD, load_organism
 
     if name.startswith("random:"):
         return load_organism(name.removeprefix("random:"), random=True)
+    if (Path(name) / CARD).exists():
+        return load_organism(folder=name)
     return VideoDiT(name) if "/" in name else load_organism(name)
 
 

@@ -24,7 +24,7 @@ BATCH = 16
 WINDOW = slice(2, 6)
 
 model = dl.load_organism("maze")
-task = dl.tasks.Maze(size=6)
+task = dl.tasks.Maze()
 mazes = task.sample(MAZES, seed=11)
 
 

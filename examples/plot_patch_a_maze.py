@@ -14,7 +14,7 @@ import dit_lens as dl
 LAYER = 4
 
 model = dl.load_organism("maze")
-task = dl.tasks.Maze(size=6)
+task = dl.tasks.Maze()
 
 # %%
 # Take the first pair that the model solves on both sides: a patch into a run that fails anyway would show nothing.

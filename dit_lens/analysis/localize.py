@@ -157,7 +157,7 @@ def localize(
     probes = _probe(model, task, config)
     patching = patching_sweep(
         model, task, task.pairs(config.pairs, seed=config.seed + 1), step=config.step,
-        flip_pairs=config.flip_pairs, seed=config.seed + 10_000,
+        flip_pairs=config.flip_pairs, seed=config.seed + 10_000, permute=config.permute,
     )  # fmt: skip
     instances = task.sample(config.lens_instances, seed=config.seed + 2)
     judged_on = _derange(instances) if config.permute else instances
@@ -207,10 +207,8 @@ def _curves(
     def mean(values: Floats, weights: Floats) -> Floats:
         return np.asarray(weights @ values.T / weights.sum(axis=1, keepdims=True))
 
-    share, unrelated = patching.share, patching.unrelated
-    if config.permute:
-        share = unrelated
     return Curves(
         perception=excess(PERCEPTION), reasoning=excess(REASONING), path=excess((ANSWER,)),
-        share=mean(share, of_pairs), unrelated=mean(unrelated, of_pairs), legality=mean(lens.legality, of_lens),
+        share=mean(patching.share, of_pairs), unrelated=mean(patching.unrelated, of_pairs),
+        legality=mean(lens.legality, of_lens),
     )  # fmt: skip

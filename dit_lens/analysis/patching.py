@@ -90,6 +90,7 @@ def patching_sweep(
     seed: int = 0,
     batch: int = 16,
     flip_pairs: int = 16,
+    permute: bool = False,
 ) -> PatchingSweep:
     """Patch ``component`` of one layer after the other from each side of a pair into the other.
 
@@ -103,6 +104,8 @@ def patching_sweep(
         "delta" localises; "resid" at all tokens hands over everything at any layer.
     flip_pairs : int
         How many of the remaining pairs are patched at all steps as well.
+    permute : bool
+        The null: every pair's movement is read along the direction of another pair, as if that were its own.
 
     Raises
     ------
@@ -118,12 +121,14 @@ def patching_sweep(
     seeds = {id(pair): seed + i for i, pair in enumerate(pairs)}
     batches = [kept[i : i + batch] for i in range(0, len(kept), batch)]
     measured = [
-        _shares(model, task, part, [seeds[id(p)] for p in part], step, chosen, component)
+        _movements(model, task, part, [seeds[id(p)] for p in part], step, chosen, component)
         for part in tqdm(batches, desc="patching at one step", unit="batch")
     ]
+    moved, direction = (torch.cat(x, dim=-2) for x in zip(*measured, strict=True))
+    own, other = (1, 2) if permute else (0, 1)
+    share, unrelated = (_along(moved, direction.roll(shift, dims=-2)) for shift in (own, other))
     flipping = kept[:flip_pairs] if any(right) else []
     flips = _flips(model, task, flipping, [seeds[id(p)] for p in flipping], chosen, component)
-    share, unrelated = (np.concatenate(x, axis=1) for x in zip(*measured, strict=True))
     return PatchingSweep(component, step, tuple(chosen), share, unrelated, flips, sum(right), len(pairs), any(right))
 
 
@@ -151,25 +156,23 @@ def both_right(model: VideoDiT, task: Task, pairs: Sequence[Pair], seed: int, ba
     return right
 
 
-def _shares(
+def _movements(
     model: VideoDiT, task: Task, pairs: Sequence[Pair], seeds: list[int], step: int, layers: list[int], component: str
-) -> tuple[Floats, Floats]:
-    """Share along the own and along another pair's direction, both of shape (layers, pairs)."""
+) -> tuple[Tensor, Tensor]:
+    """How x0hat moves, (layers, 2 directions, pairs, latents), and the way to the donor's, (2, pairs, latents)."""
     instances = [pair[side] for side in (0, 1) for pair in pairs]
     # Rows 0..P-1 are originals and P..2P-1 counterfactuals: each row's donor is the other side of its pair.
     other = tuple(np.roll(np.arange(len(instances)), len(pairs)).tolist())
     clean = model.run(instances, seed=seeds * 2, record=True, stop_after=step)
     donor = _with_captures(clean, model, step, component)
     own = model.replay(clean, step).x0hat
-    mask = _latent_mask(task, pairs, own)
-    direction = (own[list(other)] - own) * mask
-    shares = []
+    direction = (own[list(other)] - own) * _latent_mask(task, pairs, own)
+    moved = []
     for layer in layers:
         patch = Patch(donor, Sites(component, steps=step, layers=layer), rows=other)
-        moved = (model.replay(clean, step, [patch]).x0hat - own) * mask
-        shares.append([_along(moved, direction), _along(moved, direction.roll(1, 0))])
-    both = np.array(shares).reshape(len(layers), 2, 2, len(pairs)).mean(axis=2)
-    return both[:, 0], both[:, 1]
+        moved.append(model.replay(clean, step, [patch]).x0hat - own)
+    shape = (2, len(pairs), -1)
+    return torch.stack(moved).reshape(len(layers), *shape), direction.reshape(shape)
 
 
 def _with_captures(run: Run, model: VideoDiT, step: int, component: str) -> Run:
@@ -186,10 +189,11 @@ def _latent_mask(task: Task, pairs: Sequence[Pair], x0hat: Tensor) -> Tensor:
     return mask
 
 
-def _along(moved: Tensor, direction: Tensor) -> list[float]:
-    """Length of each row of ``moved`` along ``direction``, in units of the direction's own length."""
-    rows, way = moved.flatten(1).double(), direction.flatten(1).double()
-    return ((rows * way).sum(1) / way.square().sum(1).clamp(min=1e-12)).tolist()
+def _along(moved: Tensor, direction: Tensor) -> Floats:
+    """Movement (layers, 2, pairs, X) along directions (2, pairs, X), in units of their length: (layers, pairs)."""
+    way = direction.double()
+    share = (moved.double() * way).sum(-1) / way.square().sum(-1).clamp(min=1e-12)
+    return np.asarray(share.mean(dim=1).cpu().numpy())
 
 
 def _flips(

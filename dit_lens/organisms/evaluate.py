@@ -63,18 +63,13 @@ class SizeResult:
 def evaluate_maze(
     model: VideoDiT,
     sizes: tuple[int, ...] = (4, 5, 6),
-    default: int = 6,
+    default: int = Maze.size,
     count: int = 300,
     seed: int = 0,
     batch: int = 20,
 ) -> list[SizeResult]:
     """Strict success on held-out mazes of every size, one video each."""
-    return [_evaluate_size(model, board(size), size == default, count, seed, batch) for size in sizes]
-
-
-def board(size: int) -> Maze:
-    """The maze task of a size, with paths as long as fit it."""
-    return Maze(size, lengths=(3, min(14, 3 * size - 4)))
+    return [_evaluate_size(model, Maze(size), size == default, count, seed, batch) for size in sizes]
 
 
 def _evaluate_size(model: VideoDiT, task: Maze, default: bool, count: int, seed: int, batch: int) -> SizeResult:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import Ridge
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 Floats = NDArray[np.float64]
 
@@ -36,14 +36,13 @@ class LinearProbe(BaseEstimator):  # type: ignore[misc]
     def __init__(self, alpha: float = 1e-3) -> None:
         self.alpha = alpha
 
-    def fit(self, X: ArrayLike, Y: ArrayLike) -> LinearProbe:
-        """Fit to X of shape (n_samples, n_features) and Y of shape (n_samples, n_targets)."""
-        features: Floats = check_array(X, dtype=np.float64)
-        targets: Floats = check_array(Y, dtype=np.float64, ensure_2d=False).reshape(len(features), -1)
+    def fit(self, X: ArrayLike, y: ArrayLike) -> LinearProbe:
+        """Fit to X of shape (n_samples, n_features) and y of shape (n_samples, n_targets) or (n_samples,)."""
+        features, targets = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        targets = targets.reshape(len(features), -1)
         mean, scale = features.mean(axis=0), features.std(axis=0)
         scale[scale < 1e-12] = 1.0
         ridge = Ridge(alpha=self.alpha * len(features), solver="cholesky").fit((features - mean) / scale, targets)
-        self.n_features_in_ = features.shape[1]
         self.coef_ = np.atleast_2d(ridge.coef_) / scale
         self.intercept_ = np.atleast_1d(ridge.intercept_) - self.coef_ @ mean
         scores = self.decision_function(features)
@@ -53,8 +52,8 @@ class LinearProbe(BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: ArrayLike) -> Floats:
         """Linear scores of shape (n_samples, n_targets)."""
         check_is_fitted(self, "coef_")
-        scores: Floats = check_array(X, dtype=np.float64) @ self.coef_.T + self.intercept_
-        return scores
+        features = validate_data(self, X, dtype=np.float64, reset=False)
+        return np.asarray(features @ self.coef_.T + self.intercept_)
 
     def predict(self, X: ArrayLike) -> Floats:
         """Classes (0 or 1) of two-valued targets, values of the others: shape (n_samples, n_targets)."""

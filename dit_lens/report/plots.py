@@ -41,8 +41,10 @@ def plot_chain_of_steps(
                 axes[row, step].set_xlabel(f"step {step}\nσ = {sigmas[step]:.2f}", fontsize=8)
         if titles is not None:
             axes[row, 0].set_ylabel(titles[row], fontsize=8)
-    figure.suptitle("Chain of steps: the model's estimate of the last clean frame", fontsize=10)
-    figure.tight_layout(rect=(0, 0, 1, 0.99))
+    figure.suptitle(
+        "Chain of steps: the estimate of the clean last frame at every denoising step", fontsize=10, y=0.995
+    )
+    figure.tight_layout()
     return figure
 
 

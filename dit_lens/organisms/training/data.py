@@ -33,7 +33,12 @@ def sample_videos(stage: Stage, batch: int, frames: int, seed: int, step: int, s
     rng = np.random.default_rng([seed, stream, step])
     sizes, shares = list(stage.sizes), np.array(list(stage.sizes.values()))
     size = int(rng.choice(sizes, p=shares / shares.sum()))
-    return to_tensor(Maze(size, frames=frames).sample_videos(rng, batch, split="train"))
+    return to_tensor(training_task(size, frames).sample_videos(rng, batch, split="train"))
+
+
+def training_task(size: int, frames: int) -> Maze:
+    """The mazes of training: paths of up to 14 moves on every board, wherever there are such."""
+    return Maze(size, frames=frames, lengths=(3, 14))
 
 
 @dataclass

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3
 from torch import Tensor
 
 from dit_lens.organisms.build import build_pipeline, build_text_encoder, build_transformer
-from dit_lens.organisms.training.data import Encoded, encoded_batches
+from dit_lens.organisms.training.data import Encoded, encoded_batches, training_task
 from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
 from dit_lens.organisms.training.optim import Ema, MuonAdamW, learning_rate_at
 from dit_lens.organisms.training.presets import Preset
-from dit_lens.tasks.maze import Maze, MazeInstance
+from dit_lens.tasks.maze import MazeInstance
 
 
 def train_denoiser(preset: Preset, vae: AutoencoderKLWan, folder: Path) -> WanImageToVideoPipeline:
@@ -66,7 +66,7 @@ class Trainer:
         peak = stage_at(self.recipe.stages, step).learning_rate
         self.optimiser.step(learning_rate_at(step, self.total, peak, self.recipe.warmup, self.recipe.decay))
         self.ema.update(self.transformer, step)
-        return float(loss)
+        return float(loss.detach())
 
     def _encoded(self, step: int) -> tuple[Tensor, Tensor]:
         reuse, recipe = self.recipe.reuse, self.recipe
@@ -100,10 +100,11 @@ class Trainer:
     def solve_rate(self, step: int) -> dict[str, float]:
         """Strict success and mean score of the averaged weights on validation mazes of the stage's largest board."""
         size = max(stage_at(self.recipe.stages, step).sizes)
-        mazes = Maze(size, self.preset.config.frames).sample(self.recipe.check_mazes, seed=0, split="val")
+        task = training_task(size, self.preset.config.frames)
+        mazes = task.sample(self.recipe.check_mazes, seed=0, split="val")
         kept = {n: p.clone() for n, p in self.transformer.named_parameters()}
         self.load_average()
-        scores = Maze(size, self.preset.config.frames).score(sample_videos(self.pipeline, mazes), mazes)
+        scores = task.score(sample_videos(self.pipeline, mazes), mazes)
         self.transformer.load_state_dict(kept, strict=False)
         return {"solved": float(scores.strict.mean()), "score": float(scores.total.mean())}
 

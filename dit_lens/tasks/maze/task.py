@@ -84,8 +84,9 @@ class Maze:
         Cells a side. An odd board lies in the upper left of a picture one cell larger, so that sides divide by 16.
     frames : int
         Pixel frames T of the video, 1 + 4 k.
-    lengths : (int, int)
-        Shortest and longest path, in moves; drawn uniformly, so that difficulty is controlled.
+    lengths : (int, int), optional
+        Shortest and longest path, in moves; drawn uniformly, so that difficulty is controlled. By default 3 to 3 n - 4,
+        as far as the video is long enough: longer paths are rare on a board of that size.
     loops : float in [0, 1]
         Chance that a wall of the spanning tree is opened; loops give some mazes several shortest paths.
     speed : int
@@ -106,15 +107,15 @@ class Maze:
     True
     """
 
-    size: int = 6
+    size: int = 5
     frames: int = 9
-    lengths: tuple[int, int] = (3, 14)
+    lengths: tuple[int, int] | None = None
     loops: float = 0.1
     speed: int = 2
     name: ClassVar[str] = "maze"
 
     def __post_init__(self) -> None:
-        low, high = self.lengths
+        low, high = self.path_lengths
         if not 2 <= self.size <= 16:
             raise TaskError(f"Maze(size={self.size}): size must be 2 to 16 cells")
         if self.frames < 5 or self.frames % 4 != 1:
@@ -130,6 +131,14 @@ class Maze:
             raise TaskError(f"Maze(loops={self.loops}): loops is a chance, 0 to 1")
 
     @property
+    def path_lengths(self) -> tuple[int, int]:
+        """Shortest and longest path, in moves."""
+        if self.lengths is not None:
+            return self.lengths
+        longest = max(1, min(self.speed * (self.frames - 1), 3 * self.size - 4))
+        return min(3, longest), longest
+
+    @property
     def side(self) -> int:
         """Cells a side of the picture, the margin of odd boards included."""
         return frame_sides(self.size)
@@ -143,7 +152,7 @@ class Maze:
         """Draw ``count`` boards as arrays, without choosing paths."""
         if count < 1:
             raise TaskError(f"cannot sample {count} mazes; ask for at least 1")
-        return sample_boards(rng, count, self.size, loops=self.loops, lengths=self.lengths, split=split)
+        return sample_boards(rng, count, self.size, loops=self.loops, lengths=self.path_lengths, split=split)
 
     def sample_videos(self, rng: np.random.Generator, count: int, split: Split) -> Video:
         """True videos of fresh mazes for training: uint8 (B, T, height, width, 3)."""
@@ -169,7 +178,7 @@ class Maze:
             raise TaskError(f"unknown kind of pair {kind!r}; one of {', '.join(counterfactual.KINDS)}")
         rng, found = self._rng(seed, split), []
         for board in self._stream(rng, split, limit=200 * count):
-            changed = counterfactual.KINDS[kind](board, rng, self.lengths, split)
+            changed = counterfactual.KINDS[kind](board, rng, self.path_lengths, split)
             if changed is not None:
                 found.append((self._instances(board, rng)[0], self._instances(changed, rng)[0]))
             if len(found) == count:
