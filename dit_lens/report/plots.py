@@ -50,7 +50,7 @@ def plot_chain_of_steps(
 
 def plot_evidence(result: Localization) -> Figure:
     """Probes, patching and depth lens over depth, with the bands behind them."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4))
     curves = result.curves
     _lines(axes[0], {"perception labels": curves.perception[:, 1:], "reasoning labels": curves.reasoning[:, 1:]})
     axes[0].set(title="Probes: skill above the best control", ylabel="skill")
@@ -68,7 +68,8 @@ def plot_evidence(result: Localization) -> Figure:
     for axis in axes:
         _shade(axis, result)
         axis.set_xlabel("layer")
-        axis.legend(fontsize=7)
+        # Below the axes: inside, it would cover a curve of some model.
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     figure.tight_layout()
     return figure
 
