@@ -309,7 +309,7 @@ def test_a_step_of_the_optimiser_lowers_a_loss_and_clears_the_gradients() -> Non
         loss = (module(inputs) - target).square().mean()
         loss.backward()
         optimiser.step(0.1)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0]
     assert all(parameter.grad is None for parameter in module.parameters())
 
