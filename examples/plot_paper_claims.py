@@ -18,10 +18,10 @@ from dit_lens.report.plots import plot_success
 from dit_lens.statistics import mean_interval
 
 MAZES = 48
-PAIRS = 12
+PAIRS = 16
 
 model = dl.load_organism("maze")
-task = dl.tasks.Maze()
+task = dl.tasks.Maze(size=6)
 mazes = task.sample(MAZES, seed=21)
 seeds = list(range(MAZES))
 
@@ -35,7 +35,7 @@ lens = dl.step_lens(model, mazes, seed=seeds)
 floor, trail = np.array([238, 238, 232]), np.array([60, 100, 235])
 rows = []
 for step, frames in enumerate(lens.frames(model)):
-    centres = frames[:, -1].reshape(MAZES, 6, 8, 6, 8, 3)[:, :5, 1:5, :5, 1:5].mean(axis=(2, 4))
+    centres = frames[:, -1].reshape(MAZES, 6, 8, 6, 8, 3)[:, :, 1:5, :, 1:5].mean(axis=(2, 4))
     blueness = (centres - floor) @ (trail - floor) / np.square(trail - floor).sum()
     undecided = ((blueness > 0.15) & (blueness < 0.85)).sum(axis=(1, 2)).astype(float)
     rows.append({"step": step, "undecided": undecided.mean(), **mean_interval(undecided)._asdict()})
@@ -78,4 +78,3 @@ for component in ("resid", "delta"):
         print(f"{component}, layer {row.layer}: share {row.value:.2f} [{row.low:.2f}, {row.high:.2f}], n={row.n} pairs")
 plt.figure()
 sns.lineplot(pd.concat(swaps), x="layer", y="value", hue="component", marker="o").set_ylabel("share")
-plt.show()
