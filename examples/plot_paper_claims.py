@@ -41,7 +41,7 @@ for step, frames in enumerate(lens.frames(model)):
     rows.append({"step": step, "undecided": undecided.mean(), **mean_interval(undecided)._asdict()})
     print(f"step {step}, sigma {lens.sigmas[step]:.2f}: undecided cells a maze {mean_interval(undecided)}, n={MAZES}")
 axis = plot_success(pd.DataFrame(rows), x="step", y="undecided")
-axis.set(ylim=(0, None), ylabel="undecided cells a maze")
+axis.set_ylabel("undecided cells a maze")
 
 # %%
 # Token energy

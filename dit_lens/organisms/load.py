@@ -66,7 +66,10 @@ def _config(card: dict[str, object]) -> OrganismConfig:
 
 
 def save_organism(pipeline: WanImageToVideoPipeline, config: OrganismConfig, folder: Path, steps: int = 10) -> Path:
-    """Write a pipeline as an organism, in half precision, with the card that says how to run it."""
+    """Write a pipeline as an organism, in half precision, with the card that says how to run it.
+
+    The card is written last: a folder without one is no organism.
+    """
     defaults = {
         "num_inference_steps": steps,
         "guidance_scale": 1.0,

@@ -113,5 +113,5 @@ def plot_success(table: pd.DataFrame, x: str, y: str = "strict") -> Axes:
     axis: Axes = sns.pointplot(data=table, x=x, y=y, linestyle="none", color="#333333")
     errors = np.abs(table[["low", "high"]].to_numpy().T - table[y].to_numpy())
     axis.errorbar(range(len(table)), table[y], yerr=errors, fmt="none", color="#333333", capsize=4)
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, max(1.0, 1.05 * float(table["high"].max())))
     return axis
