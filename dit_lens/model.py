@@ -7,8 +7,8 @@ import importlib.metadata
 import inspect
 import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -259,7 +259,11 @@ class VideoDiT:
         )
         branches = self.architecture.branches(pipeline, settings["guidance_scale"])
         grid = self.architecture.grid(transformer, latent)
-        return Geometry(settings["num_inference_steps"], self.layers, branches, grid)
+        tokens = (*grid, self.architecture.width(transformer))
+        shapes = dict.fromkeys(("latents", "velocity", "guided"), latent)
+        shapes |= dict.fromkeys(("embed", "delta", "resid"), tokens)
+        shapes["model_input"] = (transformer.config.in_channels, *latent[1:])
+        return Geometry(settings["num_inference_steps"], self.layers, branches, grid, shapes=shapes)
 
     def _guidance(self, settings: Mapping[str, Any]) -> dict[str | None, float]:
         """Guidance scale of each expert; the second may have its own."""
@@ -283,16 +287,10 @@ class VideoDiT:
     def _generate(self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool) -> Any:
         """Drive the stock pipeline under the dispatcher; everything is taken out again whatever happens."""
         pipeline = self.pipeline
-        pipeline.set_progress_bar_config(disable=True)
         prepare = pipeline.prepare_latents
-        with ExitStack() as stack:
-            # One that the user put there is used, and goes back.
-            stack.callback(
-                pipeline.__dict__.update, {k: v for k, v in vars(pipeline).items() if k == "prepare_latents"}
-            )
-            stack.callback(pipeline.__dict__.pop, "prepare_latents")
+        with _borrowed(pipeline, "prepare_latents", "_progress_bar_config"), dispatcher.active():
+            pipeline.set_progress_bar_config(disable=True)
             pipeline.prepare_latents = dispatcher.prepared(split_rows(prepare))
-            stack.enter_context(dispatcher.active())
             return pipeline(
                 prompt=inputs.prompts, generator=inputs.generators(), output_type="np" if decode else "latent",
                 callback_on_step_end=dispatcher.on_step_end, callback_on_step_end_tensor_inputs=["latents"],
@@ -326,7 +324,19 @@ def describe(value: Any) -> str:
 
 
 @contextmanager
-def _output_of(module: nn.Module) -> Any:
+def _borrowed(thing: Any, *names: str) -> Iterator[None]:
+    """Put instance attributes back as they were, or absent, when the block ends."""
+    before = {name: thing.__dict__[name] for name in names if name in thing.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            thing.__dict__.pop(name, None)
+        thing.__dict__.update(before)
+
+
+@contextmanager
+def _output_of(module: nn.Module) -> Iterator[list[Any]]:
     """Collect a module's outputs while the block runs."""
     outputs: list[Any] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))

@@ -7,7 +7,7 @@ with ``-`` for a part that the component does not have. It is the key in every t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,13 +154,22 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a run offers to be addressed: what `Sites` are validated against."""
+    """What a run offers to be addressed: what `Sites` are validated against.
+
+    Attributes
+    ----------
+    steps, layers : int
+    branches, streams : tuple of str
+    grid : (F, H, W), the token grid
+    shapes : dict from component to the shape of its activations, rows left out
+    """
 
     steps: int
     layers: int
     branches: tuple[str, ...]
     grid: tuple[int, int, int]
     streams: tuple[str, ...] = ("video",)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

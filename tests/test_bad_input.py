@@ -122,11 +122,11 @@ CASES: dict[str, Case] = {
     "donor of no uncond": Case(DonorError, "uncond", lambda s: {
         "interventions": [dl.Patch(donor_of("delta")(s), S("delta"))], "guidance_scale": 2.0}),
     "donor of another grid": Case(DonorError, r"\(5, 6, 6\).*\(5, 4, 4\)", patch(large_donor, component="delta")),
-    "donor of another width": Case(DonorError, "64.*128", patch(wide_donor, component="delta"), before=False),
+    "donor of another width": Case(DonorError, "64.*128", patch(wide_donor, component="delta")),
     "donor of two rows": Case(DonorError, "2 rows.*1", patch(donor_of("delta", rows=2), component="delta")),
     "donor rows, too many": Case(DonorError, "2 donor rows for 1", patch(donor_of("delta"), (0, 0), component="delta")),
     "donor row that is not there": Case(DonorError, r"rows 0\.\.0", patch(donor_of("delta"), (1,), component="delta")),
-    "donor tensor of another shape": Case(DonorError, r"\(1, 5, 4, 4, 7\)", patch(shaped(1, 5, 4, 4, 7)), before=False),
+    "donor tensor of another shape": Case(DonorError, r"\(1, 5, 4, 4, 7\)", patch(shaped(1, 5, 4, 4, 7))),
     "donor tensor of no shape": Case(DonorError, r"\(\)", patch(shaped())),
     "donor of another kind": Case(DonorError, "Run or a tensor.*list", patch(lambda s: [1.0])),
     # What interventions return

@@ -26,6 +26,7 @@ class Architecture:
         Path of the module whose output the head needs besides the residual stream.
     branches : callable (pipeline, guidance_scale) -> names of the guidance branches in the order of their calls
     grid : callable (transformer, latent shape (C, F, H, W)) -> token grid (F, H, W)
+    width : callable (transformer) -> width D of the video stream
     head : callable (transformer, residual (B, N, D), conditioning output, grid) -> velocity (B, C, F, H, W)
     guide : callable (branch velocities, guidance_scale) -> the combined prediction
     denormalise : callable (pipeline, latents (B, C, F, H, W)) -> what the VAE decodes
@@ -37,6 +38,7 @@ class Architecture:
     conditioning: str
     branches: Callable[[Any, float], tuple[str, ...]]
     grid: Callable[[nn.Module, tuple[int, ...]], Grid]
+    width: Callable[[Any], int]
     head: Callable[[nn.Module, Tensor, Any, Grid], Tensor]
     guide: Callable[[Mapping[str, Tensor], float], Tensor]
     denormalise: Callable[[Any, Tensor], Tensor]

@@ -22,6 +22,10 @@ def grid(transformer: Any, latent: tuple[int, ...]) -> Grid:
     return f, h, w
 
 
+def width(transformer: Any) -> int:
+    return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
+
+
 def head(transformer: Any, residual: Tensor, conditioning: Any, grid: Grid) -> Tensor:
     """Read a residual stream (B, N, D) through the model's own output head: velocity (B, C, F, H, W).
 
@@ -68,6 +72,7 @@ WAN = Architecture(
     conditioning="condition_embedder",
     branches=branches,
     grid=grid,
+    width=width,
     head=head,
     guide=guide,
     denormalise=denormalise,

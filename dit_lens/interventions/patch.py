@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dit_lens.errors import DonorError
@@ -41,11 +42,7 @@ class Patch:
         donated = self.donor if isinstance(self.donor, Tensor) else self.sites.tokens.take(self.donor[at.site])
         if self.rows is not None:
             donated = donated[list(self.rows)]
-        try:
-            return donated.to(activation.device, activation.dtype).expand_as(activation)
-        except RuntimeError:
-            shapes = f"{tuple(donated.shape)}, at {at.site} it is {tuple(activation.shape)}"
-            raise DonorError(f"the donor's activation has shape {shapes}") from None
+        return donated.to(activation.device, activation.dtype).expand_as(activation)
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
         """Refuse a donor that lacks a site or does not fit, before the run."""
@@ -59,6 +56,19 @@ class Patch:
             raise DonorError(f"Patch(rows={self.rows}): the donor has rows 0..{count - 1}")
         if self.rows is None and count not in (1, len(rows)):
             raise DonorError(f"a donor of {count} rows cannot be paired with {len(rows)}; give rows=")
+        for site in sites:
+            self._check_shape(site, geometry.shapes[site.component])
+
+    def _check_shape(self, site: Site, whole: tuple[int, ...]) -> None:
+        """A captured activation must have the whole shape; a tensor must broadcast to the part that is patched."""
+        if isinstance(self.donor, Run):
+            given, fits = self.donor[site].shape, self.donor[site].shape[1:] == whole
+        else:
+            whole = tuple(self.sites.tokens.take(torch.empty(1, *whole, device="meta")).shape[1:])
+            given, fits = self.donor.shape, _broadcasts(self.donor.shape[1:], whole)
+        if not fits:
+            text = ", ".join(map(str, whole))
+            raise DonorError(f"the donor's activation has shape {tuple(given)}; at {site} it must be (rows, {text})")
 
     def _check_run(self, sites: tuple[Site, ...], geometry: Geometry) -> int:
         assert isinstance(self.donor, Run)
@@ -69,3 +79,7 @@ class Patch:
         if self.donor.geometry.grid != geometry.grid:
             raise DonorError(f"the donor's token grid {self.donor.geometry.grid} is not this run's {geometry.grid}")
         return len(self.donor.rows)
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape[::-1], target[::-1], strict=False))
