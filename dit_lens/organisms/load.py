@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanImageToVideoPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from dit_lens.errors import InputError
 from dit_lens.model import VideoDiT
@@ -50,12 +54,26 @@ def load_organism(
         raise InputError(f"no organism {name!r} in {place.parent}; there are: {', '.join(organism_names()) or 'none'}")
     card = json.loads((place / CARD).read_text())
     # The weights are kept in half precision to be small; they run in single precision.
-    pipeline = WanImageToVideoPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    with _without_progress_bars():
+        pipeline = WanImageToVideoPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True)
     if random:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pipeline.transformer = build_transformer(_config(card)).eval()
     return VideoDiT(pipeline, defaults=card["defaults"])
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A few megabytes need no bars; whoever had them switched on has them back afterwards."""
+    enabled = [part for part in (diffusers_logging, transformers_logging) if part.is_progress_bar_enabled()]
+    try:
+        for part in enabled:
+            part.disable_progress_bar()
+        yield
+    finally:
+        for part in enabled:
+            part.enable_progress_bar()
 
 
 def _config(card: dict[str, object]) -> OrganismConfig:

@@ -108,10 +108,12 @@ def plot_probe_heatmap(result: Localization, label: str) -> Figure:
     return figure
 
 
-def plot_success(table: pd.DataFrame, x: str, y: str = "strict") -> Axes:
-    """Rates with their intervals (columns ``low`` and ``high``) as points."""
-    axis: Axes = sns.pointplot(data=table, x=x, y=y, linestyle="none", color="#333333")
+def plot_success(table: pd.DataFrame, x: str, y: str = "strict", axis: Axes | None = None) -> Axes:
+    """Values with their intervals (columns ``low`` and ``high``), one point for each row of ``table``."""
+    axis = plt.gca() if axis is None else axis
     errors = np.abs(table[["low", "high"]].to_numpy().T - table[y].to_numpy())
-    axis.errorbar(range(len(table)), table[y], yerr=errors, fmt="none", color="#333333", capsize=4)
-    axis.set_ylim(0, max(1.0, 1.05 * float(table["high"].max())))
+    axis.errorbar(range(len(table)), table[y], yerr=errors, fmt="o", color="#333333", capsize=4)
+    axis.set_xticks(range(len(table)), [str(value) for value in table[x]])
+    axis.set(xlabel=x, ylabel=y, ylim=(0, max(1.0, 1.05 * float(table["high"].max()))))
+    axis.margins(x=0.15)
     return axis
