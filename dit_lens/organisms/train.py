@@ -29,11 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for checkpoints, logs and the organism")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--device", default=None, help="overrides the preset's, which falls back to cpu")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of the transformer; the encoder has a process of its own"
-    )
+    parser.add_argument("--threads", type=int, default=None, help="of torch; by default as many as there are cores")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     preset = PRESETS[options.preset]
     device = options.device or (preset.device if torch.cuda.is_available() else "cpu")
     preset = replace(preset, device=device, autocast=preset.autocast and device != "cpu")
