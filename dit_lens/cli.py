@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Before transformers is imported: it announces at length which image processor it will use.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# The commands write files and open no window.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
