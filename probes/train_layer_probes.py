@@ -27,7 +27,7 @@ class Config:
     """Everything that a set of probes depends on."""
 
     model: str = "maze"
-    size: int = 6
+    size: int = 5
     instances: int = 192
     frame: int = -1
     folds: int = 3
