@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.subjects import BUILDERS, BUILT, Subject, leftovers, subject_of
+
+# A busy machine is no failure of a property.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(params=list(BUILDERS))
