@@ -49,6 +49,11 @@ def bootstrap_weights(count: int, replicates: int, seed: int) -> Floats:
     return np.concatenate([np.ones((1, count)), drawn])
 
 
+def weighted_means(values: Floats, weights: Floats) -> Floats:
+    """Means of values (..., n) under every row of weights (R, n): float of shape (R, ...)."""
+    return np.asarray((weights / weights.sum(axis=1, keepdims=True)) @ values.T)
+
+
 def percentile_interval(replicates: Floats) -> Interval:
     """Interval from an estimate followed by its bootstrap replicates, shape (replicates + 1,)."""
     finite = replicates[1:][np.isfinite(replicates[1:])]
@@ -59,4 +64,4 @@ def percentile_interval(replicates: Floats) -> Interval:
 def mean_interval(values: Floats, replicates: int = 1000, seed: int = 0) -> Interval:
     """Mean of values (n,) with its bootstrap interval."""
     weights = bootstrap_weights(len(values), replicates, seed)
-    return percentile_interval(weights @ values / weights.sum(axis=1))
+    return percentile_interval(weighted_means(values, weights))

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from dit_lens.lens import depth_lens
 from dit_lens.model import VideoDiT
-from dit_lens.statistics import bootstrap_weights, percentile_interval
+from dit_lens.statistics import bootstrap_weights, percentile_interval, weighted_means
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ class LensCurves:
         rows = []
         for measure, values in (("lens agreement", self.agreement), ("lens legality", self.legality)):
             for layer, of_layer in enumerate(values):
-                interval = percentile_interval(weights @ of_layer / weights.sum(axis=1))
+                interval = percentile_interval(weighted_means(of_layer, weights))
                 rows.append((layer, str(self.step), measure, *interval, len(of_layer)))
         return pd.DataFrame(rows, columns=["layer", "step", "measure", "value", "low", "high", "n"])
 

@@ -18,7 +18,7 @@ from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.probing import ProbeGrid, collect, probe_grid
 from dit_lens.sites import Select, indices
-from dit_lens.statistics import bootstrap_weights
+from dit_lens.statistics import bootstrap_weights, weighted_means
 
 Floats = NDArray[np.float64]
 
@@ -204,11 +204,8 @@ def _curves(
         known = [probes.excess(config.step, readouts, name, of_probes) for name in names if name in probes.labels]
         return np.asarray(np.mean(known, axis=0))
 
-    def mean(values: Floats, weights: Floats) -> Floats:
-        return np.asarray(weights @ values.T / weights.sum(axis=1, keepdims=True))
-
     return Curves(
         perception=excess(PERCEPTION), reasoning=excess(REASONING), path=excess((ANSWER,)),
-        share=mean(patching.share, of_pairs), unrelated=mean(patching.unrelated, of_pairs),
-        legality=mean(lens.legality, of_lens),
+        share=weighted_means(patching.share, of_pairs), unrelated=weighted_means(patching.unrelated, of_pairs),
+        legality=weighted_means(lens.legality, of_lens),
     )  # fmt: skip

@@ -14,7 +14,7 @@ It
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,8 @@ from tqdm.auto import tqdm
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions import Capture, Patch
 from dit_lens.model import VideoDiT
-from dit_lens.run import Run
 from dit_lens.sites import Select, Sites, indices
-from dit_lens.statistics import bootstrap_weights, percentile_interval, wilson
+from dit_lens.statistics import bootstrap_weights, percentile_interval, weighted_means, wilson
 from dit_lens.tasks.base import Task
 
 Floats = NDArray[np.float64]
@@ -71,7 +70,7 @@ class PatchingSweep:
         rows = []
         for i, layer in enumerate(self.layers):
             for measure, values in (("share", self.share[i]), ("share of an unrelated pair", self.unrelated[i])):
-                interval = percentile_interval(weights @ values / weights.sum(axis=1))
+                interval = percentile_interval(weighted_means(values, weights))
                 rows.append((layer, self.component, str(self.step), measure, *interval, len(values)))
             if self.flips.shape[1]:
                 flips = wilson(int(self.flips[i].sum()), self.flips.shape[1])
@@ -164,8 +163,8 @@ def _movements(
     # Rows 0..P-1 are originals and P..2P-1 counterfactuals: each row's donor is the other side of its pair.
     other = tuple(np.roll(np.arange(len(instances)), len(pairs)).tolist())
     clean = model.run(instances, seed=seeds * 2, record=True, stop_after=step)
-    donor = _with_captures(clean, model, step, component)
-    own = model.replay(clean, step).x0hat
+    unpatched = model.replay(clean, step, [Capture(Sites(component, steps=step))])
+    own, donor = unpatched.x0hat, replace(clean, captures=unpatched.captures)
     direction = (own[list(other)] - own) * _latent_mask(task, pairs, own)
     moved = []
     for layer in layers:
@@ -173,12 +172,6 @@ def _movements(
         moved.append(model.replay(clean, step, [patch]).x0hat - own)
     shape = (2, len(pairs), -1)
     return torch.stack(moved).reshape(len(layers), *shape), direction.reshape(shape)
-
-
-def _with_captures(run: Run, model: VideoDiT, step: int, component: str) -> Run:
-    replay = model.replay(run, step, [Capture(Sites(component, steps=step))])
-    run.captures = replay.captures
-    return run
 
 
 def _latent_mask(task: Task, pairs: Sequence[Pair], x0hat: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import torch
@@ -49,8 +48,14 @@ class OrganismConfig:
     words: tuple[str, ...] = field(default=WORDS, repr=False)
 
     @property
-    def latent_frames(self) -> int:
-        return (self.frames + 1) // 2
+    def run_defaults(self) -> dict[str, float]:
+        """Arguments of the pipeline with which the organism is trained to be run."""
+        return {
+            "num_inference_steps": 10,
+            "guidance_scale": 1.0,
+            "num_frames": self.frames,
+            "max_sequence_length": self.max_prompt_tokens,
+        }
 
 
 def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
@@ -113,8 +118,3 @@ def random_pipeline(config: OrganismConfig | None = None, seed: int = 0) -> WanI
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_pipeline(config, build_vae(config), build_transformer(config), build_text_encoder(config))
-
-
-def folder(name: str) -> str:
-    """Where the weights of a shipped organism lie."""
-    return os.path.join(os.path.dirname(__file__), name)

@@ -88,17 +88,11 @@ def save_organism(pipeline: WanImageToVideoPipeline, config: OrganismConfig, fol
 
     The card is written last: a folder without one is no organism.
     """
-    defaults = {
-        "num_inference_steps": steps,
-        "guidance_scale": 1.0,
-        "num_frames": config.frames,
-        "max_sequence_length": config.max_prompt_tokens,
-    }
     small = copy.deepcopy(pipeline)
     for part in (small.transformer, small.vae, small.text_encoder):
         # Not ModelMixin.half, which warns of modules that compute in single precision: only the file is to be small.
         nn.Module.half(part)
     small.save_pretrained(folder, safe_serialization=True)
-    card = {"config": vars(config), "defaults": defaults}
+    card = {"config": vars(config), "defaults": config.run_defaults | {"num_inference_steps": steps}}
     write_atomic(folder / CARD, json.dumps(card, indent=1).encode())
     return folder

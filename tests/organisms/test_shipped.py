@@ -12,11 +12,11 @@ import torch
 import dit_lens as dl
 from dit_lens.errors import InputError
 from dit_lens.organisms import load_organism, organism_names, save_organism
-from dit_lens.organisms.build import OrganismConfig, folder, random_pipeline
+from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.organisms.evaluate import evaluate_maze
 from tests.subjects import Subject
 
-HOME = Path(folder("maze"))
+HOME = Path(dl.organisms.__file__).parent / "maze"
 
 
 def test_weights_are_small_enough_to_ship() -> None:

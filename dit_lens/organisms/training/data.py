@@ -59,7 +59,6 @@ class Encoded(IterableDataset[tuple[Tensor, Tensor]]):
     every: int
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        torch.set_num_threads(1)
         device = self.vae.device
         step = self.first - self.first % self.every
         while True:

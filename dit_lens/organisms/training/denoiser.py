@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
 from torch import Tensor
 
+from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import build_pipeline, build_text_encoder, build_transformer
 from dit_lens.organisms.training.data import Encoded, encoded_batches, training_task
 from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
@@ -37,6 +37,7 @@ class Trainer:
 
     def __init__(self, preset: Preset, pipeline: WanImageToVideoPipeline, transformer: WanTransformer3DModel) -> None:
         self.preset, self.pipeline, self.transformer = preset, pipeline, transformer
+        self.model = VideoDiT(pipeline, defaults=preset.config.run_defaults)
         self.recipe = preset.denoiser
         self.total = total_steps(self.recipe.stages)
         self.optimiser = MuonAdamW(
@@ -104,24 +105,12 @@ class Trainer:
         mazes = task.sample(self.recipe.check_mazes, seed=0, split="val")
         kept = {n: p.clone() for n, p in self.transformer.named_parameters()}
         self.load_average()
-        scores = task.score(sample_videos(self.pipeline, mazes), mazes)
+        frames = self.model.run(mazes, seed=list(range(len(mazes)))).frames
+        assert frames is not None
+        scores = task.score(frames, mazes)
         self.transformer.load_state_dict(kept, strict=False)
         return {"solved": float(scores.strict.mean()), "score": float(scores.total.mean())}
 
     @torch.no_grad()
     def load_average(self) -> None:
         self.transformer.load_state_dict(self.ema.values, strict=False)
-
-
-def sample_videos(pipeline: WanImageToVideoPipeline, mazes: list[MazeInstance], steps: int = 10) -> np.ndarray:
-    """What the stock pipeline answers, one maze after the other: uint8 (B, T, height, width, 3)."""
-    pipeline.set_progress_bar_config(disable=True)
-    videos = []
-    for seed, maze in enumerate(mazes):
-        frames = pipeline(
-            image=maze.image, prompt=maze.prompt, height=maze.image.height, width=maze.image.width,
-            num_frames=maze.task.frames, num_inference_steps=steps, guidance_scale=1.0, max_sequence_length=16,
-            generator=torch.Generator().manual_seed(seed), output_type="np",
-        ).frames[0]  # fmt: skip
-        videos.append((frames * 255).round().astype(np.uint8))
-    return np.stack(videos)

@@ -27,6 +27,8 @@ PALETTE = {
 COLOURS = np.array(list(PALETTE.values()), dtype=np.uint8)
 FLOOR, WALLED, START, GOAL, TRAIL, AGENT = range(6)
 UNREADABLE = -1
+#: What the centre of a cell of the answer shows.
+ANSWER = (TRAIL, AGENT)
 #: A patch whose mean colour is farther than this (Euclidean, in 0-255 RGB) from every candidate is unreadable. The two
 #: nearest colours of the palette are 150 apart.
 TOLERANCE = 70.0

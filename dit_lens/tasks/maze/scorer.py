@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from dit_lens.tasks.maze.boards import UNREACHED, Boards, Bools, Ints, at, distances, restrict, shift
 from dit_lens.tasks.maze.render import (
     AGENT,
+    ANSWER,
     FLOOR,
     GOAL,
     START,
-    TRAIL,
     WALLED,
     read_centres,
     read_rings,
@@ -73,7 +73,7 @@ class MazeScores:
 def score_videos(videos: NDArray[np.uint8], boards: Boards, speed: int) -> MazeScores:
     """Score uint8 videos of shape (B, T, height, width, 3) against their boards."""
     centres = read_centres(videos, boards.size)
-    trails, agents = np.isin(centres, (TRAIL, AGENT)), centres == AGENT
+    trails, agents = np.isin(centres, ANSWER), centres == AGENT
     legal, complete = judge_trails(trails[:, -1], boards)
     return MazeScores(
         legal=legal,

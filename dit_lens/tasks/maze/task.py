@@ -25,7 +25,7 @@ from dit_lens.tasks.maze.boards import (
     sample_paths,
 )
 from dit_lens.tasks.maze.labels import maze_labels
-from dit_lens.tasks.maze.render import frame_sides, read_centres, render_video
+from dit_lens.tasks.maze.render import ANSWER, frame_sides, read_centres, render_video
 from dit_lens.tasks.maze.scorer import Floats, MazeScores, judge_trails, score_videos
 
 Video = NDArray[np.uint8]
@@ -211,7 +211,7 @@ class Maze:
 
     def read_answer(self, images: Video) -> Bools:
         """Cells that the last of the given frames (..., height, width, 3) shows as trail or agent: bool (..., n, n)."""
-        return np.isin(read_centres(images, self.size), (4, 5))
+        return np.isin(read_centres(images, self.size), ANSWER)
 
     def judge_answer(self, answers: Bools, instances: Sequence[MazeInstance]) -> tuple[Floats, Floats]:
         """The rules *legal* and *complete* of answers (B, n, n) as `read_answer` gives them: two float arrays (B,)."""
