@@ -7,12 +7,14 @@ interventions. An analysis is a loop over runs that returns a tidy table.
 from dit_lens import errors, tasks
 from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
 from dit_lens.errors import DitLensError
+from dit_lens.geometry import Geometry
 from dit_lens.interventions import At, Capture, Intervention, Merge, Patch
 from dit_lens.lens import depth_lens, step_lens
 from dit_lens.model import VideoDiT
 from dit_lens.organisms import load_organism
 from dit_lens.run import Call, Ledger, Replay, Row, Run
-from dit_lens.sites import Geometry, Site, Sites, Tokens
+from dit_lens.sites import Site, Sites
+from dit_lens.tokens import Tokens
 
 __version__ = "0.1.0"
 

@@ -61,12 +61,17 @@ class Tree:
                 returned.append(tracer.result)
         return returned[0]
 
-    def at(self, path: str) -> Any:
-        """The envoy at a dotted path."""
-        envoy = self.envoy
-        for part in path.split("."):
-            envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
-        return envoy
+
+def module_of(envoy: Any) -> nn.Module:
+    """The module that an envoy stands for."""
+    return envoy._module
+
+
+def at(envoy: Any, path: str) -> Any:
+    """The envoy at a dotted path below another."""
+    for part in path.split("."):
+        envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
+    return envoy
 
 
 def _take_off(module: nn.Module) -> dict[str, Any]:

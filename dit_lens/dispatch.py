@@ -2,100 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dit_lens.architectures import Architecture
 from dit_lens.bridge import Tree
-from dit_lens.errors import DidNotFire, DonorError, InputError, NotFinite
-from dit_lens.interventions.base import At, Intervention
-from dit_lens.run import Call, Ledger, Row, name_some
-from dit_lens.sites import Geometry, Site
+from dit_lens.errors import DidNotFire
+from dit_lens.plan import Planned, Recorder, Visitor
+from dit_lens.run import Call, Context, Resume
+from dit_lens.schedule import Schedule
+from dit_lens.sites import Site
+from dit_lens.walk import Enough, Walk, dressed
 
 Body = Callable[[Call, Any], None]
-
-
-@dataclass
-class Planned:
-    """An intervention, the sites it resolved to, and those that it visited so far."""
-
-    intervention: Intervention
-    sites: tuple[Site, ...]
-    visited: int = 0
-
-    def at_call(self, call: Call) -> list[Site]:
-        return [s for s in self.sites if (s.step, s.branch) == (call.step, call.branch)]
-
-    def at_step(self, step: int, component: str) -> list[Site]:
-        return [s for s in self.sites if (s.step, s.component) == (step, component)]
-
-
-@dataclass
-class Recorder:
-    """Everything that a run collects as it goes."""
-
-    captures: dict[str, dict[Site, Tensor]] = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-    visited: dict[Site, None] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-
-    def keep(self, site: Site, name: str, tensor: Tensor) -> None:
-        """Store one capture.
-
-        Raises
-        ------
-        NotFinite, InputError
-        """
-        self.require_finite(tensor, site)
-        store = self.captures.setdefault(name, {})
-        if site in store:
-            raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
-        store[site] = tensor
-        self.ledger.captured_bytes += tensor.numel() * tensor.element_size()
-
-    def require_finite(self, tensor: Tensor, site: Site) -> None:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise NotFinite(f"{bad} of {tensor.numel()} values are NaN or infinite at {site}; {self.where()}")
-
-    def where(self) -> str:
-        """The sites visited so far, in words."""
-        return (
-            name_some(self.visited)
-            .replace("there are", "visited so far:")
-            .replace("no site was", "no site visited yet")
-        )
-
-
-@dataclass
-class Visitor:
-    """Hands activations to interventions and checks what comes back."""
-
-    rows: tuple[Row, ...]
-    recorder: Recorder
-
-    def deliver(self, planned: Planned, site: Site, activation: Tensor) -> Tensor | None:
-        """Apply one intervention to one activation (B, F, H, W, D) or (B, C, F, H, W); the replacement, or None."""
-        tokens = planned.intervention.sites.tokens
-        part = tokens.take(activation)
-        planned.visited += 1
-        self.recorder.visited[site] = None
-        new = planned.intervention(part, At(site, self.rows, partial(self.recorder.keep, site)))
-        if new is None:
-            return None
-        given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-        if given != tuple(part.shape):
-            name = type(planned.intervention).__name__
-            raise DonorError(f"{name} returned {given} at {site}; expected shape {tuple(part.shape)}")
-        self.recorder.require_finite(new, site)
-        return tokens.put(activation, new)
 
 
 @dataclass
@@ -105,102 +29,139 @@ class Dispatcher:
     Parameters
     ----------
     pipeline : the diffusers pipeline, or None when a recorded call is replayed
+    context : Context
     trees : dict from expert name (None in models of one) to Tree
-    guidance : dict from expert name to guidance scale
+    plan : list of Planned
+    calls : the branches of each call of a step
+    scales : dict from expert name to the numbers that combine the branches
+    stop_after : int, or "last site", or None
     """
 
     pipeline: Any
-    architecture: Architecture
+    context: Context
     trees: Mapping[str | None, Tree]
-    geometry: Geometry
-    rows: tuple[Row, ...]
     plan: Sequence[Planned]
-    guidance: Mapping[str | None, float] = field(default_factory=dict)
+    calls: tuple[tuple[str, ...], ...] = ()
+    scales: Mapping[str | None, Mapping[str, float]] = field(default_factory=dict)
     body: Body | None = None
     record: bool = False
-    stop_after: int | None = None
-    recorder: Recorder = field(default_factory=Recorder)
+    stop_after: int | str | None = None
+    resume: Resume | None = None
     step: int = -1
     latents: Tensor | None = None
-    _timestep: Any = None
     _nth: int = 0
+    _timestep: Any = None
     _velocities: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.visitor = Visitor(self.rows, self.recorder)
+        self.recorder = Recorder()
+        self.visitor = Visitor(self.context, self.recorder)
+        self.architecture = self.context.architecture
+        self.steps = self.context.geometry.steps
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Sit in the forward of every expert; taken out again whatever happens."""
+        """Sits in ``forward`` of every expert; taken out again whatever happens."""
         with ExitStack() as stack:
+            self.context.recorder = self.recorder
+            stack.callback(setattr, self.context, "recorder", None)
             for expert, tree in self.trees.items():
                 module = tree.modules[""]
                 before = {"forward": module.__dict__["forward"]} if "forward" in module.__dict__ else {}
                 stack.callback(module.__dict__.update, before)
                 stack.callback(module.__dict__.pop, "forward")
-                module.__dict__["forward"] = partial(self._forward, expert, module.forward)
+                module.__dict__["forward"] = self._dispatching(expert, module.forward)
             yield
 
-    def _forward(self, expert: str | None, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _dispatching(self, expert: str | None, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def dispatching(*args: Any, **kwargs: Any) -> Any:
+            return self._forward(expert, forward, args, kwargs)
+
+        return dispatching
+
+    def _forward(
+        self, expert: str | None, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         call = self._next_call(expert, args, kwargs)
-        output = self.run_call(call, forward, args, kwargs)
-        self._velocities[call.branch] = output[0]
+        if self.resume is not None and call.step < self.resume.step:
+            output = self.resume.run.recorded(call.step)[call.nth].output
+        else:
+            output = self.run_call(call, forward, args, kwargs)
+        kept = {"args": args, "kwargs": dict(kwargs), "output": output} if self.record else {"kwargs": {}}
+        call = replace(call, **kept)
+        self.recorder.calls.append(call)
+        self._velocities |= velocities(call, output)
         return output
 
-    def _next_call(self, expert: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _next_call(self, expert: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """Name the call. Pipelines set ``_current_timestep`` to a new object once a step, whatever calls they make."""
         if self.pipeline._current_timestep is not self._timestep:
             self._timestep = self.pipeline._current_timestep
             self.step, self._nth, self._velocities = self.step + 1, 0, {}
-        branch = self.geometry.branches[self._nth]
-        recorded: dict[str, Any] = {"args": args, "kwargs": dict(kwargs)} if self.record else {}
-        sigma, timestep = self.sigma(self.step), float(self._timestep)
-        call = Call(self.step, self._nth, branch, expert, sigma, timestep, self.guidance[expert], **recorded)
+            self._know_schedule()
+        call = Call(
+            self.step, self._nth, self.calls[self._nth], expert, self.sigma(self.step), self.alpha(self.step),
+            float(self._timestep), self.scales[expert], kwargs=kwargs, context=self.context,
+        )  # fmt: skip
         self._nth += 1
-        self.recorder.calls.append(call)
         return call
 
+    def _know_schedule(self) -> None:
+        if self.context.schedule is None:
+            self.context.schedule = Schedule.of(self.pipeline.scheduler)
+
     def sigma(self, step: int) -> float:
-        return float(self.pipeline.scheduler.sigmas[step])
+        """Before the pipeline has set its timesteps the state is pure noise."""
+        return self.context.schedule.sigma(step) if self.context.schedule is not None else 1.0
+
+    def alpha(self, step: int) -> float:
+        return self.context.schedule.alpha(step) if self.context.schedule is not None else 0.0
 
     def run_call(
         self, call: Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """One denoiser call, plain where nothing is to happen in it and as one trace otherwise."""
         tree = self.trees[call.expert]
-        self._count()
-        visits = [(p, sites) for p in self.plan if (sites := p.at_call(call))]
-        if not visits and self.body is None:
+        visits = [
+            (p, sites) for p in self.plan if (sites := [s for b in call.branches for s in p.at_call(call.step, b)])
+        ]
+        resume = (
+            self.resume if self.resume is not None and self.resume.step == call.step and self.resume.layer else None
+        )
+        layers = len(self.architecture.blocks(tree.modules[""]))
+        if not visits and resume is None and self.body is None:
+            self._count(call, layers)
             return forward(*args, **kwargs)
-        workers = [partial(self._visit, planned, self._dress(sites, call), tree) for planned, sites in visits]
+        visits = [(p, dressed(sites, call)) for p, sites in visits]
+        walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._is_last(call))
+        workers = [partial(walk, tree.envoy)] if visits or resume is not None else []
         if self.body is not None:
-            workers.append(partial(self.body, call, tree.envoy))
-        with tree.attached(None if self.body else self._touched(visits, tree)):
-            output = tree.trace(partial(tree.modules[""].forward, *args, **kwargs), workers)
-        self.recorder.require_finite(output[0], Site(call.step, call.branch, None, "velocity"))
+            workers.append(partial(self.body, replace(call, args=args), tree.envoy))
+        try:
+            with tree.attached(None if self.body else walk.touched()):
+                output = tree.trace(partial(tree.modules[""].forward, *args, **kwargs), workers)
+        finally:
+            self._count(call, walk.blocks_run)
+        for branch, velocity in velocities(call, output).items():
+            self.recorder.require_finite(velocity, Site(call.step, branch, None, "velocity"))
         return output
 
-    def _touched(self, visits: list[tuple[Planned, list[Site]]], tree: Tree) -> list[str]:
-        """Paths of the modules that the visits read or edit."""
-        paths = self.architecture.block_paths(tree.modules[""])
-        return [paths[k] for k in sorted({s.layer or 0 for _, sites in visits for s in sites})]
+    def _is_last(self, call: Call) -> bool:
+        """Whether no site of the run lies behind this call."""
+        if self.stop_after != "last site":
+            return False
+        later = {b for group in self.calls[call.nth + 1 :] for b in group}
+        return not any(
+            s.step > call.step or (s.step == call.step and (s.component == "guided" or s.branch in later))
+            for p in self.plan for s in p.sites
+        )  # fmt: skip
 
-    def _count(self) -> None:
-        ledger, rows = self.recorder.ledger, len(self.rows)
+    def _count(self, call: Call, blocks: int) -> None:
+        ledger, rows = self.recorder.ledger, len(self.context.rows) * len(call.branches)
         ledger.calls += 1
         ledger.denoiser_forwards += rows
-        ledger.block_forwards += rows * self.geometry.layers
-
-    def _dress(self, sites: list[Site], call: Call) -> list[Site]:
-        return [replace(s, sigma=call.sigma, expert=call.expert) for s in sites]
-
-    def _visit(self, planned: Planned, sites: list[Site], tree: Tree) -> None:
-        """Worker of one intervention in one call; sites come in execution order."""
-        paths = self.architecture.block_paths(tree.modules[""])
-        for site in sites:
-            deliver = partial(self.visitor.deliver, planned, site)
-            place = tree.envoy if site.component in ("model_input", "velocity") else tree.at(paths[site.layer or 0])
-            VISITS[site.component](place, deliver, self.geometry.grid)
+        ledger.block_forwards += rows * blocks
 
     def prepared(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         """``pipeline.prepare_latents`` whose first result, the state at step 0, is shown to ``latents`` sites."""
@@ -208,87 +169,89 @@ class Dispatcher:
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
             result = prepare(*args, **kwargs)
             state, *rest = result if isinstance(result, tuple) else (result,)
+            if not self.architecture.late_timesteps:
+                self._know_schedule()
             state = self._enter_step(0, state)
             return (state, *rest) if isinstance(result, tuple) else state
 
         return prepare_latents
 
+    def stepped(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """``scheduler.step`` that shows the next state, for pipelines without a callback at the end of a step."""
+
+        @functools.wraps(step)
+        def step_and_show(*args: Any, **kwargs: Any) -> Any:
+            state, *rest = step(*args, **kwargs)
+            return (self.on_step_end(self.pipeline, self.step, None, {"latents": state})["latents"], *rest)
+
+        return step_and_show
+
     def on_step_end(self, pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's ``callback_on_step_end``: what happens around the denoiser."""
+        self.recorder.settle()
         if any(p.at_step(step, "guided") for p in self.plan):
-            guided = self.architecture.guide(self._velocities, self.recorder.calls[-1].guidance_scale)
-            self._visit_around(step, "guided", guided)
-        latents = kwargs["latents"]
-        if step + 1 < self.geometry.steps and step != self.stop_after:
-            latents = self._enter_step(step + 1, latents)
-        self.latents = latents
+            self._visit_around(step, "guided", self._guided())
+        state = kwargs["latents"]
+        if step + 1 < self.steps and step != self.stop_after:
+            state = self._enter_step(step + 1, state)
+        self.latents = self.architecture.unpack(state, self.context.latent)
         if step == self.stop_after:
             pipeline._interrupt = True
-        return {"latents": latents}
+        return {"latents": state}
 
-    def _enter_step(self, step: int, state: Tensor) -> Tensor:
-        state = self._visit_around(step, "latents", state)
+    def _guided(self) -> Tensor:
+        assert self.latents is not None
+        return self.architecture.guide(
+            self._velocities, self.recorder.calls[-1].scales, self.latents, self.sigma(self.step)
+        )
+
+    def _enter_step(self, step: int, packed: Tensor) -> Tensor:
+        """Show the state before a step to the interventions at ``latents``, in the pipeline's own layout."""
+        if self.resume is not None and step <= self.resume.step:
+            before = self.resume.run.states[step].to(packed)
+            packed = self.architecture.pack(before, self.context.latent)
+        state = self.architecture.unpack(packed, self.context.latent)
+        changed = self._visit_around(step, "latents", state)
+        self.latents = changed
         if self.record:
-            self.recorder.states.append(state)
-        return state
+            self.recorder.states.append(changed)
+        return packed if changed is state else self.architecture.pack(changed, self.context.latent)
 
     def _visit_around(self, step: int, component: str, tensor: Tensor) -> Tensor:
         """Show a tensor that lives between calls to the interventions at its site, in the order of the list."""
-        for planned in self.plan:
-            for site in planned.at_step(step, component):
-                # At step 0 the first sigma is known already: the pipeline sets its timesteps before its latents.
-                changed = self.visitor.deliver(planned, replace(site, sigma=self.sigma(step)), tensor)
-                tensor = tensor if changed is None else changed
+        visits = [(p, site) for p in self.plan for site in p.at_step(step, component)]
+        x0hat = self._x0hat(step - 1) if visits and component == "latents" and step > 0 else None
+        for planned, site in visits:
+            site = replace(site, sigma=self.sigma(step), alpha=self.alpha(step))
+            changed = self.visitor.deliver(planned, site, tensor, x0hat=x0hat)
+            tensor = tensor if changed is None else changed
+        if visits and self.stop_after == "last site" and self._was_last(step, component):
+            self.latents = tensor if component == "latents" else self.latents
+            raise Enough
         return tensor
+
+    def _x0hat(self, step: int) -> Tensor:
+        """The clean estimate of the step that has just been done."""
+        assert self.context.schedule is not None
+        assert self.latents is not None
+        return self.context.schedule.clean(step, self.latents, self._guided())
+
+    def _was_last(self, step: int, component: str) -> bool:
+        sites = [s for p in self.plan for s in p.sites]
+        if component == "guided":
+            return not any(s.step > step for s in sites)
+        return not any(s.step > step or (s.step == step and s.component != "latents") for s in sites)
 
     def require_fired(self) -> None:
         """Raise `DidNotFire` for the first intervention that no call reached."""
+        self.recorder.settle()
         for planned in self.plan:
             if not planned.visited:
                 name, sites = type(planned.intervention).__name__, planned.intervention.sites
                 raise DidNotFire(f"{name} at [{sites}] never fired; {self.recorder.where()}")
 
 
-def _visit_model_input(root: Any, deliver: Callable[[Tensor], Tensor | None], grid: tuple[int, ...]) -> None:
-    args, kwargs = root.inputs
-    changed = deliver(kwargs["hidden_states"])
-    if changed is not None:
-        root.inputs = (args, {**kwargs, "hidden_states": changed})
-
-
-def _visit_velocity(root: Any, deliver: Callable[[Tensor], Tensor | None], grid: tuple[int, ...]) -> None:
-    output = root.output
-    changed = deliver(output[0])
-    if changed is not None:
-        root.output = (changed, *output[1:])
-
-
-def _visit_embed(block: Any, deliver: Callable[[Tensor], Tensor | None], grid: tuple[int, ...]) -> None:
-    changed = deliver(block.input.unflatten(1, grid))
-    if changed is not None:
-        block.input = changed.flatten(1, 3)
-
-
-def _visit_resid(block: Any, deliver: Callable[[Tensor], Tensor | None], grid: tuple[int, ...]) -> None:
-    changed = deliver(block.output.unflatten(1, grid))
-    if changed is not None:
-        block.output = changed.flatten(1, 3)
-
-
-def _visit_delta(block: Any, deliver: Callable[[Tensor], Tensor | None], grid: tuple[int, ...]) -> None:
-    before = block.input
-    after = block.output
-    own = (after - before).unflatten(1, grid)
-    changed = deliver(own)
-    if changed is not None:
-        # Adding the difference keeps patching with one's own update the identity, bit for bit.
-        block.output = after + (changed - own).flatten(1, 3)
-
-
-VISITS = {
-    "model_input": _visit_model_input,
-    "embed": _visit_embed,
-    "delta": _visit_delta,
-    "resid": _visit_resid,
-    "velocity": _visit_velocity,
-}
+def velocities(call: Call, output: Any) -> dict[str, Tensor]:
+    """What a denoiser call predicted, by branch: Tensor of shape (B, C, F, H, W)."""
+    unpack, latent = call.context.architecture.unpack, call.context.latent
+    return {branch: unpack(output[0][call.rows(branch)], latent) for branch in call.branches}

@@ -10,6 +10,7 @@
     ├── NotFinite              NaN or infinity in an activation
     ├── UnsupportedModel       not a video diffusion transformer that dit_lens knows
     ├── TaskError              a task that cannot be made or scored as asked
+    ├── CheckFailed            a model that does not do what its family's file says
     └── EvidenceError          an analysis that cannot be carried out on what it was given
 """
 
@@ -46,6 +47,10 @@ class UnsupportedModel(DitLensError, TypeError):
 
 class TaskError(DitLensError, ValueError):
     """A task that cannot be made or scored as asked."""
+
+
+class CheckFailed(DitLensError, AssertionError):
+    """A model that does not do what its family's file says; the message names the family, the site and the numbers."""
 
 
 class EvidenceError(DitLensError, ValueError):

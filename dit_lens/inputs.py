@@ -114,29 +114,6 @@ def _name(prompt: str, image: Any) -> str:
     return f"{prompt} [{hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:12]}]"
 
 
-def check_size(pipeline: Any, height: int, width: int, frames: int) -> None:
-    """Refuse a size that the pipeline would round, crop or reject.
-
-    Raises
-    ------
-    InputError
-        Names the nearest valid value.
-    """
-    patch = pipeline.transformer.config.patch_size
-    spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
-    for name, value, step in (
-        ("height", height, np.lcm(16, spatial * patch[1])),
-        ("width", width, np.lcm(16, spatial * patch[2])),
-    ):
-        if value < step or value % step:
-            nearest = max(step, round(value / step) * step)
-            raise InputError(f"{name}={value} is not a multiple of {step}; the nearest valid value is {nearest}")
-    # The Wan VAE encodes one frame and then chunks of four, whatever its temporal factor.
-    if frames < 1 or (frames - 1) % 4:
-        nearest = 1 + 4 * max(0, round((frames - 1) / 4))
-        raise InputError(f"num_frames={frames} is not 1 + 4 k (temporal factor {temporal}); the nearest is {nearest}")
-
-
 def split_rows(prepare: Any) -> Any:
     """``pipeline.prepare_latents`` for a batch of different images.
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import inspect
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -22,13 +17,19 @@ from torch import Tensor, nn
 
 from dit_lens.architectures import architecture_of
 from dit_lens.bridge import Tree
-from dit_lens.dispatch import Body, Dispatcher, Planned
+from dit_lens.compat import refuse_modes
+from dit_lens.dispatch import Body, Dispatcher, velocities
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
-from dit_lens.flow import clean_estimate
-from dit_lens.inputs import Inputs, check_size, gather, split_rows
+from dit_lens.geometry import Geometry
+from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
+from dit_lens.identity import model_id, run_id
+from dit_lens.inputs import Inputs, gather, split_rows
 from dit_lens.interventions.base import Intervention, check
-from dit_lens.run import Replay, Row, Run
-from dit_lens.sites import READ_ONLY, Geometry, Sites
+from dit_lens.plan import Planned
+from dit_lens.run import Call, Context, Replay, Resume, Row, Run
+from dit_lens.settings import gather_settings, geometry_of, scales_of
+from dit_lens.sites import READ_ONLY, Sites
+from dit_lens.walk import Enough
 
 
 class VideoDiT:
@@ -53,6 +54,7 @@ class VideoDiT:
     ----------
     pipeline : DiffusionPipeline
     architecture : Architecture
+    experts : dict from expert name (None in models of one) to transformer
     layers : int
         Blocks L on the one layer axis.
     """
@@ -72,10 +74,10 @@ class VideoDiT:
         self.architecture = architecture_of(model)
         self.defaults = dict(defaults or {})
         second = getattr(model, "transformer_2", None)
-        self.experts: dict[str | None, Any] = {None: model.transformer}
+        self.experts: dict[str | None, Any] = {None: self.pipeline.transformer}
         if second is not None:
-            self.experts = {"high_noise": model.transformer, "low_noise": second}
-        self.layers = len(self.architecture.blocks(model.transformer))
+            self.experts = {"high_noise": self.pipeline.transformer, "low_noise": second}
+        self.layers = len(self.architecture.blocks(self.pipeline.transformer))
 
     def __repr__(self) -> str:
         name = type(self.pipeline).__name__
@@ -88,14 +90,7 @@ class VideoDiT:
     @cached_property
     def id(self) -> str:
         """Hash of the transformers' configuration and of a sample of their weights."""
-        digest = hashlib.sha256()
-        for module in self.experts.values():
-            # Private entries say where and by which version it was loaded, not what it is.
-            config = {k: v for k, v in module.config.items() if not k.startswith("_")}
-            digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-            for parameter in module.parameters():
-                digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return model_id(self.experts.values())
 
     @torch.no_grad()
     def run(
@@ -109,7 +104,8 @@ class VideoDiT:
         body: Body | None = None,
         decode: bool = True,
         record: bool = False,
-        stop_after: int | None = None,
+        stop_after: int | str | None = None,
+        resume: Resume | None = None,
         **pipeline_arguments: Any,
     ) -> Run:
         """Generate with interventions.
@@ -122,51 +118,62 @@ class VideoDiT:
         steps : int, optional
             Denoising steps S.
         guidance_scale : float, optional
-            Above 1, the run has a branch "uncond" besides "cond".
+            Above 1, the run has a branch "uncond" besides "cond" (in the families that guide so).
         interventions : list of Intervention
             At one site they apply in the order of the list; across sites the model's execution order rules.
         body : callable (call, dit), optional
-            Plain nnsight code, run inside the trace of every denoiser call with ``dit`` the transformer's envoy.
+            Plain nnsight code, run inside the trace of every denoiser call with ``dit`` the transformer's envoy. It
+            sees what the interventions did.
         decode : bool
             Whether to decode the final latents to frames.
         record : bool
-            Keep every call's arguments and every step's state, for `replay`.
-        stop_after : int, optional
-            Leave the loop after this step; nothing is decoded.
+            Keep every call's arguments and output and every step's state, for `replay` and ``resume``.
+        stop_after : int or "last site", optional
+            Leave the loop after this step, or as soon as the last site of the interventions has been met: no later
+            block or step is computed. Nothing is decoded.
+        resume : Resume, optional
+            Take the first steps, and at one step the first blocks, from an earlier run's record.
         **pipeline_arguments
             Passed to the pipeline (``height``, ``width``, ``num_frames``, ``negative_prompt`` ...).
 
         Raises
         ------
-        SiteError, DonorError, InputError
+        SiteError, DonorError, InputError, UnsupportedModel
             Before the run, naming the valid values.
         DidNotFire, NotFinite
             As soon as it is known, naming the sites visited.
         """
         started = time.perf_counter()
+        refuse_modes(self.experts.values())
         gathered = gather(inputs, seed)
-        settings = self._settings(gathered, steps, guidance_scale, pipeline_arguments)
-        geometry = self._geometry(settings)
-        if stop_after is not None and not 0 <= stop_after < geometry.steps:
-            raise InputError(f"stop_after={stop_after}: this run has steps 0..{geometry.steps - 1}")
+        arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | pipeline_arguments
+        settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, arguments)
+        geometry = geometry_of(self.pipeline, self.architecture, settings)
+        context = Context(self.architecture, geometry, gathered.rows)
+        plan = self._plan(interventions, geometry, gathered.rows)
+        _check_stop(stop_after, geometry, plan)
+        if resume is not None:
+            resume.check(self.id, context, settings)
+            _check_reached(resume, plan)
         dispatcher = Dispatcher(
-            self.pipeline, self.architecture, self._trees, geometry, gathered.rows,
-            self._plan(interventions, geometry, gathered.rows),
-            self._guidance(settings), body, record, stop_after,
+            self.pipeline, context, self._trees, plan, self.architecture.calls(self.pipeline, settings),
+            scales_of(self.pipeline, self.architecture, settings, self.experts), body, record, stop_after, resume,
         )  # fmt: skip
         decode = decode and stop_after is None
         output = self._generate(dispatcher, gathered, settings, decode)
         dispatcher.require_fired()
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
+        assert context.schedule is not None
         return Run(
-            id=self._run_id(gathered, settings, interventions),
+            id=run_id(self.id, gathered.rows, settings, [*interventions, body]),
+            model_id=self.id,
             rows=gathered.rows,
-            frames=(output * 255).round().astype(np.uint8) if decode else None,
+            frames=(np.asarray(output) * 255).round().astype(np.uint8) if decode else None,
             latents=cast(Tensor, dispatcher.latents),
-            sigmas=tuple(float(s) for s in self.pipeline.scheduler.sigmas),
+            schedule=context.schedule,
             geometry=geometry,
-            guidance_scale=settings["guidance_scale"],
+            settings=settings,
             captures=recorder.captures,
             calls=tuple(recorder.calls),
             states=tuple(recorder.states),
@@ -174,101 +181,114 @@ class VideoDiT:
         )
 
     @torch.no_grad()
-    def replay(self, run: Run, step: int, interventions: Sequence[Intervention] = ()) -> Replay:
+    def replay(self, run: Run, step: int, interventions: Sequence[Intervention] = (), *, from_layer: int = 0) -> Replay:
         """Do one denoising step of a recorded run again, alone, with other interventions.
 
         Without interventions the velocities are the run's, bit for bit.
+
+        Parameters
+        ----------
+        run : Run made with ``record=True``
+        step : int
+        interventions : list of Intervention
+        from_layer : int
+            Answer the blocks before this one with the residual streams that the run captured after block
+            ``from_layer - 1`` (see `Resume`).
 
         Raises
         ------
         InputError
             The run was not made with ``record=True``, or has no such step.
         """
-        calls = [c for c in run.calls if c.step == step]
-        if not calls or not calls[0].kwargs:
-            raise InputError(f"step {step} was not recorded; run with record=True, steps 0..{run.geometry.steps - 1}")
+        return self._replay(run, step, interventions, from_layer)
+
+    def _replay(self, run: Run, step: int, interventions: Sequence[Intervention], from_layer: int) -> Replay:
+        calls = run.recorded(step)
+        refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled())
+        context: Context = calls[0].context
         plan = self._plan(interventions, run.geometry, run.rows)
-        dispatcher = Dispatcher(None, self.architecture, self._trees, run.geometry, run.rows, plan)
-        velocities, conditioning, started = {}, {}, time.perf_counter()
+        resume = Resume(run, step, from_layer) if from_layer else None
+        if resume is not None:
+            resume.check(self.id, context, run.settings)
+            _check_reached(resume, plan, first=step)
+        dispatcher = Dispatcher(None, context, self._trees, plan, resume=resume)
+        predicted: dict[str, Tensor] = {}
+        conditioning: dict[str, dict[str, Any]] = {}
+        started = time.perf_counter()
         for call in calls:
             module: Any = self.experts[call.expert]
-            with _output_of(module.get_submodule(self.architecture.conditioning)) as outputs:
-                velocities[call.branch] = dispatcher.run_call(call, module.forward, call.args, call.kwargs)[0]
-            conditioning[call.branch] = outputs[-1]
+            with _outputs_of(module, self.architecture.conditioning) as outputs:
+                output = dispatcher.run_call(call, module.forward, call.args, call.kwargs)
+            predicted |= velocities(call, output)
+            conditioning |= {b: _rows_of(outputs, call.rows(b), call) for b in call.branches}
         dispatcher.require_fired()
         dispatcher.recorder.ledger.seconds = time.perf_counter() - started
-        guided = self.architecture.guide(velocities, calls[0].guidance_scale)
-        x0hat = clean_estimate(self.pipeline.scheduler, run.states[step], guided, calls[0].sigma)
+        guided = self.architecture.guide(predicted, calls[0].scales, run.states[step], calls[0].sigma)
+        x0hat = run.schedule.clean(step, run.states[step], guided)
         captures, ledger = dispatcher.recorder.captures, dispatcher.recorder.ledger
-        return Replay(step, velocities, guided, x0hat, conditioning, captures, ledger)
+        return Replay(step, predicted, guided, x0hat, conditioning, captures, ledger)
+
+    def gradients(
+        self,
+        run: Run,
+        step: int,
+        metric: Metric,
+        sites: Sites,
+        interventions: Sequence[Intervention] = (),
+        *,
+        from_layer: int = 0,
+    ) -> Gradients:
+        """Derivative of a metric of one denoising step by the activations at some sites.
+
+        The step is replayed alone with gradients switched on, every other with none: what attribution patching needs
+        (Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
+
+        Parameters
+        ----------
+        run : Run made with ``record=True``
+        step : int
+        metric : callable (Replay) -> Tensor of no shape
+            From its ``x0hat``, ``guided`` or ``velocities``.
+        sites : Sites
+            Activations by which to derive, after the interventions.
+        interventions, from_layer
+            As in `replay`.
+
+        Raises
+        ------
+        InputError
+            The step was not recorded, or the metric is no scalar.
+        UnsupportedModel
+            Gradient checkpointing is enabled.
+        """
+        watch = Watch(sites.at(steps=step))
+        with torch.enable_grad(), frozen(self.experts.values()):
+            replay = self._replay(run, step, [*interventions, watch], from_layer)
+            value = metric(replay)
+            if not isinstance(value, Tensor) or value.ndim:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(f"gradients: the metric must give a tensor of no shape, got {shape}")
+            found = derive(watch, value)
+        return Gradients(value.detach(), watch.activations, found, detached(replay))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 32) -> NDArray[np.uint8]:
         """Frames of sampler latents (B, C, F, H, W), as the pipeline decodes them: uint8 (B, T, height, width, 3)."""
         frames = []
         for part in latents.split(batch):
-            decoded = self.pipeline.vae.decode(self.architecture.denormalise(self.pipeline, part), return_dict=False)[0]
+            decoded = self.architecture.decode(self.pipeline, part)
             pixels = self.pipeline.video_processor.postprocess_video(decoded, output_type="np")
             frames.append((pixels * 255).round().astype(np.uint8))
         return np.concatenate(frames)
 
     def geometry(
-        self, inputs: Any = None, *, steps: int | None = None, guidance_scale: float | None = None
+        self, inputs: Any = None, *, steps: int | None = None, guidance_scale: float | None = None, **arguments: Any
     ) -> Geometry:
         """What a run with these settings would offer to be addressed."""
         gathered = gather(inputs, 0) if inputs is not None else Inputs((), [], None, {})
-        return self._geometry(self._settings(gathered, steps, guidance_scale, {}))
-
-    def _settings(
-        self, inputs: Inputs, steps: int | None, guidance_scale: float | None, arguments: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """All pipeline arguments: the pipeline's own defaults, the model's, the inputs', the call's."""
-        signature = inspect.signature(type(self.pipeline).__call__).parameters
-        names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
-        settings = {n: signature[n].default for n in names if n in signature} | self.defaults
-        if inputs.images is not None:
-            settings |= {"height": inputs.images[0].height, "width": inputs.images[0].width}
-        settings |= dict(inputs.options) | dict(arguments)
-        given = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-        settings |= {k: v for k, v in given.items() if v is not None}
-        self._check_settings(settings, inputs, set(signature))
-        return settings
-
-    def _check_settings(self, settings: Mapping[str, Any], inputs: Inputs, known: set[str]) -> None:
-        if unknown := set(settings) - known:
-            raise InputError(f"{type(self.pipeline).__name__} takes no {', '.join(sorted(unknown))}")
-        steps = settings["num_inference_steps"]
-        if not isinstance(steps, int) or steps < 1:
-            raise InputError(f"steps={steps!r}: need a whole number of at least 1")
-        check_size(self.pipeline, settings["height"], settings["width"], settings["num_frames"])
-        takes_image = "image" in known
-        if takes_image != (inputs.images is not None) and inputs.rows:
-            wants = "needs an image" if takes_image else "takes no image"
-            raise InputError(f"{type(self.pipeline).__name__} {wants}")
-        sizes = {image.size for image in inputs.images or []}
-        if len(sizes) > 1:
-            raise InputError(f"images of one run must share a size, got {sorted(sizes)}")
-
-    def _geometry(self, settings: Mapping[str, Any]) -> Geometry:
-        pipeline, transformer = self.pipeline, self.pipeline.transformer
-        latent = (
-            transformer.config.out_channels,
-            (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1,
-            settings["height"] // pipeline.vae_scale_factor_spatial,
-            settings["width"] // pipeline.vae_scale_factor_spatial,
-        )
-        branches = self.architecture.branches(pipeline, settings["guidance_scale"])
-        grid = self.architecture.grid(transformer, latent)
-        tokens = (*grid, self.architecture.width(transformer))
-        shapes = dict.fromkeys(("latents", "velocity", "guided"), latent)
-        shapes |= dict.fromkeys(("embed", "delta", "resid"), tokens)
-        shapes["model_input"] = (transformer.config.in_channels, *latent[1:])
-        return Geometry(settings["num_inference_steps"], self.layers, branches, grid, shapes=shapes)
-
-    def _guidance(self, settings: Mapping[str, Any]) -> dict[str | None, float]:
-        """Guidance scale of each expert; the second may have its own."""
-        first, second = settings["guidance_scale"], settings.get("guidance_scale_2")
-        return {name: second if name == "low_noise" and second is not None else first for name in self.experts}
+        given = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | arguments
+        settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, given)
+        return geometry_of(self.pipeline, self.architecture, settings)
 
     def _plan(self, interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:
         """Resolve every intervention's sites and let it refuse what cannot work."""
@@ -287,40 +307,58 @@ class VideoDiT:
     def _generate(self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool) -> Any:
         """Drive the stock pipeline under the dispatcher; everything is taken out again whatever happens."""
         pipeline = self.pipeline
-        prepare = pipeline.prepare_latents
-        with _borrowed(pipeline, "prepare_latents", "_progress_bar_config"), dispatcher.active():
+        with _borrowed(pipeline, "prepare_latents", "_progress_bar_config"), self._stepping(dispatcher) as callback:
+            prepare = pipeline.prepare_latents
             pipeline.set_progress_bar_config(disable=True)
             pipeline.prepare_latents = dispatcher.prepared(split_rows(prepare))
-            return pipeline(
-                prompt=inputs.prompts, generator=inputs.generators(), output_type="np" if decode else "latent",
-                callback_on_step_end=dispatcher.on_step_end, callback_on_step_end_tensor_inputs=["latents"],
-                return_dict=False, **inputs.image_argument(), **settings,
-            )[0]  # fmt: skip
+            try:
+                with dispatcher.active():
+                    return pipeline(
+                        prompt=inputs.prompts, generator=inputs.generators(), return_dict=False,
+                        output_type="np" if decode else "latent", **callback, **inputs.image_argument(), **settings,
+                    )[0]  # fmt: skip
+            except Enough:
+                return None
+            finally:
+                # What an early end leaves on the accelerator goes back as at the end of the pipeline.
+                pipeline.maybe_free_model_hooks()
 
-    def _run_id(self, inputs: Inputs, settings: Mapping[str, Any], interventions: Sequence[Intervention]) -> str:
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
-        content = [
-            self.id,
-            repr(inputs.rows),
-            [f"{name}={describe(value)}" for name, value in sorted(settings.items())],
-            [describe(i) for i in interventions],
-            versions,
-        ]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    @contextmanager
+    def _stepping(self, dispatcher: Dispatcher) -> Iterator[dict[str, Any]]:
+        """Let the dispatcher see the end of every step; yields what the pipeline must be called with."""
+        if self.architecture.step_callback:
+            yield {
+                "callback_on_step_end": dispatcher.on_step_end,
+                "callback_on_step_end_tensor_inputs": ["latents"],
+            }
+            return
+        scheduler = self.pipeline.scheduler
+        with _borrowed(scheduler, "step"):
+            scheduler.step = dispatcher.stepped(scheduler.step)
+            yield {}
 
 
-def describe(value: Any) -> str:
-    """A short text that is the same for the same intervention: runs by their id, tensors by a hash of their bytes."""
-    if isinstance(value, Run):
-        return f"run:{value.id}"
-    if isinstance(value, Tensor):
-        return f"tensor:{hashlib.sha256(value.detach().float().cpu().numpy().tobytes()).hexdigest()[:12]}"
-    if isinstance(value, Sites):
-        return str(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
-        return f"{type(value).__name__}({parts})"
-    return getattr(value, "__qualname__", repr(value))
+def _check_stop(stop_after: int | str | None, geometry: Geometry, plan: Sequence[Planned]) -> None:
+    if stop_after is None:
+        return
+    if stop_after == "last site":
+        if not plan:
+            raise InputError("stop_after='last site': this run has no interventions, so it has no last site")
+    elif not isinstance(stop_after, int) or isinstance(stop_after, bool) or not 0 <= stop_after < geometry.steps:
+        raise InputError(
+            f"stop_after={stop_after!r}: 'last site', or a step; this run has steps 0..{geometry.steps - 1}"
+        )
+
+
+def _check_reached(resume: Resume, plan: Sequence[Planned], first: int = 0) -> None:
+    """Refuse sites from step ``first`` on that a resumed run does not compute."""
+    for planned in plan:
+        for site in planned.sites:
+            skipped = (site.layer is not None and site.layer < resume.layer) or site.component == "embed"
+            if first <= site.step < resume.step or (resume.layer and site.step == resume.step and skipped):
+                raise SiteError(
+                    f"{site} lies before step {resume.step}, layer {resume.layer}, from where this run resumes"
+                )
 
 
 @contextmanager
@@ -336,11 +374,39 @@ def _borrowed(thing: Any, *names: str) -> Iterator[None]:
 
 
 @contextmanager
-def _output_of(module: nn.Module) -> Iterator[list[Any]]:
-    """Collect a module's outputs while the block runs."""
-    outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
+def _outputs_of(transformer: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Collect the outputs of some modules while the block runs; paths that a model lacks are left out."""
+    outputs: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            module = _submodule(transformer, path)
+            if module is not None:
+                hook = _keeping(outputs, path)
+                stack.callback(module.register_forward_hook(hook).remove)
         yield outputs
-    finally:
-        handle.remove()
+
+
+def _submodule(module: Any, path: str) -> nn.Module | None:
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module if isinstance(module, nn.Module) else None
+
+
+def _keeping(outputs: dict[str, Any], path: str) -> Callable[..., None]:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs[path] = output
+
+    return keep
+
+
+def _rows_of(outputs: Any, rows: slice, call: Call) -> Any:
+    """One branch's rows of everything in a nest of dicts and tuples; flattened batches have several entries a row."""
+    if isinstance(outputs, dict):
+        return {k: _rows_of(v, rows, call) for k, v in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        return tuple(_rows_of(v, rows, call) for v in outputs)
+    batch = len(call.context.rows) * len(call.branches)
+    if not isinstance(outputs, Tensor) or not outputs.ndim or outputs.shape[0] % batch:
+        return outputs
+    each = outputs.shape[0] // batch
+    return outputs[rows.start * each : rows.stop * each]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.errors import SiteError
-from dit_lens.sites import Geometry, Site
+from dit_lens.errors import InputError, SiteError
+from dit_lens.geometry import Geometry
+from dit_lens.sites import Site
+
+if TYPE_CHECKING:
+    from dit_lens.architectures import Architecture
+    from dit_lens.architectures.base import Latent
+    from dit_lens.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,34 @@ class Ledger:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+@dataclass
+class Context:
+    """What everything in one run shares.
+
+    Attributes
+    ----------
+    architecture : Architecture
+    geometry : Geometry
+    rows : tuple of Row
+    schedule : Schedule or None
+        None until the pipeline has set its timesteps.
+    recorder : Recorder or None
+        Of the active run; None once it is over.
+    """
+
+    architecture: Architecture
+    geometry: Geometry
+    rows: tuple[Row, ...]
+    schedule: Schedule | None = None
+    recorder: Any = None
+
+    @property
+    def latent(self) -> Latent:
+        """(C, F, H, W) of one row of the sampler's state."""
+        c, f, h, w = self.geometry.shapes["latents"]
+        return c, f, h, w
+
+
 @dataclass(frozen=True)
 class Call:
     """One denoiser call of a run.
@@ -60,25 +94,41 @@ class Call:
     ----------
     step, nth : int
         Denoising step, and the call's place within it.
-    branch : str
-        Guidance branch.
+    branches : tuple of str
+        Guidance branches whose rows the call carries, one after the other.
     expert : str or None
         "high_noise" or "low_noise" in models of two experts.
-    sigma, timestep : float
-    guidance_scale : float
-        With which this step's branches are combined; the experts of one model may differ in it.
-    args, kwargs : the call's arguments, where the run records them, else empty
+    sigma, alpha : float
+        The state at this step is alpha x0 + sigma noise.
+    timestep : float
+    scales : dict
+        The numbers with which this step's branches are combined; the experts of one model may differ in them.
+    args, kwargs, output : the call's arguments and what it returned, where the run records them, else empty
+    context : Context
     """
 
     step: int
     nth: int
-    branch: str
+    branches: tuple[str, ...]
     expert: str | None
     sigma: float
+    alpha: float
     timestep: float
-    guidance_scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    output: Any = None
+    context: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def branch(self) -> str:
+        """The branch of a call that carries one; of a batched call the names joined by "+"."""
+        return "+".join(self.branches)
+
+    def rows(self, branch: str) -> slice:
+        """Where a branch's rows lie in the call's batch."""
+        count, place = len(self.context.rows), self.branches.index(branch)
+        return slice(place * count, (place + 1) * count)
 
 
 @dataclass
@@ -89,32 +139,55 @@ class Run:
     ----------
     id : str
         Hash of the model, the inputs, the settings, the interventions and the versions.
+    model_id : str
+        Hash of the model alone.
     rows : tuple of Row, B of them
     frames : uint8 array of shape (B, T, height, width, 3), or None where the run was not decoded
     latents : Tensor of shape (B, C, F, H, W)
-        The sampler's state at the end.
-    sigmas : tuple of float, S + 1 of them
+        The sampler's state where the run ended.
+    schedule : Schedule
+        alpha and sigma of every step, and x0hat from a state and a prediction.
     geometry : Geometry
-    guidance_scale : float
+    settings : dict
+        All arguments of the pipeline.
     captures : dict from capture name to dict from Site to Tensor
     calls : tuple of Call
-        With arguments where the run was made with ``record=True``.
+        With arguments and output where the run was made with ``record=True``.
     states : tuple of Tensor of shape (B, C, F, H, W)
         The sampler's state before each step, where the run was made with ``record=True``, else empty.
     ledger : Ledger
     """
 
     id: str
+    model_id: str
     rows: tuple[Row, ...]
     frames: NDArray[np.uint8] | None
     latents: Tensor
-    sigmas: tuple[float, ...]
+    schedule: Schedule
     geometry: Geometry
-    guidance_scale: float
+    settings: Mapping[str, Any]
     captures: dict[str, dict[Site, Tensor]]
     calls: tuple[Call, ...]
     states: tuple[Tensor, ...]
     ledger: Ledger
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the steps; S + 1 of them where the scheduler names a last one."""
+        return self.schedule.sigmas
+
+    def recorded(self, step: int) -> list[Call]:
+        """The calls of a step with what they were given.
+
+        Raises
+        ------
+        InputError
+            The run was not made with ``record=True``, or has no such step.
+        """
+        calls = [c for c in self.calls if c.step == step]
+        if not calls or calls[0].output is None:
+            raise InputError(f"step {step} was not recorded; run with record=True, steps 0..{self.geometry.steps - 1}")
+        return calls
 
     def __getitem__(self, site: Site | str) -> Tensor:
         """The capture of one site, of shape (B, F, H, W, D) for the residual stream and (B, C, F, H, W) for latents.
@@ -156,8 +229,8 @@ class Replay:
     guided : Tensor of shape (B, C, F, H, W)
         The combined prediction.
     x0hat : Tensor of shape (B, C, F, H, W)
-        The clean estimate x_s - sigma_s * guided.
-    conditioning : dict from branch to what the model's head needs besides the residual stream
+        The clean estimate of the combined prediction.
+    conditioning : dict from branch to what the model's head needs besides the residual stream, by module path
     captures : dict from capture name to dict from Site to Tensor
     ledger : Ledger
     """
@@ -166,15 +239,91 @@ class Replay:
     velocities: dict[str, Tensor]
     guided: Tensor
     x0hat: Tensor
-    conditioning: dict[str, Any]
+    conditioning: dict[str, dict[str, Any]]
     captures: dict[str, dict[Site, Tensor]]
     ledger: Ledger
 
 
-def name_some(sites: Iterable[Site], most: int = 6) -> str:
-    """A few sites in words, for error messages."""
+@dataclass(frozen=True)
+class Resume:
+    """Start a run from the record of an earlier one.
+
+    Denoiser calls before ``step`` are answered with what the earlier run recorded; at ``step`` the blocks before
+    ``layer`` are answered with the residual streams that it captured after block ``layer - 1``. Bit-identical to
+    computing them again.
+
+    Parameters
+    ----------
+    run : Run
+        Made with ``record=True`` from the same inputs, seeds and settings; for ``layer`` > 0 also with
+        ``Capture(Sites("resid", steps=step, layers=layer - 1, stream="all"))``.
+    step : int
+    layer : int
+    """
+
+    run: Run
+    step: int
+    layer: int = 0
+
+    def check(self, model_id: str, context: Context, settings: Mapping[str, Any]) -> None:
+        """Refuse a record that is not of this run.
+
+        Raises
+        ------
+        InputError
+            Names what differs, or what was not recorded.
+        """
+        run, geometry = self.run, context.geometry
+        if run.model_id != model_id:
+            raise InputError(f"resume: the record is of model {run.model_id}, this is {model_id}")
+        if run.rows != context.rows:
+            raise InputError(f"resume: the record has rows {run.rows}, this run {context.rows}")
+        names = sorted(set(run.settings) | set(settings))
+        for name in names:
+            if not _same(run.settings.get(name), settings.get(name)):
+                raise InputError(
+                    f"resume: the record has {name}={run.settings.get(name)!r}, this {settings.get(name)!r}"
+                )
+        if not 0 <= self.step < geometry.steps or not 0 <= self.layer < geometry.layers:
+            valid = f"steps 0..{geometry.steps - 1}, layers 0..{geometry.layers - 1}"
+            raise InputError(f"resume at step {self.step}, layer {self.layer}: this run has {valid}")
+        if self.layer and any(block.carried for _, block in context.architecture.stacks):
+            family = context.architecture.family
+            raise InputError(
+                f"resume at layer {self.layer}: {family} carries a stream that is not recorded; use layer=0"
+            )
+        for step in range(self.step + bool(self.layer)):
+            run.recorded(step)
+        if not run.states:
+            raise InputError("resume: the record has no states; run with record=True")
+        if self.layer:
+            for branch in geometry.branches:
+                for stream in geometry.streams:
+                    self.residual(branch, stream)
+
+    def residual(self, branch: str, stream: str) -> Tensor:
+        """The residual stream after block ``layer - 1``: (B, F, H, W, D), or (B, N, D) of a text stream."""
+        site = Site(self.step, branch, self.layer - 1, "resid", stream)
+        found = self.run.captures.get("", {}).get(site)
+        if found is None:
+            raise InputError(f"resume at layer {self.layer}: the record has no capture of {site} (whole and unnamed)")
+        return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return bool(a is b or a == b)
+
+
+def some(sites: Iterable[Site], most: int = 6) -> str:
+    """The first few sites, for error messages."""
     names = [str(s) for s in sites]
-    if not names:
-        return "no site was"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"there are {', '.join(names[:most])}{more}"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def name_some(sites: Iterable[Site]) -> str:
+    """What was captured, in words."""
+    return f"there are {names}" if (names := some(sites)) else "no site was"

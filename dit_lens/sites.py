@@ -1,23 +1,27 @@
 """Addresses inside a generation: one `Site`, and `Sites` that select many.
 
 A site's canonical string is ``s03/cond/L05/delta/video``: denoising step, guidance branch, layer, component, stream,
-with ``-`` for a part that the component does not have. It is the key in every table, file and message.
+with ``-`` for a part that the component does not have; an attention head is ``s03/cond/L05/head.2/video``. It is the
+key in every table, file and message.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from dit_lens.errors import SiteError
+from dit_lens.geometry import Geometry
+from dit_lens.selection import Select, from_json, indices, show, to_json
+from dit_lens.tokens import LATENT_COMPONENTS, Tokens
 
-#: Components that belong to one layer, in the order in which a block makes them.
-LAYER_COMPONENTS = ("delta", "resid")
-#: Components of one denoiser call, in execution order.
+#: What one block adds to a stream, after its gate. "pos", "a2v" and "bias" are further terms of some families.
+TERM_COMPONENTS = ("pos", "attn", "cross_attn", "a2v", "ffn", "bias")
+#: Components that belong to one layer; their order in execution is the family's.
+LAYER_COMPONENTS = ("head", *TERM_COMPONENTS, "delta", "resid")
+#: Components of one denoiser call.
 CALL_COMPONENTS = ("model_input", "embed", *LAYER_COMPONENTS, "velocity")
 #: Components of one denoising step, around its calls.
 STEP_COMPONENTS = ("latents", "guided")
@@ -25,11 +29,7 @@ COMPONENTS = ("latents", *CALL_COMPONENTS, "guided")
 #: Components that can be read but not edited.
 READ_ONLY = ("guided",)
 
-#: How a range of steps, layers or frames is chosen: everything, one (negative counts from the end), a slice, several,
-#: or a predicate on the index.
-Select = str | int | slice | range | Sequence[int] | Callable[[int], bool]
-
-_PATTERN = re.compile(r"s(\d+)/([\w-]+)/(?:L(\d+)|-)/(\w+)/(\w+)")
+_PATTERN = re.compile(r"s(\d+)/([\w-]+)/(?:L(\d+)|-)/(\w+?)(?:\.(\d+))?/(\w+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -41,21 +41,24 @@ class Site:
     step : int
         Denoising step 0..S-1, never the count of denoiser calls.
     branch : str or None
-        "cond" or "uncond"; None for the components around the denoiser.
+        "cond", "uncond" or a family's further branch ("stg", "modality"); None for the components around the denoiser.
     layer : int or None
         0..L-1; None for components that belong to no layer.
     component : str
         One of ``dit_lens.sites.COMPONENTS``.
     stream : str
-    sigma, expert : float, str or None
-        They ride along and take no part in comparison.
+        "video" or "text".
+    head : int or None
+        For the component "head" only.
+    sigma, alpha, expert : float, float, str or None
+        They ride along and take no part in comparison: the state is alpha x0 + sigma noise.
 
     Examples
     --------
     >>> str(Site(3, "cond", 5, "delta"))
     's03/cond/L05/delta/video'
-    >>> Site.parse("s03/cond/L05/delta/video").layer
-    5
+    >>> Site.parse("s03/cond/L05/head.2/video").head
+    2
     """
 
     step: int
@@ -63,12 +66,15 @@ class Site:
     layer: int | None
     component: str
     stream: str = "video"
+    head: int | None = None
     sigma: float | None = field(default=None, compare=False)
+    alpha: float | None = field(default=None, compare=False)
     expert: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         layer = "-" if self.layer is None else f"L{self.layer:02d}"
-        return f"s{self.step:02d}/{self.branch or '-'}/{layer}/{self.component}/{self.stream}"
+        component = self.component if self.head is None else f"{self.component}.{self.head}"
+        return f"s{self.step:02d}/{self.branch or '-'}/{layer}/{component}/{self.stream}"
 
     @classmethod
     def parse(cls, text: str) -> Site:
@@ -80,96 +86,11 @@ class Site:
             The text is no canonical string of a known component.
         """
         match = _PATTERN.fullmatch(text)
-        if not match or match[4] not in COMPONENTS:
+        if not match or match[4] not in COMPONENTS or (match[5] is not None) != (match[4] == "head"):
             raise SiteError(f"{text!r} is no site; a site reads like 's03/cond/L05/delta/video'")
         branch = None if match[2] == "-" else match[2]
-        layer = None if match[3] is None else int(match[3])
-        return cls(int(match[1]), branch, layer, match[4], match[5])
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A rectangular part of the token grid: latent frames, and a box of rows and columns.
-
-    Parameters
-    ----------
-    frames : Select
-        Latent frames.
-    rows, columns : (int, int) or None
-        Half-open ranges on the token grid.
-    """
-
-    frames: Select = "all"
-    rows: tuple[int, int] | None = None
-    columns: tuple[int, int] | None = None
-
-    def __str__(self) -> str:
-        parts = [f"frames={_show(self.frames)}" if self.frames != "all" else ""]
-        parts += [f"{n}={a}:{b}" for n, (a, b) in self._boxes()]
-        return ",".join(filter(None, parts)) or "all"
-
-    def _boxes(self) -> list[tuple[str, tuple[int, int]]]:
-        return [(n, box) for n, box in (("rows", self.rows), ("columns", self.columns)) if box is not None]
-
-    @property
-    def is_all(self) -> bool:
-        return self == Tokens()
-
-    def validate(self, grid: tuple[int, ...]) -> None:
-        """Check against a token grid (F, H, W)."""
-        indices(self.frames, grid[0], "latent frame")
-        sizes = {"rows": grid[1], "columns": grid[2]}
-        for name, (low, high) in self._boxes():
-            size = sizes[name]
-            if not 0 <= low < high <= size:
-                raise SiteError(f"tokens {name}={low}:{high} do not fit; the grid has {name} 0..{size - 1}")
-
-    def take(self, activation: Tensor) -> Tensor:
-        """The selected part of an activation (B, F, H, W, D): (B, f, h, w, D)."""
-        if self.is_all:
-            return activation
-        return activation[self._index(activation)]
-
-    def put(self, activation: Tensor, part: Tensor) -> Tensor:
-        """A copy of ``activation`` with the selected part replaced."""
-        if self.is_all:
-            return part
-        changed = activation.clone()
-        changed[self._index(activation)] = part
-        return changed
-
-    def _index(self, activation: Tensor) -> tuple[Any, ...]:
-        frames: Any = indices(self.frames, activation.shape[1], "latent frame")
-        rows, columns = (slice(*box) if box else slice(None) for box in (self.rows, self.columns))
-        return (slice(None), frames, rows, columns)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"frames": _to_json(self.frames), "rows": self.rows, "columns": self.columns}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Tokens:
-        boxes: Any = {k: tuple(data[k]) if data[k] else None for k in ("rows", "columns")}
-        return cls(frames=_from_json(data["frames"]), **boxes)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a run offers to be addressed: what `Sites` are validated against.
-
-    Attributes
-    ----------
-    steps, layers : int
-    branches, streams : tuple of str
-    grid : (F, H, W), the token grid
-    shapes : dict from component to the shape of its activations, rows left out
-    """
-
-    steps: int
-    layers: int
-    branches: tuple[str, ...]
-    grid: tuple[int, int, int]
-    streams: tuple[str, ...] = ("video",)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+        layer, head = (None if match[i] is None else int(match[i]) for i in (3, 5))
+        return cls(int(match[1]), branch, layer, match[4], match[6], head)
 
 
 @dataclass(frozen=True)
@@ -182,9 +103,12 @@ class Sites:
     steps, layers : Select
         "all", an index (negative counts from the end), a slice, a list, or a predicate on the index.
     branches : "all", str or tuple of str
-    stream : str
+    stream : str or tuple of str
+        "video", "text", or "all" streams of the model.
     tokens : Tokens
-        Which tokens of each activation; the intervention sees only these.
+        Which part of each activation; the intervention sees only this.
+    heads : Select
+        For the component "head".
 
     Raises
     ------
@@ -203,16 +127,19 @@ class Sites:
     steps: Select = "all"
     layers: Select = "all"
     branches: str | tuple[str, ...] = "all"
-    stream: str = "video"
-    tokens: Tokens = Tokens()
+    stream: str | tuple[str, ...] = "video"
+    tokens: Tokens = field(default_factory=Tokens)
+    heads: Select = "all"
 
     def __post_init__(self) -> None:
-        for name in ("component", "branches"):
+        for name in ("component", "branches", "stream"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for component in self.components:
             if component not in COMPONENTS:
                 raise SiteError(f"unknown component {component!r}; one of {', '.join(COMPONENTS)}")
+        if not isinstance(self.tokens, Tokens):
+            raise SiteError(f"tokens must be a Tokens, got {type(self.tokens).__name__}")
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -220,18 +147,19 @@ class Sites:
 
     def __str__(self) -> str:
         parts = ["+".join(self.components)]
-        parts += [f"{n} {_show(s)}" if isinstance(s, int) else f"{n}s {_show(s)}" for n, s in self._ranges()]
+        parts += [f"{n} {show(s)}" if isinstance(s, int) else f"{n}s {show(s)}" for n, s in self._ranges()]
         if self.branches != "all":
             parts.append(f"branch {self.branches if isinstance(self.branches, str) else '+'.join(self.branches)}")
         if self.stream != "video":
-            parts.append(f"stream {self.stream}")
+            parts.append(f"stream {self.stream if isinstance(self.stream, str) else '+'.join(self.stream)}")
         if not self.tokens.is_all:
             parts.append(f"tokens {self.tokens}")
         return ", ".join(parts)
 
     def _ranges(self) -> list[tuple[str, Select]]:
-        per_layer = set(self.components) & set(LAYER_COMPONENTS)
-        return [("step", self.steps)] + ([("layer", self.layers)] if per_layer else [])
+        ranges = [("step", self.steps)]
+        ranges += [("layer", self.layers)] if set(self.components) & set(LAYER_COMPONENTS) else []
+        return ranges + ([("head", self.heads)] if "head" in self.components else [])
 
     def resolve(self, geometry: Geometry) -> tuple[Site, ...]:
         """All selected sites of a run, in execution order within a step.
@@ -241,42 +169,72 @@ class Sites:
         SiteError
             Names what is wrong and the valid values.
         """
-        if self.stream not in geometry.streams:
-            raise SiteError(f"unknown stream {self.stream!r}; this model has {', '.join(geometry.streams)}")
-        self.tokens.validate(geometry.grid)
-        if not self.tokens.is_all and set(self.components) & {"latents", "model_input", "velocity", "guided"}:
-            raise SiteError(f"tokens select on the residual stream; {self} names components on the latent grid")
-        steps = indices(self.steps, geometry.steps, "step")
-        layers = indices(self.layers, geometry.layers, "layer")
-        branches = self._branches(geometry.branches)
-        chosen = [c for c in COMPONENTS if c in self.components]
-        return tuple(site for step in steps for site in self._of_step(step, branches, layers, chosen))
+        streams = _among("stream", self.stream, geometry.streams, "this model has")
+        hint = "" if len(geometry.branches) > 1 else " (guidance_scale <= 1 makes no other branch)"
+        branches = _among("branch", self.branches, geometry.branches, "this run has", hint)
+        for component in self.components:
+            for stream in streams:
+                self.tokens.resolve(geometry, stream, component)
+        found: list[Site] = []
+        for step in indices(self.steps, geometry.steps, "step"):
+            found += self._of_step(step, branches, streams, geometry)
+        return tuple(found)
 
     def _of_step(
-        self, step: int, branches: Sequence[str], layers: Sequence[int], chosen: Sequence[str]
+        self, step: int, branches: Sequence[str], streams: Sequence[str], geometry: Geometry
     ) -> Iterable[Site]:
+        chosen = self.components
+        video = self._needs_video(streams, chosen)
         if "latents" in chosen:
-            yield Site(step, None, None, "latents", self.stream)
+            yield Site(step, None, None, "latents", video)
         for branch in branches:
-            for component in (c for c in ("model_input", "embed") if c in chosen):
-                yield Site(step, branch, None, component, self.stream)
-            for layer in layers:
-                for component in (c for c in LAYER_COMPONENTS if c in chosen):
-                    yield Site(step, branch, layer, component, self.stream)
+            if "model_input" in chosen:
+                yield Site(step, branch, None, "model_input", video)
+            if "embed" in chosen:
+                yield from (Site(step, branch, None, "embed", stream) for stream in streams)
+            yield from self._of_layers(step, branch, streams, geometry)
             if "velocity" in chosen:
-                yield Site(step, branch, None, "velocity", self.stream)
+                yield Site(step, branch, None, "velocity", video)
         if "guided" in chosen:
-            yield Site(step, None, None, "guided", self.stream)
+            yield Site(step, None, None, "guided", video)
 
-    def _branches(self, available: tuple[str, ...]) -> tuple[str, ...]:
-        if self.branches == "all":
-            return available
-        chosen = (self.branches,) if isinstance(self.branches, str) else self.branches
-        for branch in chosen:
-            if branch not in available:
-                hint = "" if len(available) > 1 else " (guidance_scale <= 1 makes no other branch)"
-                raise SiteError(f"unknown branch {branch!r}; this run has {', '.join(available)}{hint}")
-        return tuple(branch for branch in available if branch in chosen)
+    def _needs_video(self, streams: Sequence[str], chosen: Sequence[str]) -> str:
+        if "video" not in streams and (wrong := set(chosen) & set(LATENT_COMPONENTS)):
+            raise SiteError(f"{', '.join(sorted(wrong))} belongs to the video, not to the stream {', '.join(streams)}")
+        return "video"
+
+    def _of_layers(self, step: int, branch: str, streams: Sequence[str], geometry: Geometry) -> list[Site]:
+        wanted = [c for c in LAYER_COMPONENTS if c in self.components]
+        if not wanted:
+            return []
+        layers = indices(self.layers, geometry.layers, "layer")
+        for component in wanted:
+            self._require(component, layers, streams, geometry)
+        return [
+            Site(step, branch, layer, component, stream, head)
+            for layer in layers
+            for component in wanted
+            for stream in streams
+            for head in self._heads(component, layer, stream, geometry)
+        ]
+
+    def _heads(self, component: str, layer: int, stream: str, geometry: Geometry) -> list[Any]:
+        """The heads of a layer, [None] for another component that it has, [] for what it does not have."""
+        kind = geometry.layer(layer)
+        if component != "head":
+            return [None] if component in kind.components.get(stream, ()) else []
+        return indices(self.heads, kind.heads[stream], "head") if stream in kind.heads else []
+
+    def _require(self, component: str, layers: Sequence[int], streams: Sequence[str], geometry: Geometry) -> None:
+        """Refuse a component that no chosen layer has, or that one named by its number lacks."""
+        lacking = [k for k in layers if not any(self._heads(component, k, s, geometry) for s in streams)]
+        if lacking and (len(lacking) == len(layers) or self.layers != "all"):
+            kind = geometry.layer(lacking[0])
+            has = ", ".join(dict.fromkeys(c for s in streams for c in kind.components.get(s, ())))
+            why = " (its heads do not sum to the attention)" if component == "head" else ""
+            raise SiteError(
+                f"layer {lacking[0]} ({kind.kind}) has no {component} in stream {', '.join(streams)}{why}; it has {has}"
+            )
 
     def at(self, **changes: Any) -> Sites:
         """A copy with some fields changed."""
@@ -284,80 +242,29 @@ class Sites:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types; predicates have none and raise `SiteError`."""
+        names = {n: getattr(self, n) for n in ("component", "branches", "stream")}
         return {
-            "component": self.component if isinstance(self.component, str) else list(self.component),
-            "steps": _to_json(self.steps),
-            "layers": _to_json(self.layers),
-            "branches": self.branches if isinstance(self.branches, str) else list(self.branches),
-            "stream": self.stream,
+            **{n: v if isinstance(v, str) else list(v) for n, v in names.items()},
+            **{n: to_json(getattr(self, n)) for n in ("steps", "layers", "heads")},
             "tokens": self.tokens.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Sites:
         """Inverse of `to_json`."""
+        ranges = {k: from_json(data[k]) for k in ("steps", "layers", "heads")}
         tokens = Tokens.from_json(data["tokens"])
-        ranges = {k: _from_json(data[k]) for k in ("steps", "layers")}
         return cls(data["component"], **ranges, branches=data["branches"], stream=data["stream"], tokens=tokens)
 
 
-def indices(select: Select, size: int, what: str) -> list[int]:
-    """The indices that a `Select` picks out of 0..size-1, in order.
-
-    Raises
-    ------
-    SiteError
-        An index out of range, or nothing selected; the message names the valid range.
-    """
-    valid = f"this run has {what}s 0..{size - 1}"
-    if isinstance(select, str):
-        if select != "all":
-            raise SiteError(f"unknown {what} {select!r}; 'all', an index, a slice, a list or a predicate; {valid}")
-        return list(range(size))
-    if isinstance(select, slice):
-        chosen = sorted(list(range(size))[select])
-    elif callable(select):
-        chosen = [i for i in range(size) if select(i)]
-    else:
-        several = select if isinstance(select, Iterable) else [select]
-        chosen = sorted({_index(i, size, what, valid) for i in several})
-    if not chosen:
-        raise SiteError(f"{what}s {_show(select)} select nothing; {valid}")
-    return chosen
-
-
-def _index(index: Any, size: int, what: str, valid: str) -> int:
-    if isinstance(index, bool) or not hasattr(index, "__index__"):
-        raise SiteError(f"{what} {index!r} is no whole number; {valid}")
-    if not -size <= index < size:
-        raise SiteError(f"no {what} {index}; {valid}")
-    return int(index) % size
-
-
-def _show(select: Select) -> str:
-    if isinstance(select, slice):
-        return (
-            ":".join("" if x is None else str(x) for x in (select.start, select.stop, select.step)).rstrip(":") or ":"
-        )
-    if isinstance(select, str | int):
-        return str(select)
-    if callable(select):
-        return getattr(select, "__name__", "predicate")
-    return ",".join(map(str, select)) if isinstance(select, Iterable) else str(select)
-
-
-def _to_json(select: Select) -> Any:
-    if isinstance(select, slice):
-        return {"slice": [select.start, select.stop, select.step]}
-    if callable(select):
-        raise SiteError("a selection by predicate cannot be written to JSON; list the indices")
-    if isinstance(select, str):
-        return select
-    return [int(i) for i in select] if isinstance(select, Iterable) else int(select)
-
-
-def _from_json(data: Any) -> Select:
-    if isinstance(data, dict):
-        return slice(*data["slice"])
-    selected: Select = data
-    return selected
+def _among(
+    what: str, chosen: str | tuple[str, ...], available: tuple[str, ...], has: str, hint: str = ""
+) -> tuple[str, ...]:
+    """The chosen names in their order in ``available``."""
+    if chosen == "all":
+        return available
+    names = (chosen,) if isinstance(chosen, str) else chosen
+    for name in names:
+        if name not in available:
+            raise SiteError(f"unknown {what} {name!r}; {has} {', '.join(available)}{hint}")
+    return tuple(name for name in available if name in names)

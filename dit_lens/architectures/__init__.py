@@ -10,7 +10,7 @@ from dit_lens.errors import UnsupportedModel
 
 FAMILIES = (WAN,)
 
-__all__ = ["FAMILIES", "Architecture", "Grid", "architecture_of"]
+__all__ = ["FAMILIES", "Architecture", "Grid", "architecture_of", "register"]
 
 
 def architecture_of(pipeline: Any) -> Architecture:
@@ -19,14 +19,35 @@ def architecture_of(pipeline: Any) -> Architecture:
     Raises
     ------
     UnsupportedModel
-        No transformer, or one of a family that has no file in ``dit_lens/architectures`` yet.
+        No transformer, one of a family that has no file in ``dit_lens/architectures`` yet, or a pipeline of a known
+        family whose loop does not fit (it names those that do).
     """
     transformer = getattr(pipeline, "transformer", None)
     if transformer is None:
         raise UnsupportedModel(f"{type(pipeline).__name__} has no transformer; dit_lens takes video DiT pipelines")
-    name = type(transformer).__name__
-    for family in FAMILIES:
-        if name in family.transformers:
+    for family in _families():
+        if not _is_one_of(transformer, family.transformers):
+            continue
+        if _is_one_of(pipeline, family.pipelines):
             return family
-    known = ", ".join(t for f in FAMILIES for t in f.transformers)
-    raise UnsupportedModel(f"{name} is of no known family (known: {known}); add a file to dit_lens/architectures")
+        fitting = ", ".join(family.pipelines)
+        raise UnsupportedModel(f"{type(pipeline).__name__} is no supported pipeline of {family.family}; use {fitting}")
+    name, known = type(transformer).__name__, ", ".join(t for f in _families() for t in f.transformers)
+    file = f"dit_lens/architectures/{name.lower().partition('transformer')[0] or name.lower()}.py"
+    raise UnsupportedModel(f"{name} is of no known family (known: {known}); add {file}, see docs/adding-a-family.md")
+
+
+def register(architecture: Architecture) -> None:
+    """Make a family known that does not ship with dit_lens; it counts before those that describe the same class."""
+    _registered.insert(0, architecture)
+
+
+_registered: list[Architecture] = []
+
+
+def _families() -> tuple[Architecture, ...]:
+    return (*_registered, *FAMILIES)
+
+
+def _is_one_of(thing: Any, names: tuple[str, ...]) -> bool:
+    return any(kind.__name__ in names for kind in type(thing).__mro__)

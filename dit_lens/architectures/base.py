@@ -2,51 +2,278 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
+#: Token grid (F, H, W).
 Grid = tuple[int, int, int]
+#: Shape (C, F, H, W) of one row of the sampler's state.
+Latent = tuple[int, int, int, int]
+#: All arguments with which the pipeline is called.
+Settings = Mapping[str, Any]
+#: Which tokens of a joint tensor belong to a stream, given the number of video tokens.
+Part = Callable[[int], slice]
+
+
+def whole(video_tokens: int) -> slice:
+    return slice(None)
+
+
+def first_video(video_tokens: int) -> slice:
+    """The video's part of [video; text]."""
+    return slice(0, video_tokens)
+
+
+def last_text(video_tokens: int) -> slice:
+    """The text's part of [video; text]."""
+    return slice(video_tokens, None)
+
+
+def last_video(video_tokens: int) -> slice:
+    """The video's part of [text; video]."""
+    return slice(-video_tokens, None)
+
+
+def first_text(video_tokens: int) -> slice:
+    """The text's part of [text; video]."""
+    return slice(0, -video_tokens)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a block takes a residual stream in and gives it back.
+
+    Attributes
+    ----------
+    name : str
+        "video" or "text".
+    argument : str
+        Name of the parameter of the block's ``forward`` that carries it, of shape (B, N, D).
+    element : int or None
+        Its place in the block's output tuple; None where the output is the stream itself.
+    """
+
+    name: str
+    argument: str
+    element: int | None = None
+
+
+@dataclass
+class Met:
+    """One block as it is met in one denoiser call: what a `Term` computes its value from.
+
+    Attributes
+    ----------
+    module
+        The block itself, for its own parameters such as a modulation table.
+    arguments : dict
+        The block's call arguments by name.
+    video_tokens : int
+        N of the video stream.
+    """
+
+    module: Any
+    arguments: dict[str, Any]
+    video_tokens: int
+    _events: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, event: str) -> Any:
+        """What was seen at an event: "path.output" is a module's output, "path.input" its first argument."""
+        return self._events[event]
+
+    def see(self, event: str, value: Any) -> None:
+        self._events[event] = value
+
+
+@dataclass(frozen=True)
+class Term:
+    """One of the additions that a block makes to a stream.
+
+    Attributes
+    ----------
+    component : str
+        "attn", "cross_attn", "ffn", or a family's own ("a2v", "pos", "bias").
+    stream : str
+    needs : tuple of str
+        Events that must have been seen, in the order of `Block.events`.
+    value : callable (Met) -> (B, N, D)
+        What is added to the stream, after its gate.
+    heads : callable (Met) -> (B, N, heads, D), optional
+        For "attn" only: the share of every attention head, after the gate. None where heads are not additive.
+    headless : callable (Met) -> tensor that broadcasts to (B, N, D), optional
+        The part of ``value`` that belongs to no head (the output projection's bias under the gate): the heads and this
+        sum to ``value``.
+    head_needs : tuple of str
+        Events for ``heads`` and ``headless``.
+    """
+
+    component: str
+    stream: str
+    needs: tuple[str, ...]
+    value: Callable[[Met], Tensor]
+    heads: Callable[[Met], Tensor] | None = None
+    headless: Callable[[Met], Tensor] | None = None
+    head_needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A module inside a block that reads the stream as it stands between two terms.
+
+    An edit of a term is added to the stream here, at every reader that comes after it, and at the block's output.
+
+    Attributes
+    ----------
+    event : str
+        "path.input" of the module.
+    stream : str
+    argument : int or str
+        Position or name of the argument that is the stream.
+    part : Part
+        Which of its tokens are the stream's, where the argument is a joint tensor.
+    """
+
+    event: str
+    stream: str
+    argument: int | str = 0
+    part: Part = whole
+
+
+@dataclass(frozen=True)
+class Block:
+    """One kind of block.
+
+    Attributes
+    ----------
+    kind : str
+        "single" (one stream), "dual" (two streams with weights of their own), or "joint-single" (two streams, one set
+        of weights).
+    streams : tuple of Stream
+    events : tuple of str
+        All events that terms and readers name, in execution order: an inner module's input comes before the output of
+        the module around it.
+    terms : tuple of Term, in execution order
+    readers : tuple of Reader, in execution order
+    carried : tuple of Stream
+        Streams that the block takes and gives back but that cannot be addressed (the audio of LTX-2).
+    """
+
+    kind: str
+    streams: tuple[Stream, ...]
+    events: tuple[str, ...]
+    terms: tuple[Term, ...]
+    readers: tuple[Reader, ...] = ()
+    carried: tuple[Stream, ...] = ()
+
+    def stream(self, name: str) -> Stream:
+        return next(s for s in self.streams if s.name == name)
+
+
+def no_refusal(pipeline: Any, settings: Settings) -> str | None:
+    return None
+
+
+def guidance_scale_alone(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, float]:
+    return {"guidance_scale": float(settings["guidance_scale"])}
+
+
+def classifier_free(
+    velocities: Mapping[str, Tensor], scales: Mapping[str, float], state: Tensor, sigma: float
+) -> Tensor:
+    """Classifier-free guidance of the branches "cond" and "uncond"."""
+    if "uncond" not in velocities:
+        return velocities["cond"]
+    return velocities["uncond"] + scales["guidance_scale"] * (velocities["cond"] - velocities["uncond"])
+
+
+def as_it_is(x: Tensor, latent: Latent) -> Tensor:
+    return x
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One family. Everything else in the package is written against these fields.
 
-    Parameters
+    Attributes
     ----------
     family : str
-    transformers : tuple of str
-        Class names of the transformers that it describes.
-    stacks : tuple of str
-        Attribute names of the block lists, in execution order.
-    conditioning : str
-        Path of the module whose output the head needs besides the residual stream.
-    branches : callable (pipeline, guidance_scale) -> names of the guidance branches in the order of their calls
-    grid : callable (transformer, latent shape (C, F, H, W)) -> token grid (F, H, W)
+    transformers, pipelines : tuple of str
+        Class names that it describes; a subclass of one of them is taken too.
+    stacks : tuple of (attribute name, Block)
+        The block lists in execution order; together they are the one layer axis.
+    conditioning : tuple of str
+        Paths of the modules whose outputs the head needs besides the residual stream; one that is None in a model is
+        left out.
+    calls : callable (pipeline, settings) -> tuple of tuple of str
+        The denoiser's calls of one step in order; each names the guidance branches whose rows it carries, in order.
+    latent : callable (pipeline, settings) -> (C, F, H, W) of one row of the sampler's state
+    grid : callable (transformer, latent) -> token grid (F, H, W)
     width : callable (transformer) -> width D of the video stream
-    head : callable (transformer, residual (B, N, D), conditioning output, grid) -> velocity (B, C, F, H, W)
-    guide : callable (branch velocities, guidance_scale) -> the combined prediction
-    denormalise : callable (pipeline, latents (B, C, F, H, W)) -> what the VAE decodes
+    multiples : callable (pipeline) -> (height, width, frames)
+        Height and width must be multiples of the first two, and frames 1 + k times the third.
+    head : callable (transformer, residual (B, N, D), conditioning by path, grid) -> the transformer's output
+        The model's own operations in their own order, so that the last residual gives the model's output bit for bit.
+        In the layout in which the transformer itself returns it.
+    decode : callable (pipeline, latents (B, C, F, H, W)) -> video (B, 3, T, height, width) in [-1, 1]
+    guide : callable (velocities by branch (B, C, F, H, W), scales, state (B, C, F, H, W), sigma) -> combined prediction
+    scales : callable (pipeline, settings, expert) -> dict of the numbers that ``guide`` needs
+    unpack, pack : callable (tensor, latent shape) -> tensor
+        From the layout of the sampler's state, the denoiser's input and output to (B, C, F, H, W) and back; the number
+        of channels is the tensor's own.
+    refuse : callable (pipeline, settings) -> reason, or None
+        What the family cannot do.
+    late_timesteps : bool
+        The pipeline makes its latents before it sets its timesteps; the first sigma is then 1.
+    step_callback : bool
+        Whether the pipeline takes ``callback_on_step_end``.
     """
 
     family: str
     transformers: tuple[str, ...]
-    stacks: tuple[str, ...]
-    conditioning: str
-    branches: Callable[[Any, float], tuple[str, ...]]
-    grid: Callable[[nn.Module, tuple[int, ...]], Grid]
+    pipelines: tuple[str, ...]
+    stacks: tuple[tuple[str, Block], ...]
+    conditioning: tuple[str, ...]
+    calls: Callable[[Any, Settings], tuple[tuple[str, ...], ...]]
+    latent: Callable[[Any, Settings], Latent]
+    grid: Callable[[Any, Latent], Grid]
     width: Callable[[Any], int]
-    head: Callable[[nn.Module, Tensor, Any, Grid], Tensor]
-    guide: Callable[[Mapping[str, Tensor], float], Tensor]
-    denormalise: Callable[[Any, Tensor], Tensor]
+    multiples: Callable[[Any], tuple[int, int, int]]
+    head: Callable[[Any, Tensor, Mapping[str, Any], Grid], Tensor]
+    decode: Callable[[Any, Tensor], Tensor]
+    guide: Callable[[Mapping[str, Tensor], Mapping[str, float], Tensor, float], Tensor] = classifier_free
+    scales: Callable[[Any, Settings, str | None], dict[str, float]] = guidance_scale_alone
+    unpack: Callable[[Tensor, Latent], Tensor] = as_it_is
+    pack: Callable[[Tensor, Latent], Tensor] = as_it_is
+    refuse: Callable[[Any, Settings], str | None] = no_refusal
+    late_timesteps: bool = False
+    step_callback: bool = True
 
-    def blocks(self, transformer: nn.Module) -> list[nn.Module]:
+    def layers(self, transformer: Any) -> list[tuple[str, nn.Module, Block]]:
+        """Path, module and kind of every block, on one layer axis."""
+        return [
+            (f"{name}.{i}", module, block)
+            for name, block in self.stacks
+            for i, module in enumerate(getattr(transformer, name))
+        ]
+
+    def blocks(self, transformer: Any) -> list[nn.Module]:
         """All blocks on one layer axis."""
-        return [block for name in self.stacks for block in getattr(transformer, name)]
+        return [module for _, module, _ in self.layers(transformer)]
 
-    def block_paths(self, transformer: nn.Module) -> list[str]:
-        """Dotted path of every block, in the order of `blocks`."""
-        return [f"{name}.{i}" for name in self.stacks for i in range(len(getattr(transformer, name)))]
+
+@cache
+def _signature(kind: Hashable) -> inspect.Signature:
+    return inspect.signature(kind.forward)  # type: ignore[attr-defined]
+
+
+def bind(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A module's call arguments by name, defaults filled in."""
+    kind: Any = type(module)
+    bound = _signature(kind).bind(module, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from dit_lens.sites import Geometry, Site, Sites
+from dit_lens.geometry import Geometry
+from dit_lens.sites import Site, Sites
 
 if TYPE_CHECKING:
     from dit_lens.run import Row
+    from dit_lens.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -21,25 +25,53 @@ class At:
     Attributes
     ----------
     site : Site
-        With its sigma and expert.
+        With its sigma, alpha and expert.
     rows : tuple of Row
         The (instance, seed) of every row of the activation.
     keep : callable (name, tensor)
         Stores a tensor in ``Run.captures[name]`` under this site.
+    geometry : Geometry
+    schedule : Schedule or None
+        alpha and sigma of every step; None at the first state of a pipeline that sets its timesteps later.
+    model : nn.Module or None
+        The denoiser of this call; None around the denoiser.
+    token_sigma : Tensor of shape (F, H, W) or None
+        Where the family conditions every token on a noise level of its own.
+    x0hat : Tensor of shape (B, C, F, H, W) or None
+        At ``latents``: the clean estimate of the step before; None at step 0.
     """
 
     site: Site
     rows: tuple[Row, ...]
     keep: Callable[[str, Tensor], None]
+    geometry: Geometry
+    schedule: Schedule | None = None
+    model: nn.Module | None = None
+    token_sigma: Tensor | None = None
+    x0hat: Tensor | None = None
+
+    def noise(self, like: Tensor, seed: int = 0, *, per_step: bool = True) -> Tensor:
+        """Standard normal noise of the shape, dtype and device of ``like`` (B, ...).
+
+        Every row is drawn on the CPU by a generator of its own, seeded by ``seed``, the row's seed and the site, so
+        that a row is what it would be alone and a run can be repeated. With ``per_step=False`` all steps share a draw.
+        """
+        site = str(self.site) if per_step else str(self.site).partition("/")[2]
+        rows = []
+        for row in self.rows:
+            digest = hashlib.sha256(f"{seed}/{row.seed}/{site}".encode()).digest()
+            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+            rows.append(torch.randn(like.shape[1:], generator=generator))
+        return torch.stack(rows).to(like.device, like.dtype)
 
 
 @runtime_checkable
 class Intervention(Protocol):
     """A function at sites: it is given each activation and returns a replacement, or None to leave it.
 
-    The activation has shape (B, F, H, W, D) on the residual stream (only the tokens that ``sites.tokens`` selects) and
-    (B, C, F, H, W) for ``latents``, ``model_input``, ``velocity`` and ``guided``; it is of one branch and one stream.
-    It must not be changed in place. An intervention may also have
+    The activation is of one branch and one stream: (B, F, H, W, D) of a video stream and (B, N, D) of a text stream,
+    (B, C, F, H, W) for ``latents``, ``model_input``, ``velocity`` and ``guided``, and of it only what ``sites.tokens``
+    selects. It must not be changed in place. An intervention may also have
 
     - ``check(sites, geometry, rows)``, called before the run, to refuse what cannot work;
     - ``reads_only = True`` where it never returns a replacement, which is what ``guided`` demands.
@@ -56,3 +88,33 @@ def check(intervention: Intervention, sites: tuple[Site, ...], geometry: Geometr
     own = getattr(intervention, "check", None)
     if own is not None:
         own(sites, geometry, rows)
+
+
+@dataclass(frozen=True)
+class FromFunction:
+    """An intervention from a function (activation, at) -> activation or None."""
+
+    sites: Sites
+    function: Callable[[Tensor, At], Tensor | None]
+    reads_only: bool = False
+
+    def __call__(self, activation: Tensor, at: At) -> Tensor | None:
+        return self.function(activation, at)
+
+
+def intervention(sites: Sites, *, reads_only: bool = False) -> Callable[[Callable[..., Any]], FromFunction]:
+    """Make a function (activation, at) -> activation or None an intervention at ``sites``.
+
+    Examples
+    --------
+    >>> @intervention(Sites("delta", layers=3))
+    ... def halve(activation, at):
+    ...     return activation / 2
+    >>> print(halve.sites)
+    delta, steps all, layers 3
+    """
+
+    def decorate(function: Callable[..., Any]) -> FromFunction:
+        return FromFunction(sites, function, reads_only)
+
+    return decorate

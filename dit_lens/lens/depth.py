@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.flow import clean_estimate
 from dit_lens.interventions import Capture
 from dit_lens.model import VideoDiT
-from dit_lens.run import Run
-from dit_lens.sites import Select, Sites, indices
+from dit_lens.run import Call, Run
+from dit_lens.selection import Select, indices
+from dit_lens.sites import Sites
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,24 @@ def depth_lens(model: VideoDiT, run: Run, step: int, layers: Select = "all", bra
     """
     chosen = indices(layers, run.geometry.layers, "layer")
     replay = model.replay(run, step, [Capture(Sites("resid", steps=step, layers=chosen, branches=branch))])
-    call = next(c for c in run.calls if (c.step, c.branch) == (step, branch))
-    transformer, grid = model.experts[call.expert], run.geometry.grid
-    residuals = [t.flatten(1, 3) for t in replay.captures[""].values()]
-    velocities = torch.stack(
-        [model.architecture.head(transformer, r, replay.conditioning[branch], grid) for r in residuals]
-    )
-    x0hat = clean_estimate(model.pipeline.scheduler, run.states[step], velocities, call.sigma)
+    call = next(c for c in run.recorded(step) if branch in c.branches)
+    velocities = torch.stack([
+        read_out(model, call, residual, replay.conditioning[branch]) for residual in replay.captures[""].values()
+    ])  # fmt: skip
+    x0hat = torch.stack([run.schedule.clean(step, run.states[step], v) for v in velocities])
     return DepthLens(step, branch, tuple(chosen), velocities, x0hat)
+
+
+def read_out(model: VideoDiT, call: Call, residual: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+    """A residual stream (B, F, H, W, D) through the model's own output head: velocity (B, C, F, H, W).
+
+    Parameters
+    ----------
+    call : Call
+        The denoiser call that the residual is of.
+    conditioning : mapping
+        What the head needs besides, from `Replay.conditioning` of the residual's branch.
+    """
+    architecture, grid = model.architecture, call.context.geometry.grid
+    output = architecture.head(model.experts[call.expert], residual.flatten(1, 3), conditioning, grid)
+    return architecture.unpack(output, call.context.latent)

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.flow import clean_estimate
 from dit_lens.interventions import Capture
 from dit_lens.model import VideoDiT
 from dit_lens.run import Run
@@ -43,7 +42,7 @@ class StepLens:
 
 
 def step_lens(model: VideoDiT, inputs: Any, seed: int | Sequence[int] = 0, **run_arguments: Any) -> StepLens:
-    """Run and keep x0hat at every step: x_s - sigma_s v, with v the guidance-combined velocity.
+    """Run and keep x0hat at every step, from the guidance-combined prediction (x_s - sigma_s v in flow matching).
 
     Parameters
     ----------
@@ -59,6 +58,5 @@ def step_lens(model: VideoDiT, inputs: Any, seed: int | Sequence[int] = 0, **run
     run = model.run(inputs, seed, interventions=[*others, keep], **run_arguments)
     states = {s.step: t for s, t in run.captured(_NAME).items() if s.component == "latents"}
     guided = {s.step: t for s, t in run.captured(_NAME).items() if s.component == "guided"}
-    scheduler = model.pipeline.scheduler
-    x0hat = [clean_estimate(scheduler, states[s], guided[s], run.sigmas[s]) for s in sorted(guided)]
+    x0hat = [run.schedule.clean(s, states[s], guided[s]) for s in sorted(guided)]
     return StepLens(torch.stack(x0hat), run.sigmas[: len(x0hat)], run)

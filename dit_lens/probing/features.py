@@ -16,7 +16,9 @@ from dit_lens.interventions import Capture
 from dit_lens.model import VideoDiT
 from dit_lens.probing.grid import ProbeData
 from dit_lens.run import Run
-from dit_lens.sites import Select, Sites, Tokens, indices
+from dit_lens.selection import Select, indices
+from dit_lens.sites import Sites
+from dit_lens.tokens import Tokens
 from dit_lens.tasks.base import Label, Task
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,282 @@
+"""The checks: what a family's file says, against what the model does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.checks.subject import Subject
+from dit_lens.interventions import Capture, Patch
+from dit_lens.interventions.base import At, FromFunction
+from dit_lens.lens import depth_lens
+from dit_lens.run import Resume
+from dit_lens.sites import TERM_COMPONENTS, Site, Sites
+from dit_lens.tokens import Tokens
+
+
+class Failed(Exception):
+    """A check that did not hold; the message says where, with the numbers."""
+
+
+def ensure(condition: bool, message: str) -> None:
+    if not condition:
+        raise Failed(message)
+
+
+def _ulps(a: Tensor, b: Tensor, scale: Tensor) -> float:
+    """Largest difference in units in the last place of the largest value of ``scale``."""
+    eps = torch.finfo(scale.dtype).eps
+    return float((a.double() - b.double()).abs().max() / (scale.abs().max().double() * eps).clamp(min=1e-30))
+
+
+def check_untouched(subject: Subject) -> str:
+    """Reading everything changes nothing: the final latents are those of the pipeline called by hand."""
+    plain = subject.architecture.unpack(subject.plain.latents, _latent(subject))
+    if plain.shape == subject.base.latents.shape and not torch.equal(plain, subject.base.latents):
+        worst = float((plain - subject.base.latents).abs().max())
+        raise Failed(f"final latents differ by {worst:.2e} from the pipeline called by hand")
+    counted, by_hand = subject.base.ledger.calls, len(subject.plain.calls)
+    ensure(by_hand == counted, f"the ledger counts {counted} calls, by hand there are {by_hand}")
+    return f"{len(subject.base.captures[''])} captures, {by_hand} calls, the same bits"
+
+
+def check_layers(subject: Subject) -> str:
+    """Count and order of the blocks; each block's input is the output of the one before, in every stream."""
+    paths = [path for path, _, _ in subject.architecture.layers(subject.model.pipeline.transformer)]
+    for call in subject.plain.calls:
+        seen = [block.path for block in call]
+        ensure(seen == paths, f"blocks ran as {seen}, the family's file says {paths}")
+        for one, following in pairwise(call):
+            for stream, given in following.before.items():
+                same = stream in one.after and torch.equal(given, one.after[stream])
+                ensure(same, f"the {stream} stream that {following.path} is given is not what {one.path} returned")
+        for block in call:
+            stated = [e for e in block.block.events if e in block.order]
+            ensure(
+                block.order == stated, f"{block.path}: events came as {block.order}, the family's file says {stated}"
+            )
+    streams = ", ".join(subject.base.geometry.streams)
+    return f"{len(paths)} blocks in order; input = output of the block before in {streams}"
+
+
+def check_grid(subject: Subject) -> str:
+    """One latent cell of the denoiser's input moves the embedding at the one token that it belongs to."""
+    geometry = subject.base.geometry
+    cells, grid = geometry.latent_grid, geometry.grid
+    size = [c // g for c, g in zip(cells, grid, strict=True)]
+    chosen = [tuple(c - 1 for c in cells), tuple(c // 2 for c in cells), (0, cells[1] - 1, 0)]
+    for cell in chosen:
+        token = tuple(c // s for c, s in zip(cell, size, strict=True))
+        run = subject.run([_nudge(cell), Capture(Sites("embed", steps=0))], stop_after=0)
+        for branch in geometry.branches:
+            site = Site(0, branch, None, "embed")
+            moved = (run[site] != subject.base[site]).any(dim=-1)
+            where = [tuple(i) for i in moved[0].nonzero().tolist()]
+            ensure(where == [token], f"{site}: latent cell {cell} moved tokens {where[:4]}, expected {token}")
+    return (
+        f"{' x '.join(map(str, cells))} latent cells to {' x '.join(map(str, grid))} tokens, {len(chosen)} cells tried"
+    )
+
+
+def _nudge(cell: tuple[int, ...]) -> FromFunction:
+    def nudge(x: Tensor, at: At) -> Tensor:
+        return x + 1
+
+    one = [(c, c + 1) for c in cell]
+    tokens = Tokens(frames=[cell[0]], rows=one[1], columns=one[2])
+    return FromFunction(Sites("model_input", steps=0, tokens=tokens), nudge)
+
+
+def check_branches(subject: Subject) -> str:
+    """Another prompt moves every branch but the unconditional one; another negative prompt moves that one alone."""
+    branches = subject.base.geometry.branches
+    other = [{**i, "prompt": p["prompt"]} for i, p in zip(subject.inputs, subject.inputs[::-1], strict=True)]
+    moved = _moved(subject, inputs=other)
+    expected = [b for b in branches if b != "uncond"]
+    ensure(moved == expected, f"another prompt moved {moved}, expected {expected}")
+    if "uncond" not in branches:
+        return "another prompt moves cond; the run is not guided"
+    moved = _moved(subject, negative_prompt=[PERTURBED] * len(subject.inputs))
+    ensure(moved == ["uncond"], f"another negative prompt moved {moved}, expected ['uncond']")
+    return f"the prompt moves {', '.join(expected)}; the negative prompt moves uncond alone"
+
+
+PERTURBED = "blue star"
+
+
+def _moved(subject: Subject, **changes: Any) -> list[str]:
+    """Branches whose prediction at step 0 differs from the base run's."""
+    run = subject.run([Capture(Sites("velocity", steps=0))], stop_after=0, **changes)
+    sites = {b: Site(0, b, None, "velocity") for b in subject.base.geometry.branches}
+    return [b for b, site in sites.items() if not torch.equal(run[site], subject.base[site])]
+
+
+def check_sum_rule(subject: Subject) -> str:
+    """A block's update is the sum of what its parts add to the stream, to a few units in the last place."""
+    worst, captures = 0.0, subject.base.captures[""]
+    for site in (s for s in captures if s.component == "delta"):
+        parts = [captures[p] for c in TERM_COMPONENTS if (p := _at(site, c)) in captures]
+        resid = captures[_at(site, "resid")]
+        if not parts:
+            ensure(bool((captures[site] == 0).all()), f"{site} is not zero though its block has no part in this stream")
+            continue
+        error = _ulps(captures[site], torch.stack([p.float() for p in parts]).sum(dim=0), resid)
+        ensure(error <= 8, f"{site} differs by {error:.1f} units in the last place of resid from the sum of its parts")
+        worst = max(worst, error)
+    return f"worst {worst:.2f} units in the last place of resid"
+
+
+def _at(site: Site, component: str) -> Site:
+    return Site(site.step, site.branch, site.layer, component, site.stream)
+
+
+def check_heads(subject: Subject) -> str:
+    """What the heads add, and the output bias that belongs to none, sum to what the attention adds."""
+    worst, sites = 0.0, 0
+    for call in subject.plain.calls:
+        for seen in call:
+            for term in (t for t in seen.block.terms if t.heads is not None):
+                assert term.heads is not None
+                whole = term.value(seen.met)
+                total = term.heads(seen.met).sum(dim=-2)
+                total = total if term.headless is None else total + term.headless(seen.met)
+                error = _ulps(total, whole, whole)
+                ensure(error <= 64, f"{seen.path}, {term.stream}: heads are {error:.1f} units from attn")
+                worst, sites = max(worst, error), sites + 1
+    return f"{sites} sums, worst {worst:.1f} units in the last place of attn" if sites else "not additive: refused"
+
+
+def check_identity(subject: Subject) -> str:
+    """Patching any site with its own activation changes no bit."""
+    parts = tuple(dict.fromkeys(s.component for s in subject.base.captures[""] if s.layer is not None))
+    for chosen in (parts, ("embed",), ("model_input", "velocity"), ("latents",)):
+        stream = "all" if set(chosen) & {*parts, "embed"} else "video"
+        run = subject.run([Patch(subject.base, Sites(chosen, stream=stream))])
+        if not torch.equal(run.latents, subject.base.latents):
+            raise Failed(f"patching {'+'.join(chosen)} with its own moved the final latents by "
+                         f"{float((run.latents - subject.base.latents).abs().max()):.1e}")  # fmt: skip
+    return f"{', '.join(parts)}, embed, model_input, velocity, latents: the same bits"
+
+
+def check_swap(subject: Subject) -> str:
+    """Under the same prompt, handing over the other row's whole residual state gives its prediction at any layer."""
+    layers = range(subject.base.geometry.layers)
+    keep = Capture(Sites(("resid", "velocity"), steps=0, stream="video"))
+    text = [Capture(Sites("resid", steps=0, stream=s)) for s in subject.base.geometry.streams if s != "video"]
+    twins = subject.run([keep, *text], inputs=(subject.inputs[0],) * 2, seed=[11, 12], record=True, stop_after=0)
+    carried = any(b.carried for _, _, b in subject.architecture.layers(subject.model.pipeline.transformer))
+    worst = 0.0
+    for layer in layers if not carried else layers[-1:]:
+        sites = Sites("resid", steps=0, layers=layer, stream="all")
+        replay = subject.model.replay(twins, 0, [Patch(twins, sites, rows=(1, 0))])
+        for branch, velocity in replay.velocities.items():
+            own = twins[Site(0, branch, None, "velocity")]
+            error = _ulps(velocity, own[[1, 0]], own)
+            ensure(
+                error <= 64, f"s00/{branch}/L{layer:02d}/resid swapped: {error:.1f} units from the other row's velocity"
+            )
+            ensure(not torch.equal(velocity, own), f"s00/{branch}/L{layer:02d}/resid: the swap changed nothing")
+            worst = max(worst, error)
+    return f"at {'every layer' if not carried else 'the last layer'}, worst {worst:.1f} units from the other row"
+
+
+def check_depth_lens(subject: Subject) -> str:
+    """The depth lens at the last layer is the model's own prediction, bit for bit."""
+    geometry = subject.base.geometry
+    for step in (0, geometry.steps - 1):
+        for branch in geometry.branches:
+            lens = depth_lens(subject.model, subject.base, step, layers=[0, geometry.layers - 1], branch=branch)
+            own = subject.base[Site(step, branch, None, "velocity")]
+            worst = float((lens.velocities[1] - own).abs().max())
+            ensure(
+                torch.equal(lens.velocities[1], own),
+                f"s{step:02d}/{branch}: last layer read out differs by {worst:.1e}",
+            )
+            ensure(not torch.equal(lens.velocities[0], own), f"s{step:02d}/{branch}: the first layer reads as the last")
+    return f"steps 0 and {geometry.steps - 1}, branches {', '.join(geometry.branches)}: the same bits at the last layer"
+
+
+def check_schedule(subject: Subject) -> str:
+    """The combined prediction is what the pipeline hands its scheduler; x0hat is what the scheduler makes of it."""
+    run, seen = subject.base, subject.plain.steps
+    each = len(seen) // run.geometry.steps
+    ensure(
+        bool(seen) and len(seen) == each * run.geometry.steps, f"{len(seen)} scheduler steps in {run.geometry.steps}"
+    )
+    guided_error = x0_error = 0.0
+    for step in range(run.geometry.steps):
+        state, guided = run[Site(step, None, None, "latents")], run[Site(step, None, None, "guided")]
+        x0hat = run.schedule.clean(step, state, guided)
+        given, _, results = seen[each * (step + 1) - 1]
+        given = subject.architecture.unpack(given, _latent(subject))
+        # Cosmos combines clean estimates and hands those over.
+        guided_error = max(guided_error, min(_ulps(given, guided, given), _ulps(given, x0hat, given)))
+        ensure(
+            guided_error <= 64, f"s{step:02d}/-/-/guided: {guided_error:.1f} units from what scheduler.step was given"
+        )
+        x0_error = max(x0_error, _x0_error(subject, step, state, guided, x0hat, results))
+        ensure(x0_error <= 256, f"s{step:02d}: x0hat is {x0_error:.1f} units from the scheduler's own step")
+    return f"guided within {guided_error:.1f}, x0hat within {x0_error:.1f} units of the scheduler's own"
+
+
+def _x0_error(
+    subject: Subject, step: int, state: Tensor, guided: Tensor, x0hat: Tensor, results: Sequence[Tensor]
+) -> float:
+    """Against the scheduler's own clean estimate where it returns one, else against its next state."""
+    run, unpack = subject.base, subject.architecture.unpack
+    if len(results) > 1 and isinstance(results[1], Tensor) and results[1].shape == results[0].shape:
+        return _ulps(unpack(results[1], _latent(subject)), x0hat, state)
+    one_step = "Euler" in type(subject.model.pipeline.scheduler).__name__ or step == 0
+    if not one_step or step + 1 >= run.geometry.steps:
+        return 0.0
+    noise = run.schedule.noise(step, state, guided)
+    following = run.schedule.noisy(step + 1, x0hat, noise)
+    return _ulps(unpack(results[0], _latent(subject)), following, state)
+
+
+def check_rows(subject: Subject) -> str:
+    """A row of a batch is what it would be alone, to the precision of the dtype."""
+    worst = 0.0
+    for row, inputs in enumerate(subject.inputs):
+        alone = subject.run(inputs=[inputs], seed=[11 + row])
+        together = subject.base.latents[row : row + 1]
+        worst = max(worst, _ulps(alone.latents, together, together))
+    ensure(worst <= 4096, f"row {row} differs by {worst:.0f} units in the last place from its own single run")
+    return f"two rows, worst {worst:.0f} units in the last place"
+
+
+def check_resume(subject: Subject) -> str:
+    """A run resumed at a step and a layer gives the bits of the whole run with fewer forwards."""
+    geometry = subject.base.geometry
+    step, layer = geometry.steps - 1, geometry.layers // 2
+    carried = [b for _, _, b in subject.architecture.layers(subject.model.pipeline.transformer) if b.carried]
+    run = subject.run(resume=Resume(subject.base, step, 0 if carried else layer))
+    ensure(torch.equal(run.latents, subject.base.latents), f"resumed at s{step:02d}/L{layer:02d}: other final latents")
+    share = run.ledger.denoiser_forwards / subject.base.ledger.denoiser_forwards
+    ensure(share == 1 / geometry.steps, f"{run.ledger.denoiser_forwards} forwards when resumed at step {step}")
+    whole = " (whole steps only: this family carries a stream that is not recorded)" if carried else ""
+    return f"from step {step}{'' if carried else f', layer {layer}'}: the same bits, {share:.2f} of the forwards{whole}"
+
+
+def _latent(subject: Subject) -> Any:
+    return tuple(subject.base.geometry.shapes["latents"])
+
+
+CHECKS: Mapping[str, Callable[[Subject], str]] = {
+    "untouched": check_untouched,
+    "layers": check_layers,
+    "token grid": check_grid,
+    "branches": check_branches,
+    "sum rule": check_sum_rule,
+    "heads": check_heads,
+    "identity patch": check_identity,
+    "full swap": check_swap,
+    "depth lens": check_depth_lens,
+    "schedule": check_schedule,
+    "rows": check_rows,
+    "resume": check_resume,
+}

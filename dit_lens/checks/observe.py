@@ -1,0 +1,149 @@
+"""The independent witness: a plain call of the pipeline, watched by torch's own hooks and the scheduler's own step."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_lens.architectures.base import Block, Met, bind
+from dit_lens.inputs import gather, split_rows
+
+if TYPE_CHECKING:
+    from dit_lens.checks.subject import Subject
+
+
+@dataclass
+class SeenBlock:
+    """One block in one denoiser call.
+
+    Attributes
+    ----------
+    path : str
+    block : Block
+    met : Met
+        With all events of the block.
+    before, after : dict from stream to Tensor of shape (B, N, D)
+    order : list of str
+        Events as they came.
+    """
+
+    path: str
+    block: Block
+    met: Met
+    before: dict[str, Tensor]
+    after: dict[str, Tensor] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Observed:
+    """What the witness saw.
+
+    Attributes
+    ----------
+    latents : Tensor, in the pipeline's own layout
+    calls : list of list of SeenBlock, one per denoiser call
+    outputs : list of what the denoiser returned
+    steps : list of (model output, sample, results) of every ``scheduler.step``
+    """
+
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    calls: list[list[SeenBlock]] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+    steps: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
+
+
+@torch.no_grad()
+def observed(subject: Subject) -> Observed:
+    """Call the pipeline by hand with the subject's inputs and settings."""
+    seen, pipeline = Observed(), subject.model.pipeline
+    inputs = gather(list(subject.inputs), [11, 12])
+    settings = {**subject.model.defaults, **subject.settings}
+    tokens = math.prod(subject.model.geometry(subject.inputs[0], **subject.settings).grid)
+    with _hooked(subject, seen, tokens), _stepping(pipeline.scheduler, seen), _by_row(pipeline):
+        output = pipeline(
+            prompt=inputs.prompts, generator=inputs.generators(), output_type="latent", return_dict=False,
+            **inputs.image_argument(), **settings,
+        )[0]  # fmt: skip
+    seen.latents = output
+    return seen
+
+
+@contextmanager
+def _by_row(pipeline: Any) -> Iterator[None]:
+    """Different images need the mended ``prepare_latents`` here as well."""
+    pipeline.prepare_latents = split_rows(pipeline.prepare_latents)
+    try:
+        yield
+    finally:
+        del pipeline.prepare_latents
+
+
+@contextmanager
+def _hooked(subject: Subject, seen: Observed, tokens: int) -> Iterator[None]:
+    with ExitStack() as stack:
+
+        def hook(module: nn.Module, function: Callable[..., None], *, before: bool) -> None:
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            stack.callback(register(function, with_kwargs=True).remove)
+
+        for transformer in subject.model.experts.values():
+            hook(transformer, lambda m, a, k: seen.calls.append([]), before=True)
+            for path, module, block in subject.architecture.layers(transformer):
+                hook(module, partial(_enter, seen, path, block, tokens), before=True)
+                for event in block.events:
+                    inner, _, what = event.rpartition(".")
+                    hook(module.get_submodule(inner), partial(_see, seen, event), before=what == "input")
+                hook(module, partial(_leave, seen), before=False)
+            hook(transformer, lambda m, a, k, out: seen.outputs.append(out), before=False)
+        yield
+
+
+def _enter(seen: Observed, path: str, block: Block, tokens: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+    arguments = bind(module, args, kwargs)
+    before = {s.name: arguments[s.argument].clone() for s in block.streams}
+    seen.calls[-1].append(SeenBlock(path, block, Met(module, arguments, tokens), before))
+
+
+def _see(seen: Observed, event: str, _module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+    here = seen.calls[-1][-1]
+    here.order.append(event)
+    first = args[0] if args else next(iter(kwargs.values()))
+    here.met.see(event, first if event.endswith(".input") else output)
+
+
+def _leave(seen: Observed, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    here = seen.calls[-1][-1]
+    here.after = {s.name: (output if s.element is None else output[s.element]).clone() for s in here.block.streams}
+
+
+@contextmanager
+def _stepping(scheduler: Any, seen: Observed) -> Iterator[None]:
+    """Watch ``scheduler.step``.
+
+    By a subclass for the time being, not by an attribute: LTX-2 copies its scheduler for the audio, and an attribute
+    of the copy would go on calling the original.
+    """
+    kind = type(scheduler)
+
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = (args[0], *(a for a in args[1:] if isinstance(a, Tensor) and a.shape == args[0].shape))
+        result = kind.step(self, *args, **kwargs)
+        if self is scheduler:
+            seen.steps.append((before[0], before[-1], tuple(result) if isinstance(result, tuple) else (result,)))
+        return result
+
+    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step})
+    try:
+        yield
+    finally:
+        scheduler.__class__ = kind

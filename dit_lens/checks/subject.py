@@ -1,0 +1,79 @@
+"""What the checks look at: a model, two rows, and the runs that several checks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dit_lens.architectures import Architecture
+from dit_lens.checks.observe import Observed, observed
+from dit_lens.interventions import Capture
+from dit_lens.interventions.base import Intervention
+from dit_lens.model import VideoDiT
+from dit_lens.run import Run
+from dit_lens.sites import TERM_COMPONENTS, Sites
+
+PROMPTS = ("move the blue circle", "draw the red square then the star")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and how to run it for a check.
+
+    Attributes
+    ----------
+    model : VideoDiT
+    inputs : two mappings with "prompt" (and "image")
+    settings : mapping
+        Arguments of the pipeline.
+    """
+
+    model: VideoDiT
+    inputs: tuple[Mapping[str, Any], Mapping[str, Any]]
+    settings: Mapping[str, Any]
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.model.architecture
+
+    def run(self, interventions: Sequence[Intervention] = (), **more: Any) -> Run:
+        """Two rows, not decoded."""
+        inputs = more.pop("inputs", self.inputs)
+        seeds = more.pop("seed", [11, 12][: len(inputs)])
+        settings = {**self.settings, **more}
+        return self.model.run(list(inputs), seeds, interventions=interventions, decode=False, **settings)
+
+    @cached_property
+    def plain(self) -> Observed:
+        """The same generation by the pipeline called by hand, watched by torch hooks alone."""
+        return observed(self)
+
+    @cached_property
+    def base(self) -> Run:
+        """A recorded run with every component of every stream captured."""
+        geometry = self.model.geometry(self.inputs[0], **self.settings)
+        own = {c for kind in geometry.kinds for s in kind.components.values() for c in s}
+        parts = tuple(c for c in TERM_COMPONENTS if c in own)
+        everywhere = Capture(Sites(("embed", *parts, "delta", "resid"), stream="all"))
+        around = Capture(Sites(("latents", "model_input", "velocity", "guided")))
+        heads = [Capture(Sites("head"))] if any(k.heads for k in geometry.kinds) else []
+        return self.run([everywhere, around, *heads], record=True)
+
+    def captured(self, component: str, **select: Any) -> dict[str, Tensor]:
+        """The base run's captures of one component at some steps, by site."""
+        wanted = select.items()
+        found = self.base.captures[""].items()
+        return {str(s): t for s, t in found
+                if s.component == component and all(getattr(s, k) == v for k, v in wanted)}  # fmt: skip
+
+
+def picture(height: int, width: int, seed: int) -> Image.Image:
+    """Smooth random colours, so that a VAE has something to see."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

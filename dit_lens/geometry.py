@@ -1,0 +1,81 @@
+"""What a run offers to be addressed: steps, layers, branches, streams and grids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer offers.
+
+    Attributes
+    ----------
+    kind : str
+        "single", "dual" or "joint-single".
+    components : dict from stream to the components that its blocks make in it, in execution order
+    heads : dict from stream to the number of attention heads whose shares sum to "attn"; absent where they do not
+    """
+
+    kind: str = "single"
+    components: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"video": ("delta", "resid")})
+    heads: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The video that a run makes, and how its latent frames divide time.
+
+    Attributes
+    ----------
+    frames, height, width : int
+    temporal : int
+        Pixel frames per latent frame (the first latent frame of a causal VAE holds one).
+    padding : int
+        Latent frames that the pipeline puts in front and discards (CogVideoX 1.5).
+    """
+
+    frames: int
+    height: int
+    width: int
+    temporal: int
+    padding: int = 0
+
+    def latent_frame(self, frame: int) -> int:
+        """The latent frame that holds a pixel frame."""
+        if self.frames % self.temporal == 0:  # no frame of its own in front: the VAE is not causal
+            return frame // self.temporal + self.padding
+        return -(-frame // self.temporal) + self.padding
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What `Sites` are validated against.
+
+    Attributes
+    ----------
+    steps, layers : int
+    branches, streams : tuple of str
+    grid : (F, H, W), the token grid
+    shapes : dict from component to the shape of its activations, rows left out; streams other than video are not in it
+    kinds : tuple of Layer, one per layer
+    pixels : Pixels, or None where it is not known
+    """
+
+    steps: int
+    layers: int
+    branches: tuple[str, ...]
+    grid: tuple[int, int, int]
+    streams: tuple[str, ...] = ("video",)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+    kinds: tuple[Layer, ...] = ()
+    pixels: Pixels | None = None
+
+    def layer(self, index: int) -> Layer:
+        return self.kinds[index] if self.kinds else Layer()
+
+    @property
+    def latent_grid(self) -> tuple[int, ...]:
+        """(F, H, W) of the sampler's state."""
+        return tuple(self.shapes["latents"][1:]) if "latents" in self.shapes else self.grid

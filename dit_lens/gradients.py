@@ -1,0 +1,79 @@
+"""Gradients of one denoising step, for attribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from dit_lens.interventions.base import At
+from dit_lens.run import Replay
+from dit_lens.sites import Site, Sites
+
+Metric = Callable[[Replay], Tensor]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """A metric of one denoising step and its derivative by the activations at some sites.
+
+    Attributes
+    ----------
+    value : Tensor of no shape
+    activations, gradients : dict from Site to Tensor of the shape of the activation (B, F, H, W, D)
+        Of only the tokens that the sites select. To first order a change of an activation by ``e`` moves the metric by
+        ``(gradients[site] * e).sum()``.
+    replay : Replay, detached
+    """
+
+    value: Tensor
+    activations: dict[Site, Tensor]
+    gradients: dict[Site, Tensor]
+    replay: Replay
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Adds a leaf of zeros to every activation: the metric's derivative by the leaf is that by the activation."""
+
+    sites: Sites
+    activations: dict[Site, Tensor] = field(default_factory=dict)
+    leaves: dict[Site, Tensor] = field(default_factory=dict)
+
+    def __call__(self, activation: Tensor, at: At) -> Tensor:
+        self.activations[at.site] = activation.detach().clone()
+        self.leaves[at.site] = leaf = torch.zeros_like(activation, requires_grad=True)
+        return activation + leaf
+
+
+def derive(watch: Watch, value: Tensor) -> dict[Site, Tensor]:
+    """Derivatives of a scalar by every watched activation; zero where it does not depend on one."""
+    found = torch.autograd.grad(value, list(watch.leaves.values()), allow_unused=True)
+    zeros = map(torch.zeros_like, watch.leaves.values())
+    return {s: z if g is None else g for s, g, z in zip(watch.leaves, found, zeros, strict=True)}
+
+
+def detached(replay: Replay) -> Replay:
+    """The same replay without its graph."""
+    return replace(
+        replay,
+        velocities={b: v.detach() for b, v in replay.velocities.items()},
+        guided=replay.guided.detach(),
+        x0hat=replay.x0hat.detach(),
+    )
+
+
+@contextmanager
+def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """No parameter takes a gradient while the block runs, so that the graph starts at the watched activations."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,59 @@
+"""Names of models and runs: hashes of what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit_lens.run import Row, Run
+from dit_lens.sites import Sites
+
+
+def model_id(experts: Iterable[Any]) -> str:
+    """Hash of the transformers' configuration and of a sample of their weights."""
+    digest = hashlib.sha256()
+    for module in experts:
+        # Private entries say where and by which version it was loaded, not what it is.
+        config = {k: v for k, v in module.config.items() if not k.startswith("_")}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for parameter in module.parameters():
+            digest.update(_sample(parameter))
+    return digest.hexdigest()[:12]
+
+
+def _sample(parameter: nn.Parameter) -> bytes:
+    """A few values; an offloaded parameter has none here, only its shape."""
+    if parameter.device.type == "meta":
+        return str(tuple(parameter.shape)).encode()
+    values: bytes = parameter.detach().flatten()[:64].float().cpu().numpy().tobytes()
+    return values
+
+
+def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]) -> str:
+    """Hash of a model, inputs, settings, interventions (and the body) and the versions of what runs them."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
+    given = [f"{name}={describe(value)}" for name, value in sorted(settings.items())]
+    content = [model, repr(tuple(rows)), given, [describe(w) for w in what], versions]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe(value: Any) -> str:
+    """A short text that is the same for the same intervention: runs by their id, tensors by a hash of their bytes."""
+    if isinstance(value, Run):
+        return f"run:{value.id}"
+    if isinstance(value, Tensor):
+        return f"tensor:{hashlib.sha256(value.detach().float().cpu().numpy().tobytes()).hexdigest()[:12]}"
+    if isinstance(value, Sites):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
+        return f"{type(value).__name__}({parts})"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(describe, value))}]"
+    return getattr(value, "__qualname__", repr(value))

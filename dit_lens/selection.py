@@ -1,0 +1,75 @@
+"""How a range of steps, layers, frames, heads or positions is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from dit_lens.errors import SiteError
+
+#: Everything ("all"), one (negative counts from the end), a slice, several, or a predicate on the index.
+Select = str | int | slice | range | Sequence[int] | Callable[[int], bool]
+
+
+def indices(select: Select, size: int, what: str) -> list[int]:
+    """The indices that a `Select` picks out of 0..size-1, in order.
+
+    Raises
+    ------
+    SiteError
+        An index out of range, or nothing selected; the message names the valid range.
+    """
+    valid = f"this run has {what}s 0..{size - 1}"
+    if isinstance(select, str):
+        if select != "all":
+            raise SiteError(f"unknown {what} {select!r}; 'all', an index, a slice, a list or a predicate; {valid}")
+        return list(range(size))
+    if isinstance(select, slice):
+        chosen = sorted(list(range(size))[select])
+    elif callable(select):
+        chosen = [i for i in range(size) if select(i)]
+    else:
+        several = select if isinstance(select, Iterable) else [select]
+        chosen = sorted({_index(i, size, what, valid) for i in several})
+    if not chosen:
+        raise SiteError(f"{what}s {show(select)} select nothing; {valid}")
+    return chosen
+
+
+def _index(index: Any, size: int, what: str, valid: str) -> int:
+    if isinstance(index, bool) or not hasattr(index, "__index__"):
+        raise SiteError(f"{what} {index!r} is no whole number; {valid}")
+    if not -size <= index < size:
+        raise SiteError(f"no {what} {index}; {valid}")
+    return int(index) % size
+
+
+def show(select: Select) -> str:
+    """A selection in a few characters."""
+    if isinstance(select, slice):
+        ends = ("" if x is None else str(x) for x in (select.start, select.stop, select.step))
+        return ":".join(ends).rstrip(":") or ":"
+    if isinstance(select, str | int):
+        return str(select)
+    if callable(select):
+        return getattr(select, "__name__", "predicate")
+    return ",".join(map(str, select)) if isinstance(select, Iterable) else str(select)
+
+
+def to_json(select: Select) -> Any:
+    """JSON types; predicates have none and raise `SiteError`."""
+    if isinstance(select, slice):
+        return {"slice": [select.start, select.stop, select.step]}
+    if callable(select):
+        raise SiteError("a selection by predicate cannot be written to JSON; list the indices")
+    if isinstance(select, str):
+        return select
+    return [int(i) for i in select] if isinstance(select, Iterable) else int(select)
+
+
+def from_json(data: Any) -> Select:
+    """Inverse of `to_json`."""
+    if isinstance(data, dict):
+        return slice(*data["slice"])
+    selected: Select = data
+    return selected

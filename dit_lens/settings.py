@@ -1,0 +1,145 @@
+"""The settings of a run: all arguments of the pipeline, checked, and what they make addressable."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dit_lens.architectures import Architecture
+from dit_lens.architectures.base import Block, Settings
+from dit_lens.errors import InputError, UnsupportedModel
+from dit_lens.geometry import Geometry, Layer, Pixels
+from dit_lens.inputs import Inputs
+
+#: Settings that a run always has; their defaults are the pipeline's own.
+_BASIC = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+#: Names under which pipelines keep the factors of their VAE.
+_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+
+
+def gather_settings(
+    pipeline: Any, architecture: Architecture, defaults: Settings, inputs: Inputs, arguments: Settings
+) -> dict[str, Any]:
+    """All pipeline arguments: the pipeline's own defaults, the model's, the inputs', the call's.
+
+    Raises
+    ------
+    InputError
+        An argument that the pipeline does not take, or a value that it would round, crop or reject.
+    UnsupportedModel
+        What the family cannot do, with the reason.
+    """
+    signature = inspect.signature(type(pipeline).__call__).parameters
+    settings = {n: signature[n].default for n in _BASIC if n in signature} | dict(defaults)
+    if inputs.images is not None:
+        settings |= {"height": inputs.images[0].height, "width": inputs.images[0].width}
+    settings |= dict(inputs.options) | {k: v for k, v in arguments.items() if v is not None or k not in _BASIC}
+    if unknown := set(settings) - set(signature):
+        raise InputError(f"{type(pipeline).__name__} takes no {', '.join(sorted(unknown))}")
+    _fill_size(pipeline, settings)
+    _check(pipeline, architecture, settings, inputs, takes_image="image" in signature)
+    if reason := architecture.refuse(pipeline, settings):
+        raise UnsupportedModel(f"{architecture.family}: {reason}")
+    return settings
+
+
+def _fill_size(pipeline: Any, settings: dict[str, Any]) -> None:
+    """Sizes that a pipeline leaves to its transformer's configuration."""
+    config = pipeline.transformer.config
+    sizes = {"height": "sample_height", "width": "sample_width", "num_frames": "sample_frames"}
+    for name, configured in sizes.items():
+        if settings.get(name) is None:
+            size = getattr(config, configured, None)
+            if size is None:
+                raise InputError(f"{type(pipeline).__name__} has no default {name}; give {name}=")
+            settings[name] = size if name == "num_frames" else size * factor(pipeline, _SPATIAL)
+
+
+def factor(pipeline: Any, names: tuple[str, ...]) -> int:
+    return next(int(getattr(pipeline, name)) for name in names if hasattr(pipeline, name))
+
+
+def _check(pipeline: Any, architecture: Architecture, settings: Settings, inputs: Inputs, *, takes_image: bool) -> None:
+    steps = settings["num_inference_steps"]
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"steps={steps!r}: need a whole number of at least 1")
+    scale = settings.get("guidance_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise InputError(f"guidance_scale={scale!r}: need a finite number; above 1 there is a branch uncond")
+    check_size(architecture.multiples(pipeline), settings)
+    if takes_image != (inputs.images is not None) and inputs.rows:
+        wants = "needs an image" if takes_image else "takes no image"
+        raise InputError(f"{type(pipeline).__name__} {wants}")
+    sizes = {image.size for image in inputs.images or []}
+    if len(sizes) > 1:
+        raise InputError(f"images of one run must share a size, got {sorted(sizes)}")
+
+
+def check_size(multiples: tuple[int, int, int], settings: Settings) -> None:
+    """Refuse a size that the pipeline would round, crop or reject.
+
+    Raises
+    ------
+    InputError
+        Names the nearest valid value.
+    """
+    for name, step in zip(("height", "width"), multiples[:2], strict=True):
+        value = settings[name]
+        if not isinstance(value, int) or value < step or value % step:
+            nearest = max(step, round(value / step) * step) if isinstance(value, int | float) else step
+            raise InputError(f"{name}={value} is not a multiple of {step}; the nearest valid value is {nearest}")
+    frames, step = settings["num_frames"], multiples[2]
+    if not isinstance(frames, int) or frames < 1 or (frames - 1) % step:
+        nearest = 1 + step * max(0, round((frames - 1) / step)) if isinstance(frames, int | float) else 1
+        raise InputError(f"num_frames={frames} is not 1 + {step} k; the nearest valid value is {nearest}")
+
+
+def geometry_of(pipeline: Any, architecture: Architecture, settings: Settings) -> Geometry:
+    """What a run with these settings offers to be addressed."""
+    transformer = pipeline.transformer
+    latent = architecture.latent(pipeline, settings)
+    grid = architecture.grid(transformer, latent)
+    kinds = tuple(_layer(module, block) for _, module, block in architecture.layers(transformer))
+    tokens = (*grid, architecture.width(transformer))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("latents", "velocity", "guided"), latent)
+    shapes |= {c: tokens for kind in kinds for c in ("embed", "head", *kind.components["video"])}
+    shapes["model_input"] = (transformer.config.in_channels, *latent[1:])
+    streams = dict.fromkeys(stream for kind in kinds for stream in kind.components)
+    branches = dict.fromkeys(b for call in architecture.calls(pipeline, settings) for b in call)
+    return Geometry(
+        settings["num_inference_steps"], len(kinds), tuple(branches), grid, tuple(streams), shapes, kinds,
+        _pixels(pipeline, settings, latent[1]),
+    )  # fmt: skip
+
+
+def _layer(module: nn.Module, block: Block) -> Layer:
+    streams = [s.name for s in block.streams]
+    components = {
+        stream: (*(t.component for t in block.terms if t.stream == stream), "delta", "resid") for stream in streams
+    }
+    counted = {t.stream: _heads(module) for t in block.terms if t.heads is not None}
+    return Layer(block.kind, components, counted)
+
+
+def _heads(module: Any) -> int:
+    """Attention heads of a block's own attention, by whichever of its two usual names."""
+    attention = getattr(module, "attn1", None) or module.attn
+    return int(attention.heads)
+
+
+def _pixels(pipeline: Any, settings: Settings, latent_frames: int) -> Pixels:
+    frames, temporal = settings["num_frames"], factor(pipeline, _TEMPORAL)
+    made = frames // temporal if frames % temporal == 0 else (frames - 1) // temporal + 1
+    return Pixels(frames, settings["height"], settings["width"], temporal, latent_frames - made)
+
+
+def scales_of(
+    pipeline: Any, architecture: Architecture, settings: Settings, experts: Mapping[str | None, Any]
+) -> dict[str | None, dict[str, float]]:
+    """The numbers that combine the branches, by expert."""
+    return {name: architecture.scales(pipeline, settings, name) for name in experts}

@@ -1,0 +1,225 @@
+"""Which tokens of an activation: latent frames, boxes, masks, boxes in pixels, positions in a text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_lens.errors import SiteError
+from dit_lens.geometry import Geometry, Pixels
+from dit_lens.selection import Select, from_json, indices, show, to_json
+
+#: Components on the latent grid, (B, C, F, H, W); all others are (B, *grid, D) on the token grid.
+LATENT_COMPONENTS = ("latents", "model_input", "velocity", "guided")
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A boolean array that can be compared, hashed and written to JSON.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    bits : bytes, one per element
+    """
+
+    shape: tuple[int, ...]
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: Any) -> Mask:
+        """From anything that numpy or torch takes as an array of booleans."""
+        if isinstance(mask, Mask):
+            return mask
+        array = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+        if array.dtype != bool:
+            raise SiteError(f"a token mask must be boolean, got {array.dtype}")
+        return cls(array.shape, array.tobytes())
+
+    def tensor(self) -> Tensor:
+        return torch.from_numpy(np.frombuffer(self.bits, dtype=bool).reshape(self.shape).copy())
+
+    def to_json(self) -> dict[str, Any]:
+        packed = np.packbits(np.frombuffer(self.bits, dtype=bool))
+        return {"shape": list(self.shape), "bits": packed.tobytes().hex()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Mask:
+        packed = np.frombuffer(bytes.fromhex(data["bits"]), dtype=np.uint8)
+        bits = np.unpackbits(packed, count=math.prod(data["shape"])).astype(bool)
+        return cls(tuple(data["shape"]), bits.tobytes())
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A part of an activation.
+
+    On the residual stream it selects tokens of the grid (F, H, W), on ``latents``, ``model_input``, ``velocity`` and
+    ``guided`` cells of the latent grid, in a text stream positions.
+
+    Parameters
+    ----------
+    frames : Select
+        Latent frames.
+    rows, columns : (int, int) or None
+        Half-open ranges on the grid.
+    mask : boolean array of the grid's shape (F, H, W), of (H, W) for all frames, or of (N,) in a text stream, optional
+        With a mask the activation arrives as (B, n, D), or (B, C, n) on the latent grid.
+    box : (top, left, bottom, right) in pixels, half open, optional
+        All tokens that the box touches, through the VAE's and the patch's factors.
+    pixel_frames : (int, int) or None
+        Half-open range of pixel frames; the latent frames that hold them.
+    positions : Select
+        In a text stream only.
+
+    Raises
+    ------
+    SiteError
+        At construction for what contradicts itself, before a run for what the grid does not have.
+
+    Examples
+    --------
+    >>> print(Tokens(frames=[0, 2], rows=(1, 3)))
+    frames=0,2,rows=1:3
+    """
+
+    frames: Select = "all"
+    rows: Range | None = None
+    columns: Range | None = None
+    mask: Any = None
+    box: tuple[int, int, int, int] | None = None
+    pixel_frames: Range | None = None
+    positions: Select = "all"
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:
+            object.__setattr__(self, "mask", Mask.of(self.mask))
+            if replace(self, mask=None) != Tokens():
+                raise SiteError(f"a token mask says it all; drop {replace(self, mask=None)}")
+        if self.box is not None and (self.rows or self.columns):
+            raise SiteError(f"tokens box={self.box} and rows or columns name the same thing twice")
+        if self.pixel_frames is not None and self.frames != "all":
+            raise SiteError(f"tokens pixel_frames={self.pixel_frames} and frames={show(self.frames)}: give one of them")
+
+    def __str__(self) -> str:
+        parts = [f"{n}={show(s)}" for n, s in (("frames", self.frames), ("positions", self.positions)) if s != "all"]
+        parts += [f"{n}={a}:{b}" for n, (a, b) in self._ranges()]
+        parts += [f"mask of {int(self.mask.tensor().sum())}"] if self.mask is not None else []
+        parts += ["box=" + ",".join(map(str, self.box)) + "px"] if self.box is not None else []
+        return ",".join(parts) or "all"
+
+    def _ranges(self) -> list[tuple[str, Range]]:
+        names = ("rows", "columns", "pixel_frames")
+        return [(n, tuple(getattr(self, n))) for n in names if getattr(self, n) is not None]
+
+    @property
+    def is_all(self) -> bool:
+        return self == Tokens()
+
+    def resolve(self, geometry: Geometry, stream: str = "video", component: str = "resid") -> Tokens:
+        """The same tokens as frames, rows and columns of the grid, checked against it.
+
+        Raises
+        ------
+        SiteError
+            Names what does not fit and the valid range.
+        """
+        if stream != "video":
+            return self._resolve_text(stream)
+        if self.positions != "all":
+            raise SiteError(f"tokens positions={show(self.positions)} select in a text stream, not in video")
+        grid = geometry.latent_grid if component in LATENT_COMPONENTS else geometry.grid
+        if self.mask is not None:
+            if self.mask.shape not in (grid, grid[1:]):
+                raise SiteError(f"a token mask of shape {self.mask.shape} does not fit the grid {grid} of {component}")
+            return self
+        tokens = self._from_pixels(geometry.pixels, grid)
+        indices(tokens.frames, grid[0], "latent frame")
+        for name, (low, high) in tokens._ranges():
+            size = {"rows": grid[1], "columns": grid[2]}[name]
+            if not 0 <= low < high <= size:
+                raise SiteError(f"tokens {name}={low}:{high} do not fit; the grid has {name} 0..{size - 1}")
+        return tokens
+
+    def _resolve_text(self, stream: str) -> Tokens:
+        if replace(self, positions="all", mask=None) != Tokens():
+            raise SiteError(f"tokens {self} select on the video grid; the {stream} stream has positions")
+        if self.mask is not None and len(self.mask.shape) != 1:
+            raise SiteError(f"a token mask of the {stream} stream has shape (N,), got {self.mask.shape}")
+        return self
+
+    def _from_pixels(self, pixels: Pixels | None, grid: tuple[int, ...]) -> Tokens:
+        if self.box is None and self.pixel_frames is None:
+            return self
+        if pixels is None:
+            raise SiteError(f"tokens {self}: this run does not say how its pixels map to tokens")
+        changes: dict[str, Any] = {"box": None, "pixel_frames": None}
+        if self.box is not None:
+            top, left, bottom, right = self.box
+            if not (0 <= top < bottom <= pixels.height and 0 <= left < right <= pixels.width):
+                raise SiteError(
+                    f"box {self.box} (top, left, bottom, right) leaves {pixels.height} x {pixels.width} pixels"
+                )
+            changes["rows"] = _touched(top, bottom, pixels.height // grid[1])
+            changes["columns"] = _touched(left, right, pixels.width // grid[2])
+        if self.pixel_frames is not None:
+            low, high = self.pixel_frames
+            if not 0 <= low < high <= pixels.frames:
+                raise SiteError(f"pixel frames {low}:{high} do not fit; the video has frames 0..{pixels.frames - 1}")
+            per_token = (pixels.latent_frame(pixels.frames - 1) + 1) // grid[0]
+            touched = sorted({pixels.latent_frame(t) // per_token for t in range(low, high)})
+            changes["frames"] = tuple(touched)
+        return replace(self, **changes)
+
+    def take(self, activation: Tensor, component: str = "resid") -> Tensor:
+        """The selected part of an activation (B, F, H, W, D), (B, C, F, H, W) or (B, N, D)."""
+        return activation if self.is_all else activation[self._index(activation, component)]
+
+    def put(self, activation: Tensor, part: Tensor, component: str = "resid") -> Tensor:
+        """A copy of ``activation`` with the selected part replaced."""
+        if self.is_all:
+            return part
+        changed = activation.clone()
+        changed[self._index(activation, component)] = part
+        return changed
+
+    def _index(self, activation: Tensor, component: str) -> tuple[Any, ...]:
+        before: tuple[Any, ...] = (slice(None),) * (2 if component in LATENT_COMPONENTS else 1)
+        axis = len(before)
+        if self.mask is not None:
+            mask = self.mask.tensor().to(activation.device)
+            grid = activation.shape[axis:][: 1 if activation.ndim == 3 else 3]
+            return (*before, mask if mask.shape == grid else mask.expand(grid))
+        if activation.ndim == 3:
+            return (*before, indices(self.positions, activation.shape[1], "text position"))
+        frames = indices(self.frames, activation.shape[axis], "latent frame")
+        rows, columns = (slice(*r) if r else slice(None) for r in (self.rows, self.columns))
+        return (*before, frames, rows, columns)
+
+    def to_json(self) -> dict[str, Any]:
+        ranges: dict[str, Any] = {n: list(r) for n, r in self._ranges()}
+        if self.box is not None:
+            ranges["box"] = list(self.box)
+        if self.mask is not None:
+            ranges["mask"] = self.mask.to_json()
+        return {"frames": to_json(self.frames), "positions": to_json(self.positions), **ranges}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tokens:
+        names = ("rows", "columns", "pixel_frames", "box")
+        ranges: dict[str, Any] = {n: tuple(data[n]) for n in names if data.get(n) is not None}
+        if "mask" in data:
+            ranges["mask"] = Mask.from_json(data["mask"])
+        return cls(frames=from_json(data["frames"]), positions=from_json(data["positions"]), **ranges)
+
+
+def _touched(low: int, high: int, size: int) -> Range:
+    """Cells of ``size`` pixels that the pixels low..high-1 touch."""
+    return low // size, -(-high // size)

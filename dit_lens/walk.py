@@ -1,0 +1,342 @@
+"""The walk through one denoiser call: every wanted site is met once, in the model's own order of execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_lens.architectures.base import Block, Met, Reader, Stream, Term, bind
+from dit_lens.bridge import at
+from dit_lens.plan import Planned, Visitor
+from dit_lens.run import Call, Context, Resume
+from dit_lens.sites import TERM_COMPONENTS, Site
+
+#: Where an activation can be met within a call: layer, component, stream, head.
+Place = tuple[int | None, str, str, int | None]
+
+
+class Enough(Exception):
+    """Raised inside a call when the last wanted site of a run has been met and nothing more is needed."""
+
+
+@dataclass
+class Walk:
+    """One denoiser call with what is to be done in it.
+
+    Parameters
+    ----------
+    call : Call
+    module : nn.Module
+        The transformer, for its block lists.
+    visits : list of (Planned, its sites in this call)
+        In the order of the run's list of interventions.
+    visitor : Visitor
+    resume : Resume, optional
+        Whose residuals answer the first blocks of this call.
+    last : bool
+        Raise `Enough` after the last site.
+    """
+
+    call: Call
+    module: nn.Module
+    visits: Sequence[tuple[Planned, list[Site]]]
+    visitor: Visitor
+    resume: Resume | None = None
+    last: bool = False
+
+    def __post_init__(self) -> None:
+        self.context: Context = self.visitor.context
+        self.layers = self.context.architecture.layers(self.module)
+        self.blocks_run = len(self.layers)
+        self._at: dict[int | None, dict[Place, list[tuple[Planned, Site]]]] = {}
+        self._left = 0
+        for planned, sites in self.visits:
+            for site in sites:
+                place = (site.layer, site.component, site.stream, site.head)
+                self._at.setdefault(site.layer, {}).setdefault(place, []).append((planned, site))
+                self._left += 1
+        self._met: dict[str, Any] = {"model": self.module, "token_sigma": token_sigma(self.call)}
+
+    def _wants(self, layer: int | None, *components: str) -> list[Place]:
+        return [place for place in self._at.get(layer, ()) if place[1] in components]
+
+    def _visits(self, place: Place) -> list[tuple[Planned, Site]]:
+        return self._at.get(place[0], {}).get(place, [])
+
+    def touched(self) -> list[str]:
+        """Paths of the modules that the walk reads or edits."""
+        paths = [path for k, (path, _, _) in enumerate(self.layers) if k < self._first or self._busy(k)]
+        for k, (path, _, block) in enumerate(self.layers):
+            paths += [f"{path}.{event.rpartition('.')[0]}" for event in self._events(k, block)]
+        return list(dict.fromkeys(paths))
+
+    @property
+    def _first(self) -> int:
+        """The first block that is computed."""
+        return self.resume.layer if self.resume is not None else 0
+
+    def _busy(self, layer: int) -> bool:
+        return layer in self._at or (layer == 0 and bool(self._wants(None, "embed")))
+
+    def _terms(self, layer: int, block: Block) -> list[Term]:
+        """The terms of a block that are wanted, whole or by head."""
+        wanted = {(c, stream) for _, c, stream, _ in self._wants(layer, *TERM_COMPONENTS)}
+        wanted |= {("attn", stream) for _, _, stream, _ in self._wants(layer, "head")}
+        return [t for t in block.terms if (t.component, t.stream) in wanted]
+
+    def _events(self, layer: int, block: Block) -> list[str]:
+        """The events of a block that must be met: what the wanted terms need, and the readers of what they may edit."""
+        terms, needed = self._terms(layer, block), set[str]()
+        for term in terms:
+            by_head = any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
+            needed |= set(term.needs) | (set(term.head_needs) if by_head and term.component == "attn" else set())
+        if terms and any(not p.reads_only for place in self._wants(layer, *TERM_COMPONENTS, "head")
+                         for p, _ in self._visits(place)):  # fmt: skip
+            edited = {t.stream for t in terms}
+            needed |= {r.event for r in block.readers if r.stream in edited}
+        return [e for e in block.events if e in needed]
+
+    def __call__(self, envoy: Any) -> None:
+        """Meet all sites; runs as one worker of the call's trace."""
+        if self._at:
+            self._offer_input(envoy)
+        for layer, (path, module, block) in enumerate(self.layers):
+            if layer < self._first:
+                at(envoy, path).skip(self._recorded(block))
+                self.blocks_run -= 1
+            elif self._busy(layer):
+                self._block(at(envoy, path), module, block, layer)
+        if self._at:
+            self._offer_output(envoy)
+
+    def _recorded(self, block: Block) -> Any:
+        """What a skipped block gives back: the recorded residual streams, for all branches of the call."""
+        assert self.resume is not None
+        streams = {}
+        for stream in block.streams:
+            rows = [self.resume.residual(b, stream.name) for b in self.call.branches]
+            streams[stream.name] = torch.cat([r.flatten(1, -2) for r in rows])
+        return _packed(None, block, streams)
+
+    def _offer_input(self, envoy: Any) -> None:
+        if self._wants(None, "model_input"):
+            args, kwargs = envoy.inputs
+            changed = self._offer((None, "model_input", "video", None), kwargs["hidden_states"], latent=True)
+            if changed is not None:
+                envoy.inputs = (args, {**kwargs, "hidden_states": changed})
+
+    def _offer_output(self, envoy: Any) -> None:
+        if self._wants(None, "velocity"):
+            output = envoy.output
+            changed = self._offer((None, "velocity", "video", None), output[0], latent=True)
+            if changed is not None:
+                envoy.output = (changed, *output[1:])
+
+    def _block(self, envoy: Any, module: nn.Module, block: Block, layer: int) -> None:
+        """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
+        met = None
+        if self._terms(layer, block) or self._wants(layer, "delta") or (layer == 0 and self._wants(None, "embed")):
+            args, kwargs = envoy.inputs
+            if layer == 0 and self._wants(None, "embed"):
+                args, kwargs = self._offer_embed(envoy, module, block, args, kwargs)
+            met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
+            if self._bypassed(layer):
+                return self._skip(envoy, block, layer, met)
+        pending = self._offer_terms(envoy, block, layer, met) if met is not None else {}
+        if pending or self._wants(layer, "delta", "resid"):
+            self._offer_block_output(envoy, block, layer, met, pending)
+        return None
+
+    def _offer_embed(
+        self, envoy: Any, module: nn.Module, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = bind(module, args, kwargs)
+        for stream in block.streams:
+            changed = self._offer((None, "embed", stream.name, None), bound[stream.argument])
+            if changed is not None:
+                place = list(bound).index(stream.argument)
+                args, kwargs = _replaced(args, kwargs, place - 1, stream.argument, changed)
+                envoy.inputs = (args, kwargs)
+        return args, kwargs
+
+    def _bypassed(self, layer: int) -> bool:
+        """Whether the whole block can be left out: its update is bypassed in all streams and branches."""
+        if not any(p.skips for place in self._wants(layer, "delta") for p, _ in self._visits(place)):
+            return False
+        streams = [s.name for s in self.layers[layer][2].streams]
+        return all(
+            any(p.skips and site.branch == branch and p.intervention.sites.tokens.is_all
+                for p, site in self._visits((layer, "delta", stream, None)))
+            for stream in streams for branch in self.call.branches
+        ) and all(
+            p.skips or p.reads_only for place in self._wants(layer, "delta") for p, _ in self._visits(place)
+        )  # fmt: skip
+
+    def _skip(self, envoy: Any, block: Block, layer: int, met: Met) -> None:
+        """Answer a bypassed block with its own input."""
+        streams = {}
+        for stream in block.streams:
+            before = met.arguments[stream.argument]
+            self._offer((layer, "delta", stream.name, None), torch.zeros_like(before))
+            changed = self._offer((layer, "resid", stream.name, None), before)
+            streams[stream.name] = before if changed is None else changed
+        self.blocks_run -= 1
+        streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
+        envoy.skip(_packed(None, block, streams))
+
+    def _offer_terms(self, envoy: Any, block: Block, layer: int, met: Met) -> dict[str, Tensor]:
+        """Meet the block's terms; returns what their edits add to each stream, for the block's output."""
+        terms, pending = self._terms(layer, block), dict[str, Tensor]()
+        for term in (t for t in terms if not t.needs):
+            self._offer_term(term, layer, met, pending)
+        for event in self._events(layer, block):
+            path, _, what = event.rpartition(".")
+            inner = at(envoy, path)
+            if what == "input":
+                met.see(event, self._read(inner, [r for r in block.readers if r.event == event], pending, met))
+            else:
+                met.see(event, inner.output)
+            for term in (t for t in terms if self._complete(t, layer, event, block)):
+                self._offer_term(term, layer, met, pending)
+        return pending
+
+    def _complete(self, term: Term, layer: int, event: str, block: Block) -> bool:
+        """Whether ``event`` is the last one that a term waits for."""
+        by_head = term.component == "attn" and any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
+        needs = set(term.needs) | (set(term.head_needs) if by_head else set())
+        return bool(needs) and event == max(needs, key=block.events.index)
+
+    def _read(self, inner: Any, readers: Sequence[Reader], pending: Mapping[str, Tensor], met: Met) -> Any:
+        """A module's first argument, after what earlier edits add to the streams that it reads."""
+        args, kwargs = inner.inputs
+        for reader in (r for r in readers if r.stream in pending):
+            given = args[reader.argument] if isinstance(reader.argument, int) else kwargs[reader.argument]
+            part = reader.part(met.video_tokens)
+            changed = given.clone()
+            changed[:, part] = _added(given[:, part], pending[reader.stream])
+            args, kwargs = _replaced(args, kwargs, reader.argument, reader.argument, changed)
+            inner.inputs = (args, kwargs)
+        return args[0] if args else next(iter(kwargs.values()))
+
+    def _offer_term(self, term: Term, layer: int, met: Met, pending: dict[str, Tensor]) -> None:
+        stream = term.stream
+        dtype = met.arguments[next(s.argument for s in self.layers[layer][2].streams if s.name == stream)].dtype
+        heads = self._wants(layer, "head") if term.component == "attn" else []
+        heads = sorted((p for p in heads if p[2] == stream), key=lambda p: p[3] or 0)
+        if heads and term.heads is not None:
+            shares = term.heads(met).to(dtype)
+            for place in heads:
+                self._offer_addend(place, shares[..., place[3], :], pending)
+        place = (layer, term.component, stream, None)
+        if self._visits(place):
+            value = term.value(met)
+            whole = value.expand(*met.arguments[self._stream(layer, stream).argument].shape)
+            own = _added(whole, pending[stream]) if heads and stream in pending else whole.to(dtype)
+            self._offer_addend(place, own, pending)
+
+    def _stream(self, layer: int, name: str) -> Stream:
+        return self.layers[layer][2].stream(name)
+
+    def _offer_addend(self, place: Place, own: Tensor, pending: dict[str, Tensor]) -> None:
+        """Offer what is added to a stream; the difference that an edit makes waits for the stream's next reader."""
+        changed = self._offer(place, own)
+        if changed is not None:
+            difference = changed.float() - own.float()
+            pending[place[2]] = pending[place[2]] + difference if place[2] in pending else difference
+
+    def _offer_block_output(
+        self, envoy: Any, block: Block, layer: int, met: Met | None, pending: Mapping[str, Tensor]
+    ) -> None:
+        output, streams, changed_any = envoy.output, {}, False
+        for stream in block.streams:
+            after = given = output if stream.element is None else output[stream.element]
+            if stream.name in pending:
+                after = _added(after, pending[stream.name])
+            if met is not None and self._visits((layer, "delta", stream.name, None)):
+                own = after - met.arguments[stream.argument]
+                changed = self._offer((layer, "delta", stream.name, None), own)
+                # Adding the difference keeps patching with one's own update the identity, bit for bit.
+                after = after if changed is None else _added(after, changed.float() - own.float())
+            changed = self._offer((layer, "resid", stream.name, None), after)
+            streams[stream.name] = after if changed is None else changed
+            changed_any |= streams[stream.name] is not given
+        if changed_any:
+            envoy.output = _packed(output, block, streams)
+
+    def _offer(self, place: Place, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
+        """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
+        visits = self._visits(place)
+        whole, edited = tensor, False
+        for planned, site in visits:
+            rows = self.call.rows(site.branch or "")
+            new = self.visitor.deliver(planned, site, self._shaped(whole[rows], place[2], latent), **self._met)
+            self._left -= 1
+            if new is not None:
+                flat = self._packed(new, latent)
+                if len(self.call.branches) == 1:
+                    whole = flat
+                else:
+                    whole = whole if edited else whole.clone()
+                    whole[rows] = flat
+                edited = True
+        if self.last and not self._left and visits:
+            self.blocks_run = min(self.blocks_run, len(self.layers) if place[0] is None else place[0] + 1)
+            raise Enough
+        return whole if edited else None
+
+    def _shaped(self, tensor: Tensor, stream: str, latent: bool) -> Tensor:
+        """Rows of one branch as interventions see them."""
+        if latent:
+            return self.context.architecture.unpack(tensor, self.context.latent)
+        return tensor.unflatten(1, self.context.geometry.grid) if stream == "video" else tensor
+
+    def _packed(self, activation: Tensor, latent: bool) -> Tensor:
+        """Inverse of `_shaped`."""
+        pack = self.context.architecture.pack
+        return pack(activation, self.context.latent) if latent else activation.flatten(1, -2)
+
+
+def dressed(sites: Sequence[Site], call: Call) -> list[Site]:
+    """Sites with what rides along: the call's noise level and expert."""
+    return [replace(s, sigma=call.sigma, alpha=call.alpha, expert=call.expert) for s in sites]
+
+
+def token_sigma(call: Call) -> Tensor | None:
+    """Noise level of every token (F, H, W) where the call is given one timestep per token, else None."""
+    given = call.kwargs.get("timestep")
+    grid = call.context.geometry.grid
+    if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] != math.prod(grid) or not call.timestep:
+        return None
+    sigma: Tensor = given[-1].float() / call.timestep * call.sigma
+    return sigma.reshape(grid)
+
+
+def _added(stream: Tensor, difference: Tensor) -> Tensor:
+    """Sum in float32, rounded once to the stream's own dtype."""
+    return (stream.float() + difference).to(stream.dtype)
+
+
+def _packed(output: Any, block: Block, streams: Mapping[str, Tensor]) -> Any:
+    """A block's output with the given streams replaced; made anew where there is none."""
+    everything = (*block.streams, *block.carried)
+    if block.streams[0].element is None:
+        return streams[block.streams[0].name]
+    elements = list(output) if output is not None else [None] * len(everything)
+    for stream in (s for s in everything if s.name in streams):
+        assert stream.element is not None
+        elements[stream.element] = streams[stream.name]
+    return tuple(elements)
+
+
+def _replaced(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str, name: int | str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Call arguments with one replaced, by position where it was given so and by name otherwise."""
+    if isinstance(place, int) and place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, {**kwargs, str(name): value}
