@@ -1,4 +1,7 @@
-"""Wan 2.1, 2.2 and SkyReels-V2: one video stream, guidance branches as separate calls, the conditional one first."""
+"""Wan 2.1 and 2.2: one video stream, guidance branches as separate calls, the conditional one first.
+
+Wan 2.2 A14B hands the later steps to a second transformer of the same kind; Wan 2.2 TI2V gives each token its own time.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,11 @@ from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Met, 
 from dit_lens.architectures.common import bias_share, head_shares, patched_grid, unpatchify_channels_last
 
 
-def _modulation(met: Met, index: int) -> Tensor:
+def _gate(met: Met, index: int) -> Tensor:
     """Gate of the self-attention (2) or the feed-forward (5): (B, 1, D), or (B, N, D) where each token has its time."""
-    table, temb = met.module.scale_shift_table, met.arguments["temb"].float()
-    if temb.ndim == 3:
-        return (table + temb).chunk(6, dim=1)[index]
-    if table.shape[1] == temb.shape[1]:  # SkyReels-V2 keeps the six in front of the tokens
-        return (table.unsqueeze(2) + temb).chunk(6, dim=1)[index].squeeze(1)
-    return (table.unsqueeze(0) + temb).chunk(6, dim=2)[index].squeeze(2)
+    temb = met.arguments["temb"]
+    gate: Tensor = met.module.scale_shift_table[:, index] + temb[..., index, :].float()
+    return gate.unsqueeze(1) if temb.ndim == 3 else gate
 
 
 BLOCK = Block(
@@ -30,15 +30,15 @@ BLOCK = Block(
     ),
     terms=(
         Term(
-            "attn", "video", ("attn1.output",), lambda met: met["attn1.output"] * _modulation(met, 2),
+            "attn", "video", ("attn1.output",), lambda met: met["attn1.output"] * _gate(met, 2),
             heads=lambda met: head_shares(
-                met["attn1.to_out.0.input"], met.module.attn1.to_out[0], met.module.attn1.heads, _modulation(met, 2)
+                met["attn1.to_out.0.input"], met.module.attn1.to_out[0], met.module.attn1.heads, _gate(met, 2)
             ),
-            headless=lambda met: bias_share(met.module.attn1.to_out[0], _modulation(met, 2)),
+            headless=lambda met: bias_share(met.module.attn1.to_out[0], _gate(met, 2)),
             head_needs=("attn1.to_out.0.input",),
         ),
         Term("cross_attn", "video", ("attn2.output",), lambda met: met["attn2.output"]),
-        Term("ffn", "video", ("ffn.output",), lambda met: met["ffn.output"].float() * _modulation(met, 5)),
+        Term("ffn", "video", ("ffn.output",), lambda met: met["ffn.output"].float() * _gate(met, 5)),
     ),
     readers=(Reader("norm2.input", "video"), Reader("norm3.input", "video")),
 )  # fmt: skip
@@ -53,6 +53,20 @@ def scales(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, f
     second = settings.get("guidance_scale_2")
     own = second if expert == "low_noise" and second is not None else settings["guidance_scale"]
     return {"guidance_scale": float(own)}
+
+
+def refuse(pipeline: Any, settings: Settings) -> str | None:
+    """What diffusers would do wrong without a word, or fail at deep inside the transformer."""
+    config, last_image = pipeline.transformer.config, settings.get("last_image") is not None
+    if config.added_kv_proj_dim is not None and settings.get("max_sequence_length", 512) != 512:
+        return (
+            "the image's tokens are told from the text's by there being 512 of text; leave max_sequence_length at 512"
+        )
+    if last_image and pipeline.config.get("expand_timesteps"):
+        return "where each token has its own time the pipeline ignores last_image"
+    if config.image_dim is not None and last_image != (config.pos_embed_seq_len is not None):
+        return f"this model was trained {'without a last_image' if last_image else 'with a last_image; give one'}"
+    return None
 
 
 def latent(pipeline: Any, settings: Settings) -> Latent:
@@ -103,8 +117,8 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
 
 WAN = Architecture(
     family="wan",
-    transformers=("WanTransformer3DModel", "SkyReelsV2Transformer3DModel"),
-    pipelines=("WanPipeline", "WanImageToVideoPipeline", "SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
+    transformers=("WanTransformer3DModel",),
+    pipelines=("WanPipeline", "WanImageToVideoPipeline"),
     stacks=(("blocks", BLOCK),),
     conditioning=("condition_embedder",),
     calls=calls,
@@ -115,4 +129,5 @@ WAN = Architecture(
     head=head,
     decode=decode,
     scales=scales,
+    refuse=refuse,
 )

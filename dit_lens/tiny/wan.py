@@ -1,17 +1,29 @@
-"""Wan 2.1 and 2.2 in miniature."""
+"""Wan 2.1 and 2.2 in miniature; schedulers as in diffusers' ``convert_wan_to_diffusers.py``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from dit_lens.organisms.build import OrganismConfig, build_text_encoder, build_tokenizer
 from dit_lens.tiny.base import Tiny
 
 _TEXT = OrganismConfig()
+
+#: Token grid (2, 3, 4).
+SIZE = {"height": 48, "width": 64, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": 3.0}
+SHORT = {"max_sequence_length": 16}
+_LARGE = {**SIZE, **SHORT, "height": 96, "width": 128}
 
 
 def two_prompts() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -24,33 +36,97 @@ def picture(height: int, width: int, seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def vae(channels: int = 16) -> AutoencoderKLWan:
+def text() -> dict[str, Any]:
+    return {"tokenizer": build_tokenizer(_TEXT.words), "text_encoder": build_text_encoder(_TEXT).eval()}
+
+
+def scheduler(flow_shift: float = 3.0) -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=flow_shift)
+
+
+def vae(channels: int = 16, **more: Any) -> AutoencoderKLWan:
     """Compresses space by 8 and time by 4, as the real one."""
     return AutoencoderKLWan(
         base_dim=4, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.1] * channels, latents_std=[1.1] * channels,
+        latents_mean=[0.1] * channels, latents_std=[1.1] * channels, **more,
+    ).eval()  # fmt: skip
+
+
+def vae_22() -> AutoencoderKLWan:
+    """Compresses space by 16: first 2 x 2 pixels to channels, then as before, with 48 channels of latents."""
+    return vae(
+        48, is_residual=True, in_channels=12, out_channels=12, patch_size=2,
+        scale_factor_temporal=4, scale_factor_spatial=16,
     )  # fmt: skip
+
+
+#: What the transformers of Wan and SkyReels-V2 are configured with.
+NARROW: dict[str, Any] = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16, "text_dim": _TEXT.text_width,
+    "freq_dim": 32, "ffn_dim": 48, "num_layers": 4, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 64,
+}  # fmt: skip
+#: Of one that also attends to the tokens of a CLIP image encoder.
+SEEING: dict[str, Any] = {"in_channels": 36, "out_channels": 16, "image_dim": 24, "added_kv_proj_dim": 32}
 
 
 def transformer(in_channels: int = 16, out_channels: int = 16, **more: Any) -> WanTransformer3DModel:
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=in_channels,
-        out_channels=out_channels, text_dim=_TEXT.text_width, freq_dim=32, ffn_dim=48, num_layers=4,
-        cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=64, **more,
+    return WanTransformer3DModel(in_channels=in_channels, out_channels=out_channels, **NARROW, **more).eval()
+
+
+def image_encoder(kind: Any = CLIPVisionModel) -> dict[str, Any]:
+    """A CLIP of five tokens and its preprocessing."""
+    config = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
+        projection_dim=16,
     )  # fmt: skip
+    processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return {"image_encoder": kind(config).eval(), "image_processor": processor}
 
 
 def _text_to_video() -> WanPipeline:
-    return WanPipeline(
-        tokenizer=build_tokenizer(_TEXT.words),
-        text_encoder=build_text_encoder(_TEXT).eval(),
-        vae=vae().eval(),
-        scheduler=UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
-        transformer=transformer().eval(),
+    return WanPipeline(**text(), vae=vae(), scheduler=scheduler(), transformer=transformer())
+
+
+def _image_to_video() -> WanImageToVideoPipeline:
+    return WanImageToVideoPipeline(
+        **text(), vae=vae(), scheduler=scheduler(), transformer=transformer(**SEEING), **image_encoder()
     )
 
 
-#: Token grid (2, 3, 4).
-_SIZE = {"height": 48, "width": 64, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": 3.0}
+def _two_experts() -> WanPipeline:
+    """Of three steps the first lies above the boundary."""
+    return WanPipeline(
+        **text(), vae=vae(), scheduler=scheduler(), transformer=transformer(), transformer_2=transformer(),
+        boundary_ratio=0.875,
+    )  # fmt: skip
 
-WAN21_T2V = Tiny("wan2.1-t2v", _text_to_video, two_prompts, {**_SIZE, "max_sequence_length": 16})
+
+def _token_times(kind: Any) -> Any:
+    """TI2V 5B, from text or from text and an image: one transformer for both."""
+    return kind(
+        **text(), vae=vae_22(), scheduler=scheduler(5.0), transformer=transformer(48, 48), expand_timesteps=True
+    )
+
+
+def one_picture(size: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two prompts for one picture: pipelines with an image encoder take one picture for all rows."""
+    image = picture(size["height"], size["width"], seed=0)
+    one, other = two_prompts()
+    return {**one, "image": image}, {**other, "image": image}
+
+
+def two_pictures(size: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    one, other = two_prompts()
+    first, second = (picture(size["height"], size["width"], seed) for seed in (0, 1))
+    return {**one, "image": first}, {**other, "image": second}
+
+
+WAN21_T2V = Tiny("wan2.1-t2v", _text_to_video, two_prompts, {**SIZE, **SHORT})
+# With an image encoder the text must have the full 512 tokens.
+WAN21_I2V = Tiny("wan2.1-i2v", _image_to_video, lambda: one_picture(SIZE), SIZE)
+WAN22_A14B = Tiny("wan2.2-a14b", _two_experts, two_prompts, {**SIZE, **SHORT, "guidance_scale_2": 2.0})
+WAN22_TI2V = Tiny("wan2.2-ti2v", lambda: _token_times(WanPipeline), two_prompts, _LARGE)
+WAN22_TI2V_IMAGE = Tiny(
+    "wan2.2-ti2v-image", lambda: _token_times(WanImageToVideoPipeline), lambda: two_pictures(_LARGE), _LARGE
+)
