@@ -59,9 +59,7 @@ def refuse(pipeline: Any, settings: Settings) -> str | None:
     """What diffusers would do wrong without a word, or fail at deep inside the transformer."""
     config, last_image = pipeline.transformer.config, settings.get("last_image") is not None
     if config.added_kv_proj_dim is not None and settings.get("max_sequence_length", 512) != 512:
-        return (
-            "the image's tokens are told from the text's by there being 512 of text; leave max_sequence_length at 512"
-        )
+        return "the transformer takes the last 512 tokens of its context for the text; leave max_sequence_length at 512"
     if last_image and pipeline.config.get("expand_timesteps"):
         return "where each token has its own time the pipeline ignores last_image"
     if config.image_dim is not None and last_image != (config.pos_embed_seq_len is not None):

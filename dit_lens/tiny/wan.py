@@ -13,7 +13,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from dit_lens.organisms.build import OrganismConfig, build_text_encoder, build_tokenizer
 from dit_lens.tiny.base import Tiny
@@ -80,7 +80,7 @@ def image_encoder(kind: Any = CLIPVisionModel) -> dict[str, Any]:
         hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
         projection_dim=16,
     )  # fmt: skip
-    processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     return {"image_encoder": kind(config).eval(), "image_processor": processor}
 
 
