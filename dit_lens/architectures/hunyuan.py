@@ -1,0 +1,233 @@
+"""HunyuanVideo: video and text attend to each other, first in dual blocks, then in single blocks with shared weights.
+
+The guidance scale is an input of the transformer; a second branch exists only with true guidance, as a call of its own.
+In a single block attention and feed-forward leave through one projection, so its columns are split between them and its
+bias is a term of its own. The image-to-video pipeline does not fit: it drops the first frame of the state, or keeps
+putting the image there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit_lens.architectures.base import (
+    Architecture,
+    Block,
+    Grid,
+    Latent,
+    Met,
+    Reader,
+    Settings,
+    Stream,
+    Term,
+    first_video,
+    last_text,
+)
+from dit_lens.architectures.common import bias_share, head_shares
+from dit_lens.errors import UnsupportedModel
+
+_VIDEO, _TEXT = Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1)
+
+
+def _gate(met: Met, norm: str, element: int) -> Tensor:
+    """A gate (B, 1, D) that an adaptive norm puts out beside the normed stream."""
+    gate: Tensor = met[f"{norm}.output"][element]
+    return gate.unsqueeze(1)
+
+
+def _dual_attention(stream: str, norm: str, element: int, projection: str) -> Term:
+    def projected(met: Met) -> nn.Module:
+        return met.module.get_submodule(projection)
+
+    return Term(
+        "attn", stream, (f"{norm}.output", "attn.output"),
+        lambda met: met["attn.output"][element] * _gate(met, norm, 1),
+        heads=lambda met: head_shares(
+            met[f"{projection}.input"], projected(met), met.module.attn.heads, _gate(met, norm, 1)
+        ),
+        headless=lambda met: bias_share(projected(met), _gate(met, norm, 1)),
+        head_needs=(f"{norm}.output", f"{projection}.input"),
+    )  # fmt: skip
+
+
+def _dual_feed_forward(stream: str, norm: str, module: str) -> Term:
+    return Term(
+        "ffn", stream, (f"{norm}.output", f"{module}.output"), lambda met: _gate(met, norm, 4) * met[f"{module}.output"]
+    )
+
+
+#: HunyuanVideo-1.5 has the same.
+DUAL = Block(
+    kind="dual",
+    streams=(_VIDEO, _TEXT),
+    events=(
+        "norm1.output", "norm1_context.output", "attn.to_out.0.input", "attn.to_add_out.input", "attn.output",
+        "norm2.input", "norm2_context.input", "ff.output", "ff_context.output",
+    ),
+    terms=(
+        _dual_attention("video", "norm1", 0, "attn.to_out.0"),
+        _dual_attention("text", "norm1_context", 1, "attn.to_add_out"),
+        _dual_feed_forward("video", "norm1", "ff"),
+        _dual_feed_forward("text", "norm1_context", "ff_context"),
+    ),
+    readers=(Reader("norm2.input", "video"), Reader("norm2_context.input", "text")),
+)  # fmt: skip
+
+
+_PARTS = {"video": first_video, "text": last_text}
+
+
+def _given(met: Met, stream: str) -> Tensor:
+    """What the shared projection is given of a stream: [attention; feed-forward] side by side."""
+    given: Tensor = met["proj_out.input"][:, _PARTS[stream](met.video_tokens)]
+    return given
+
+
+def _split(met: Met, stream: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the attention and the feed-forward give to the shared projection, and its columns for either."""
+    projection = met.module.proj_out
+    if type(projection) is not nn.Linear:
+        raise UnsupportedModel(
+            f"attention and feed-forward cannot be told apart behind a {type(projection).__name__}; fuse or unload it"
+        )
+    given, weight, width = _given(met, stream), projection.weight, projection.out_features
+    return given[..., :width], given[..., width:], weight[:, :width], weight[:, width:]
+
+
+def _single_heads(met: Met, stream: str) -> Tensor:
+    attended, _, columns, _ = _split(met, stream)
+    heads = met.module.attn.heads
+    parts = attended.unflatten(-1, (heads, -1)).unsqueeze(-2)  # (B, N, heads, 1, d)
+    shares: Tensor = (parts @ columns.unflatten(1, (heads, -1)).permute(1, 2, 0)).squeeze(-2)
+    return shares * _gate(met, "norm", 1).unsqueeze(-2)
+
+
+def _single_attention(met: Met, stream: str) -> Tensor:
+    attended, _, columns, _ = _split(met, stream)
+    return _gate(met, "norm", 1) * (attended @ columns.T)
+
+
+def _single_feed_forward(met: Met, stream: str) -> Tensor:
+    _, active, _, columns = _split(met, stream)
+    return _gate(met, "norm", 1) * (active @ columns.T)
+
+
+def _single_bias(met: Met, stream: str) -> Tensor:
+    bias = bias_share(met.module.proj_out, _gate(met, "norm", 1))
+    return bias.expand(-1, _given(met, stream).shape[1], -1)
+
+
+def _single_terms(stream: str) -> tuple[Term, ...]:
+    needs = ("norm.output", "proj_out.input")
+    return (
+        Term(
+            "attn", stream, needs, lambda met: _single_attention(met, stream),
+            heads=lambda met: _single_heads(met, stream), head_needs=needs,
+        ),
+        Term("ffn", stream, needs, lambda met: _single_feed_forward(met, stream)),
+        Term("bias", stream, needs, lambda met: _single_bias(met, stream)),
+    )  # fmt: skip
+
+
+SINGLE = Block(
+    kind="joint-single",
+    streams=(_VIDEO, _TEXT),
+    events=("norm.output", "proj_out.input"),
+    terms=(*_single_terms("video"), *_single_terms("text")),
+)
+
+
+def _true_guidance(settings: Settings) -> bool:
+    embeds = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+    negative = settings.get("negative_prompt") is not None or all(settings.get(e) is not None for e in embeds)
+    return negative and settings.get("true_cfg_scale", 1.0) > 1
+
+
+def calls(pipeline: Any, settings: Settings) -> tuple[tuple[str, ...], ...]:
+    return (("cond",), ("uncond",)) if _true_guidance(settings) else (("cond",),)
+
+
+def scales(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, float]:
+    """``guidance_scale`` is not among them: the transformer is given it as an input."""
+    return {"true_cfg_scale": float(settings.get("true_cfg_scale", 1.0)) if _true_guidance(settings) else 1.0}
+
+
+def guide(velocities: Mapping[str, Tensor], scales: Mapping[str, float], state: Tensor, sigma: float) -> Tensor:
+    if "uncond" not in velocities:
+        return velocities["cond"]
+    return velocities["uncond"] + scales["true_cfg_scale"] * (velocities["cond"] - velocities["uncond"])
+
+
+def latent(pipeline: Any, settings: Settings) -> Latent:
+    return (
+        pipeline.transformer.config.in_channels,
+        (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1,
+        settings["height"] // pipeline.vae_scale_factor_spatial,
+        settings["width"] // pipeline.vae_scale_factor_spatial,
+    )
+
+
+def _patch(transformer: Any) -> tuple[int, int, int]:
+    size = transformer.config.patch_size
+    return transformer.config.patch_size_t, size, size
+
+
+def grid(transformer: Any, latent: Latent) -> Grid:
+    f, h, w = (size // patch for size, patch in zip(latent[1:], _patch(transformer), strict=True))
+    return f, h, w
+
+
+def width(transformer: Any) -> int:
+    return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
+
+
+def multiples(pipeline: Any) -> tuple[int, int, int]:
+    """The pipeline wants multiples of 16; whole patches need as much of the VAE's factor."""
+    spatial = math.lcm(16, pipeline.vae_scale_factor_spatial * pipeline.transformer.config.patch_size)
+    return spatial, spatial, pipeline.vae_scale_factor_temporal
+
+
+def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
+    return read_out(transformer, residual, conditioning["time_text_embed"][0], grid)
+
+
+def read_out(transformer: Any, residual: Tensor, temb: Tensor, grid: Grid) -> Tensor:
+    """The model's own norm and projection under the time embedding (B, D), and patches (C, p_t, p, p) to pixels."""
+    patches = transformer.proj_out(transformer.norm_out(residual, temb))
+    cells = patches.reshape(len(patches), *grid, -1, *_patch(transformer))
+    return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def decode(pipeline: Any, latents: Tensor) -> Tensor:
+    latents = latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
+    video: Tensor = pipeline.vae.decode(latents, return_dict=False)[0]
+    return video
+
+
+def refuse(pipeline: Any, settings: Settings) -> str | None:
+    if condition := pipeline.transformer.config.image_condition_type:
+        return f"this transformer is conditioned on an image ({condition}); take a text-to-video one"
+    return None
+
+
+HUNYUAN_VIDEO = Architecture(
+    family="hunyuanvideo",
+    transformers=("HunyuanVideoTransformer3DModel",),
+    pipelines=("HunyuanVideoPipeline",),
+    stacks=(("transformer_blocks", DUAL), ("single_transformer_blocks", SINGLE)),
+    conditioning=("time_text_embed",),
+    calls=calls,
+    latent=latent,
+    grid=grid,
+    width=width,
+    multiples=multiples,
+    head=head,
+    decode=decode,
+    guide=guide,
+    scales=scales,
+    refuse=refuse,
+)

@@ -1,0 +1,87 @@
+"""HunyuanVideo-1.5: the dual blocks of HunyuanVideo alone, guided by the pipeline's guider instead of an argument.
+
+Branches are separate calls, the conditional one first. The text stream holds [image; glyphs; prompt], in each row first
+the tokens that count and then the padding of all three: one index means different words in different rows. There is no
+callback at the end of a step, so the state is seen where the scheduler makes it. The image-to-video pipeline does not
+fit: it takes neither height nor width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dit_lens.architectures.base import Architecture, Grid, Latent, Settings
+from dit_lens.architectures.hunyuan import DUAL, decode, grid, read_out, width
+
+
+def _guided(guider: Any) -> bool:
+    return guider._enabled and not math.isclose(guider.guidance_scale, 1.0)
+
+
+def calls(pipeline: Any, settings: Settings) -> tuple[tuple[str, ...], ...]:
+    return (("cond",), ("uncond",)) if _guided(pipeline.guider) else (("cond",),)
+
+
+def scales(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, float]:
+    guider = pipeline.guider
+    return {"guidance_scale": float(guider.guidance_scale) if _guided(guider) else 1.0}
+
+
+def refuse(pipeline: Any, settings: Settings) -> str | None:
+    """Anything but plain classifier-free guidance over all steps, and a VAE that would fail after the last of them."""
+    if not pipeline.vae.use_slicing:  # its attention mask of shape (B, N, N) is no mask for (B, 1, N, D)
+        return "its VAE decodes only one row at a time; call pipeline.vae.enable_slicing(), which one row does not feel"
+    guider = pipeline.guider
+    if type(guider).__name__ != "ClassifierFreeGuidance":
+        return f"guider {type(guider).__name__} is not modelled; set pipeline.guider to a ClassifierFreeGuidance"
+    if not guider._enabled:
+        return None
+    if guider.use_original_formulation:
+        return "the guider's use_original_formulation is not modelled; guide with its default, and a scale one larger"
+    if guider.guidance_rescale > 0:
+        return f"the guider's guidance_rescale={guider.guidance_rescale} is not modelled; set it to 0"
+    if (guider._start, guider._stop) != (0.0, 1.0):
+        return f"the guider guides only part of the steps ({guider._start} to {guider._stop}); set 0 to 1"
+    return None
+
+
+def latent(pipeline: Any, settings: Settings) -> Latent:
+    return (
+        pipeline.num_channels_latents,
+        (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1,
+        settings["height"] // pipeline.vae_scale_factor_spatial,
+        settings["width"] // pipeline.vae_scale_factor_spatial,
+    )
+
+
+def multiples(pipeline: Any) -> tuple[int, int, int]:
+    """The pipeline checks nothing and rounds down: whole latent cells and whole patches."""
+    spatial = pipeline.vae_scale_factor_spatial * pipeline.transformer.config.patch_size
+    return spatial, spatial, pipeline.vae_scale_factor_temporal
+
+
+def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
+    return read_out(transformer, residual, conditioning["time_embed"], grid)
+
+
+HUNYUAN_VIDEO_15 = Architecture(
+    family="hunyuanvideo-1.5",
+    transformers=("HunyuanVideo15Transformer3DModel",),
+    pipelines=("HunyuanVideo15Pipeline",),
+    stacks=(("transformer_blocks", DUAL),),
+    conditioning=("time_embed",),
+    calls=calls,
+    latent=latent,
+    grid=grid,
+    width=width,
+    multiples=multiples,
+    head=head,
+    decode=decode,
+    scales=scales,
+    refuse=refuse,
+    step_callback=False,
+)
