@@ -38,12 +38,12 @@ def refuse(pipeline: Any, settings: Settings) -> str | None:
     guider = pipeline.guider
     if type(guider).__name__ != "ClassifierFreeGuidance":
         return f"guider {type(guider).__name__} is not modelled; set pipeline.guider to a ClassifierFreeGuidance"
+    if guider.guidance_rescale > 0:
+        return f"the guider's guidance_rescale={guider.guidance_rescale} is not modelled; set it to 0"
     if not guider._enabled:
         return None
     if guider.use_original_formulation:
         return "the guider's use_original_formulation is not modelled; guide with its default, and a scale one larger"
-    if guider.guidance_rescale > 0:
-        return f"the guider's guidance_rescale={guider.guidance_rescale} is not modelled; set it to 0"
     if (guider._start, guider._stop) != (0.0, 1.0):
         return f"the guider guides only part of the steps ({guider._start} to {guider._stop}); set 0 to 1"
     return None
