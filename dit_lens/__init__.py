@@ -6,41 +6,55 @@ interventions. An analysis is a loop over runs that returns a tidy table.
 
 from dit_lens import errors, tasks
 from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
+from dit_lens.architectures import Architecture, register
+from dit_lens.checks import CheckReport
 from dit_lens.errors import DitLensError
 from dit_lens.geometry import Geometry
+from dit_lens.gradients import Gradients
 from dit_lens.interventions import At, Capture, Intervention, Merge, Patch
+from dit_lens.interventions.base import intervention
 from dit_lens.lens import depth_lens, step_lens
 from dit_lens.model import VideoDiT
 from dit_lens.organisms import load_organism
-from dit_lens.run import Call, Ledger, Replay, Row, Run
+from dit_lens.run import Call, Ledger, Replay, Resume, Row, Run
+from dit_lens.schedule import Schedule
 from dit_lens.sites import Site, Sites
 from dit_lens.tokens import Tokens
+from dit_lens.tracing import apply
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Architecture",
     "At",
     "Call",
     "Capture",
+    "CheckReport",
     "DitLensError",
     "Geometry",
+    "Gradients",
     "Intervention",
     "Ledger",
     "LocalizeConfig",
     "Merge",
     "Patch",
     "Replay",
+    "Resume",
     "Row",
     "Run",
+    "Schedule",
     "Site",
     "Sites",
     "Tokens",
     "VideoDiT",
+    "apply",
     "depth_lens",
     "errors",
+    "intervention",
     "load_organism",
     "localize",
     "patching_sweep",
+    "register",
     "step_lens",
     "tasks",
 ]

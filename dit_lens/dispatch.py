@@ -84,6 +84,7 @@ class Dispatcher:
         self, expert: str | None, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         call = self._next_call(expert, args, kwargs)
+        kwargs = self.architecture.call_arguments(kwargs, len(self.context.rows) * len(call.branches))
         if self.resume is not None and call.step < self.resume.step:
             output = self.resume.run.recorded(call.step)[call.nth].output
         else:
@@ -169,6 +170,7 @@ class Dispatcher:
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
             result = prepare(*args, **kwargs)
             state, *rest = result if isinstance(result, tuple) else (result,)
+            self.context.prepared = tuple(rest)
             if not self.architecture.late_timesteps:
                 self._know_schedule()
             state = self._enter_step(0, state)
@@ -195,6 +197,8 @@ class Dispatcher:
         if step + 1 < self.steps and step != self.stop_after:
             state = self._enter_step(step + 1, state)
         self.latents = self.architecture.unpack(state, self.context.latent)
+        if step + 1 == self.steps:
+            self.latents = self.context.finish(self.latents)
         if step == self.stop_after:
             pipeline._interrupt = True
         return {"latents": state}
@@ -232,9 +236,8 @@ class Dispatcher:
 
     def _x0hat(self, step: int) -> Tensor:
         """The clean estimate of the step that has just been done."""
-        assert self.context.schedule is not None
         assert self.latents is not None
-        return self.context.schedule.clean(step, self.latents, self._guided())
+        return self.context.clean(step, self.latents, self._guided())
 
     def _was_last(self, step: int, component: str) -> bool:
         sites = [s for p in self.plan for s in p.sites]

@@ -61,6 +61,8 @@ class Geometry:
     shapes : dict from component to the shape of its activations, rows left out; streams other than video are not in it
     kinds : tuple of Layer, one per layer
     pixels : Pixels, or None where it is not known
+    fixed_frames : tuple of int
+        Latent frames of the sampler's state that the pipeline overwrites before the denoiser sees them.
     """
 
     steps: int
@@ -71,6 +73,7 @@ class Geometry:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
     kinds: tuple[Layer, ...] = ()
     pixels: Pixels | None = None
+    fixed_frames: tuple[int, ...] = ()
 
     def layer(self, index: int) -> Layer:
         return self.kinds[index] if self.kinds else Layer()

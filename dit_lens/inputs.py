@@ -38,11 +38,16 @@ class Inputs:
         """One generator per row, on the CPU so that a seed means the same on every device."""
         return [torch.Generator("cpu").manual_seed(row.seed) for row in self.rows]
 
+    @property
+    def several_images(self) -> bool:
+        """Whether the rows have pictures of their own."""
+        return self.images is not None and any(image is not self.images[0] for image in self.images)
+
     def image_argument(self) -> dict[str, Any]:
         """The pipeline's ``image``: the picture itself where all rows share it, else a batch in [0, 1]."""
         if self.images is None:
             return {}
-        if all(image is self.images[0] for image in self.images):
+        if not self.several_images:
             return {"image": self.images[0]}
         pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0 for image in self.images])
         return {"image": torch.from_numpy(pixels.transpose(0, 3, 1, 2))}

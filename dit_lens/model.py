@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dit_lens.architectures import architecture_of
 from dit_lens.bridge import Tree
+from dit_lens.checks import CheckReport
 from dit_lens.compat import refuse_modes
 from dit_lens.dispatch import Body, Dispatcher, velocities
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
@@ -28,8 +29,12 @@ from dit_lens.interventions.base import Intervention, check
 from dit_lens.plan import Planned
 from dit_lens.run import Call, Context, Replay, Resume, Row, Run
 from dit_lens.settings import gather_settings, geometry_of, scales_of
-from dit_lens.sites import READ_ONLY, Sites
+from dit_lens.sites import READ_ONLY, Site, Sites
 from dit_lens.walk import Enough
+
+
+#: Attributes of the pipeline that a run replaces and gives back.
+_BORROWED = ("prepare_latents", "encode_image", "_progress_bar_config")
 
 
 class VideoDiT:
@@ -150,6 +155,7 @@ class VideoDiT:
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, arguments)
         geometry = geometry_of(self.pipeline, self.architecture, settings)
         context = Context(self.architecture, geometry, gathered.rows)
+        context.finish = lambda state: self.architecture.finish(self.pipeline, state, context.prepared)
         plan = self._plan(interventions, geometry, gathered.rows)
         _check_stop(stop_after, geometry, plan)
         if resume is not None:
@@ -224,7 +230,7 @@ class VideoDiT:
         dispatcher.require_fired()
         dispatcher.recorder.ledger.seconds = time.perf_counter() - started
         guided = self.architecture.guide(predicted, calls[0].scales, run.states[step], calls[0].sigma)
-        x0hat = run.schedule.clean(step, run.states[step], guided)
+        x0hat = context.clean(step, run.states[step], guided)
         captures, ledger = dispatcher.recorder.captures, dispatcher.recorder.ledger
         return Replay(step, predicted, guided, x0hat, conditioning, captures, ledger)
 
@@ -290,6 +296,29 @@ class VideoDiT:
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, given)
         return geometry_of(self.pipeline, self.architecture, settings)
 
+    def check(self, name: str = "", **settings: Any) -> CheckReport:
+        """Check that this model does what its family's file says, on two rows of a small size, in seconds.
+
+        Layer count and order, token grid, guidance branches, the sum rule, heads, identity patches, full swaps, the
+        depth lens at the last layer, sigma and x0hat against the scheduler's own step, rows against single runs, and
+        resuming. Real weights or random ones.
+
+        Parameters
+        ----------
+        name : str
+            For the report.
+        **settings
+            Arguments of the pipeline, such as ``height`` or ``guidance_scale``.
+
+        Returns
+        -------
+        CheckReport
+            Prints as a table; ``require()`` raises for the first check that does not hold.
+        """
+        from dit_lens.checks.check import check_model  # the checks are written against this class
+
+        return check_model(self, name, **settings)
+
     def _plan(self, interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:
         """Resolve every intervention's sites and let it refuse what cannot work."""
         plan = []
@@ -298,8 +327,10 @@ class VideoDiT:
                 raise InputError(f"{intervention!r} is no intervention: it needs `sites` and a call (activation, at)")
             sites = intervention.sites.resolve(geometry)
             edited = [s for s in sites if s.component in READ_ONLY]
-            if edited and not getattr(intervention, "reads_only", False):
-                raise SiteError(f"{edited[0].component} is read only; edit velocity, or latents of the next step")
+            if not getattr(intervention, "reads_only", False):
+                if edited:
+                    raise SiteError(f"{edited[0].component} is read only; edit velocity, or latents of the next step")
+                _check_fixed(intervention.sites, sites, geometry)
             check(intervention, sites, geometry, rows)
             plan.append(Planned(intervention, sites))
         return plan
@@ -307,10 +338,12 @@ class VideoDiT:
     def _generate(self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool) -> Any:
         """Drive the stock pipeline under the dispatcher; everything is taken out again whatever happens."""
         pipeline = self.pipeline
-        with _borrowed(pipeline, "prepare_latents", "_progress_bar_config"), self._stepping(dispatcher) as callback:
+        with _borrowed(pipeline, *_BORROWED), self._stepping(dispatcher) as callback:
             prepare = pipeline.prepare_latents
             pipeline.set_progress_bar_config(disable=True)
             pipeline.prepare_latents = dispatcher.prepared(split_rows(prepare))
+            if inputs.several_images and hasattr(pipeline, "encode_image"):
+                pipeline.encode_image = _encoding(pipeline.encode_image, inputs.images)
             try:
                 with dispatcher.active():
                     return pipeline(
@@ -338,6 +371,27 @@ class VideoDiT:
             yield {}
 
 
+def _check_fixed(selection: Sites, sites: Sequence[Site], geometry: Geometry) -> None:
+    """Refuse an edit of frames of the state that the pipeline overwrites before the denoiser sees them."""
+    site = next((s for s in sites if s.component == "latents"), None)
+    if site is None or not geometry.fixed_frames:
+        return
+    frames, *_ = geometry.latent_grid
+    cells = selection.tokens.resolve(geometry, component="latents").take(_frame_numbers(geometry), "latents")
+    if overwritten := sorted(set(cells.flatten().tolist()) & set(geometry.fixed_frames)):
+        free = [f for f in range(frames) if f not in geometry.fixed_frames]
+        raise SiteError(
+            f"{site}: the pipeline overwrites latent frames {overwritten} of the state at every step; choose among "
+            f"tokens=Tokens(frames={free}), or edit model_input"
+        )
+
+
+def _frame_numbers(geometry: Geometry) -> Tensor:
+    """The number of its frame in every cell of the latent grid: (1, 1, F, H, W)."""
+    frames, rows, columns = geometry.latent_grid
+    return torch.arange(frames).reshape(1, 1, frames, 1, 1).expand(1, 1, frames, rows, columns)
+
+
 def _check_stop(stop_after: int | str | None, geometry: Geometry, plan: Sequence[Planned]) -> None:
     if stop_after is None:
         return
@@ -359,6 +413,15 @@ def _check_reached(resume: Resume, plan: Sequence[Planned], first: int = 0) -> N
                 raise SiteError(
                     f"{site} lies before step {resume.step}, layer {resume.layer}, from where this run resumes"
                 )
+
+
+def _encoding(encode: Callable[..., Any], images: Any) -> Callable[..., Any]:
+    """``pipeline.encode_image`` given the pictures themselves: its preprocessing would scale a batch in [0, 1] again."""
+
+    def encode_image(image: Any, *args: Any, **kwargs: Any) -> Any:
+        return encode(images, *args, **kwargs)
+
+    return encode_image
 
 
 @contextmanager

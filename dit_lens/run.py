@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,9 @@ class Context:
     rows : tuple of Row
     schedule : Schedule or None
         None until the pipeline has set its timesteps.
+    prepared : tuple
+        What the pipeline's ``prepare_latents`` returned besides the state.
+    finish : callable (state or estimate) -> the same as the pipeline leaves it at its end
     recorder : Recorder or None
         Of the active run; None once it is over.
     """
@@ -77,7 +80,14 @@ class Context:
     geometry: Geometry
     rows: tuple[Row, ...]
     schedule: Schedule | None = None
+    prepared: tuple[Any, ...] = ()
+    finish: Callable[[Tensor], Tensor] = lambda state: state
     recorder: Any = None
+
+    def clean(self, step: int, state: Tensor, prediction: Tensor) -> Tensor:
+        """x0hat of a state and a combined prediction, as the pipeline would finish it: (B, C, F, H, W)."""
+        assert self.schedule is not None
+        return self.finish(self.schedule.clean(step, state, prediction))
 
     @property
     def latent(self) -> Latent:
@@ -175,6 +185,18 @@ class Run:
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels of the steps; S + 1 of them where the scheduler names a last one."""
         return self.schedule.sigmas
+
+    def clean(self, step: int, state: Tensor, prediction: Tensor) -> Tensor:
+        """x0hat of a state and a prediction at a step, as the pipeline would finish it: (B, C, F, H, W).
+
+        Parameters
+        ----------
+        step : int
+        state, prediction : Tensor of shape (B, C, F, H, W)
+            The sampler's state before the step, and the combined prediction or one branch's.
+        """
+        context: Context = self.calls[0].context
+        return context.clean(step, state, prediction)
 
     def recorded(self, step: int) -> list[Call]:
         """The calls of a step with what they were given.

@@ -92,11 +92,11 @@ def check_size(multiples: tuple[int, int, int], settings: Settings) -> None:
         value = settings[name]
         if not isinstance(value, int) or value < step or value % step:
             nearest = max(step, round(value / step) * step) if isinstance(value, int | float) else step
-            raise InputError(f"{name}={value} is not a multiple of {step}; the nearest valid value is {nearest}")
+            raise InputError(f"{name}={value!r} is not a multiple of {step}; the nearest valid value is {nearest}")
     frames, step = settings["num_frames"], multiples[2]
     if not isinstance(frames, int) or frames < 1 or (frames - 1) % step:
         nearest = 1 + step * max(0, round((frames - 1) / step)) if isinstance(frames, int | float) else 1
-        raise InputError(f"num_frames={frames} is not 1 + {step} k; the nearest valid value is {nearest}")
+        raise InputError(f"num_frames={frames!r} is not 1 + {step} k; the nearest valid value is {nearest}")
 
 
 def geometry_of(pipeline: Any, architecture: Architecture, settings: Settings) -> Geometry:
@@ -113,7 +113,7 @@ def geometry_of(pipeline: Any, architecture: Architecture, settings: Settings) -
     branches = dict.fromkeys(b for call in architecture.calls(pipeline, settings) for b in call)
     return Geometry(
         settings["num_inference_steps"], len(kinds), tuple(branches), grid, tuple(streams), shapes, kinds,
-        _pixels(pipeline, settings, latent[1]),
+        _pixels(pipeline, settings, latent[1]), architecture.fixed_frames(pipeline, settings),
     )  # fmt: skip
 
 

@@ -285,9 +285,16 @@ class Walk:
                     whole[rows] = flat
                 edited = True
         if self.last and not self._left and visits:
-            self.blocks_run = min(self.blocks_run, len(self.layers) if place[0] is None else place[0] + 1)
+            self._stop_counting(place)
             raise Enough
         return whole if edited else None
+
+    def _stop_counting(self, place: Place) -> None:
+        """Count only the blocks that ran before the last site."""
+        layer, component, *_ = place
+        skipped = len(self.layers) - self.blocks_run
+        entered = {"model_input": 0, "embed": 0, "velocity": len(self.layers)}.get(component, (layer or 0) + 1)
+        self.blocks_run = max(0, entered - skipped)
 
     def _shaped(self, tensor: Tensor, stream: str, latent: bool) -> Tensor:
         """Rows of one branch as interventions see them."""

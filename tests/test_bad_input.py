@@ -80,6 +80,13 @@ def wide_donor(subject: Subject) -> dl.Run:
     return model.run(subject.inputs[0], **settings)
 
 
+def recorded(subject: Subject, **select: Any) -> dl.Run:
+    """A record of the run that these calls make, with the residual stream captured where it is asked for."""
+    captures = [dl.Capture(S("resid", **select))] if select else []
+    settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False}
+    return subject.model.run(subject.inputs[0], record=True, interventions=captures, **settings)
+
+
 def shaped(*shape: int) -> Callable[[Subject], torch.Tensor]:
     return lambda subject: torch.zeros(shape)
 
@@ -110,6 +117,15 @@ CASES: dict[str, Case] = {
     "stream": Case(SiteError, "'text'; this model has video", see(stream="text")),
     "latent frame": Case(SiteError, r"no latent frame 5; .*0\.\.4", see(tokens=dl.Tokens(frames=5))),
     "tokens": Case(SiteError, r"columns 0\.\.3", see(tokens=dl.Tokens(columns=(0, 9)))),
+    "component": Case(SiteError, r"layer 0 \(single\) has no bias .* has attn, cross_attn, ffn, delta, resid",
+                      see(component="bias")),
+    "head": Case(SiteError, r"no head 4; .*heads 0\.\.3", see(component="head", heads=4)),
+    "mask": Case(SiteError, r"mask of shape \(2, 2\) does not fit the grid \(5, 4, 4\)",
+                 see(tokens=dl.Tokens(mask=np.ones((2, 2), dtype=bool)))),
+    "box of pixels": Case(SiteError, r"\(0, 0, 33, 32\).*leaves 32 x 32 pixels", see(tokens=dl.Tokens(box=(0, 0, 33, 32)))),
+    "pixel frames": Case(SiteError, r"9:10 do not fit; the video has frames 0\.\.8",
+                         see(tokens=dl.Tokens(pixel_frames=(9, 10)))),
+    "positions of video": Case(SiteError, "positions=0 select in a text stream", see(tokens=dl.Tokens(positions=0))),
     "edit of guided": Case(SiteError, "read only", edit(unchanged, component="guided")),
     "patch of guided": Case(SiteError, "read only", patch(donor_of("guided"), component="guided")),
     "one bad among good": Case(SiteError, r"layers 0\.\.3", see(component=("latents", "delta"), layers=[0, 7])),
@@ -152,10 +168,37 @@ CASES: dict[str, Case] = {
     "height": Case(InputError, "height=40.*16.*(32|48)", give(height=40)),
     "width": Case(InputError, "width=30.*16.*nearest valid value is 32", give(width=30)),
     "no height": Case(InputError, "height=0.*nearest valid value is 16", give(height=0)),
-    "frames": Case(InputError, "num_frames=8.*nearest is (5|9)", give(num_frames=8)),
-    "no frames": Case(InputError, "num_frames=0.*nearest is 1", give(num_frames=0)),
+    "frames": Case(InputError, "num_frames=8.*nearest valid value is (5|9)", give(num_frames=8)),
+    "no frames": Case(InputError, "num_frames=0.*nearest valid value is 1", give(num_frames=0)),
     "steps": Case(InputError, "steps=0.*at least 1", give(steps=0)),
     "half a step": Case(InputError, "steps=1.5.*whole", give(steps=1.5)),
+    "frames that are none": Case(InputError, "num_frames='5' is not", give(num_frames="5")),
+    "height that is none": Case(InputError, "height=32.0 is not a multiple", give(height=32.0)),
+    "guidance that is none": Case(InputError, "guidance_scale='high': need a finite number", give(guidance_scale="high")),
+    "infinite guidance": Case(InputError, "guidance_scale=inf.*finite", give(guidance_scale=float("inf"))),
+    "a step that is true": Case(InputError, "steps=True.*whole", give(steps=True)),
+    "stop where": Case(InputError, r"stop_after='soon'.*'last site'.*0\.\.2", give(stop_after="soon")),
+    "stop at no site": Case(InputError, "no interventions, so it has no last site", give(stop_after="last site")),
+    "stop before the start": Case(InputError, r"stop_after=-1.*0\.\.2", give(stop_after=-1)),
+    # Resuming
+    "resume of no record": Case(InputError, "step 0 was not recorded.*record=True",
+                                lambda s: {"resume": dl.Resume(s.run(), 1), "seed": 5}),
+    "resume of other rows": Case(InputError, "the record has rows.*seed=5.*seed=6",
+                                 lambda s: {"resume": dl.Resume(s.run(record=True), 1), "seed": 6}),
+    "resume of other settings": Case(InputError, "num_inference_steps=3, this 4",
+                                     lambda s: {"resume": dl.Resume(recorded(s), 1), "steps": 4}),
+    "resume of another model": Case(InputError, "the record is of model", lambda s: {
+        "resume": dl.Resume(subject_of("shipped").run(record=True), 1)}),
+    "resume at no step": Case(InputError, r"step 3, layer 0: this run has steps 0\.\.2, layers 0\.\.3",
+                              lambda s: {"resume": dl.Resume(recorded(s), 3)}),
+    "resume at no layer": Case(InputError, r"layer 4: this run has .*layers 0\.\.3",
+                               lambda s: {"resume": dl.Resume(recorded(s), 1, 4)}),
+    "resume at a layer that was not captured": Case(InputError, "no capture of s01/cond/L01/resid",
+                                                    lambda s: {"resume": dl.Resume(recorded(s), 1, 2)}),
+    "a site before the resumed step": Case(SiteError, "s00/cond/L00/resid.*lies before step 1, layer 0", lambda s: {
+        "resume": dl.Resume(recorded(s), 1), "interventions": [dl.Capture(S("resid"))]}),
+    "a site before the resumed layer": Case(SiteError, "s01/cond/L00/resid.*lies before step 1, layer 1", lambda s: {
+        "resume": dl.Resume(recorded(s, layers=0), 1, 1), "interventions": [dl.Capture(S("resid", steps=1))]}),
     "stop after no step": Case(InputError, r"stop_after=3.*0\.\.2", give(stop_after=3)),
     "a pipeline argument": Case(InputError, "WanImageToVideoPipeline takes no speed", give(speed=2)),
     # Inputs
@@ -199,7 +242,7 @@ def test_errors_of_this_package_are_also_what_python_calls_them() -> None:
 
 
 def test_an_unknown_component_is_refused_when_it_is_named() -> None:
-    with pytest.raises(SiteError, match="latents, model_input, embed, delta, resid, velocity, guided"):
+    with pytest.raises(SiteError, match="latents, model_input, embed, head, .*attn, cross_attn, .*ffn, .*delta, resid"):
         S("mlp")
 
 
@@ -222,6 +265,26 @@ def test_a_replay_of_what_was_not_recorded_is_refused(organism: Subject) -> None
         organism.model.replay(organism.run(), 0)
     with pytest.raises(InputError, match=r"steps 0\.\.2"):
         organism.model.replay(organism.run(record=True), 3)
+
+
+GRADIENTS: dict[str, tuple[type[dl.DitLensError], str, dict[str, Any]]] = {
+    "no scalar": (InputError, r"tensor of no shape, got \(1, 8, 5, 4, 4\)", {"metric": lambda r: r.x0hat}),
+    "no tensor": (InputError, "tensor of no shape, got float", {"metric": lambda r: 1.0}),
+    "no step": (InputError, r"step 3 was not recorded.*0\.\.2", {"step": 3}),
+    "no layer": (SiteError, r"layers 0\.\.3", {"sites": S(layers=4)}),
+    "guided": (SiteError, "read only", {"sites": S("guided")}),
+}
+
+
+@pytest.mark.parametrize("name", list(GRADIENTS))
+def test_gradients_of_what_has_none_are_refused(organism: Subject, name: str) -> None:
+    error, names, changes = GRADIENTS[name]
+    run = organism.run(record=True)
+    arguments: dict[str, Any] = {"step": 1, "metric": lambda r: r.x0hat.sum(), "sites": S("delta")}
+    with pytest.raises(error, match=names):
+        organism.model.gradients(run, **arguments | changes)
+    assert leftovers(organism.pipeline) == []
+    assert all(p.requires_grad for p in organism.pipeline.transformer.parameters())
 
 
 def test_a_capture_that_was_not_made_is_refused_with_those_that_were(organism: Subject) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dit_lens as dl
+from dit_lens.geometry import Pixels
 from tests.subjects import STEPS, Subject, capture, subject_of
 
 
@@ -49,9 +50,13 @@ def test_the_id_is_of_the_weights_and_the_configuration(organism: Subject, tmp_p
 
 
 def test_geometry_says_what_a_run_will_have(text_to_video: Subject, two_experts: Subject) -> None:
-    assert text_to_video.model.geometry(steps=2, guidance_scale=2.0) == dl.Geometry(
-        steps=2, layers=4, branches=("cond", "uncond"), grid=(3, 2, 4)
-    )
+    geometry = text_to_video.model.geometry(steps=2, guidance_scale=2.0)
+    assert (geometry.steps, geometry.layers, geometry.grid) == (2, 4, (3, 2, 4))
+    assert (geometry.branches, geometry.streams) == (("cond", "uncond"), ("video",))
+    assert [(k.kind, k.components["video"], k.heads["video"]) for k in geometry.kinds] == [
+        ("single", ("attn", "cross_attn", "ffn", "delta", "resid"), 2)
+    ] * 4
+    assert geometry.pixels == Pixels(frames=5, height=32, width=64, temporal=2)
     run = two_experts.run()
     assert two_experts.model.geometry(two_experts.inputs[0], steps=STEPS, guidance_scale=1.0) == run.geometry
 

@@ -13,9 +13,18 @@ from hypothesis import strategies as st
 
 import dit_lens as dl
 from dit_lens.errors import SiteError
-from dit_lens.sites import COMPONENTS, LAYER_COMPONENTS, STEP_COMPONENTS, indices
+from dit_lens.geometry import Layer, Pixels
+from dit_lens.selection import indices
+from dit_lens.sites import COMPONENTS, LAYER_COMPONENTS, STEP_COMPONENTS
 
-GEOMETRY = dl.Geometry(steps=3, layers=4, branches=("cond", "uncond"), grid=(5, 2, 4))
+#: Two dual-stream blocks, then two joint ones whose attention has a bias of its own.
+DUAL = Layer("dual", {"video": ("attn", "ffn", "delta", "resid"), "text": ("attn", "ffn", "delta", "resid")},
+             {"video": 2, "text": 2})  # fmt: skip
+JOINT = Layer("joint-single", {"video": ("attn", "ffn", "bias", "delta", "resid"), "text": ("delta", "resid")})
+GEOMETRY = dl.Geometry(
+    steps=3, layers=4, branches=("cond", "uncond"), grid=(5, 2, 4), streams=("video", "text"),
+    shapes={"latents": (8, 10, 4, 8)}, kinds=(DUAL, DUAL, JOINT, JOINT), pixels=Pixels(37, 32, 64, temporal=4),
+)  # fmt: skip
 
 
 @st.composite
@@ -23,9 +32,9 @@ def sites(draw: st.DrawFn) -> dl.Site:
     component = draw(st.sampled_from(COMPONENTS))
     branch = None if component in STEP_COMPONENTS else draw(st.sampled_from(["cond", "uncond", "stg", "modality"]))
     layer = draw(st.integers(0, 200)) if component in LAYER_COMPONENTS else None
-    return dl.Site(
-        draw(st.integers(0, 2000)), branch, layer, component, draw(st.sampled_from(["video", "text", "audio"]))
-    )
+    head = draw(st.integers(0, 99)) if component == "head" else None
+    stream = draw(st.sampled_from(["video", "text"]))
+    return dl.Site(draw(st.integers(0, 2000)), branch, layer, component, stream, head)
 
 
 ends = st.none() | st.integers(-9, 9)
@@ -36,10 +45,27 @@ selects = (
     | st.builds(slice, ends, ends, st.none() | st.sampled_from([1, 2, -1]))
 )
 boxes = st.none() | st.tuples(st.integers(0, 4), st.integers(5, 9))
-tokens = st.builds(dl.Tokens, selects, boxes, boxes)
+pixel_boxes = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(10, 32), st.integers(10, 64))
+masks = st.builds(lambda bits: np.array(bits).reshape(5, 2, 4), st.lists(st.booleans(), min_size=40, max_size=40))
+by_grid = st.builds(dl.Tokens, selects, boxes, boxes)
+tokens = (
+    by_grid
+    | st.builds(lambda box, frames: dl.Tokens(box=box, pixel_frames=frames), pixel_boxes, boxes)
+    | st.builds(lambda mask: dl.Tokens(mask=mask), masks)
+    | st.builds(lambda positions: dl.Tokens(positions=positions), selects)
+)
 chosen_components = st.sampled_from(COMPONENTS) | st.lists(st.sampled_from(COMPONENTS), min_size=1).map(tuple)
 chosen_branches = st.sampled_from(["all", "cond", "uncond"]) | st.just(("cond", "uncond"))
-selections = st.builds(dl.Sites, chosen_components, selects, selects, chosen_branches, st.just("video"), tokens)
+selections = st.builds(
+    dl.Sites,
+    chosen_components,
+    selects,
+    selects,
+    chosen_branches,
+    st.sampled_from(["video", "text", "all"]),
+    tokens,
+    selects,
+)
 
 
 @given(sites())
@@ -70,6 +96,7 @@ def test_a_selection_prints_itself(selection: dl.Sites) -> None:
         (dl.Site(3, "cond", 5, "delta"), "s03/cond/L05/delta/video"),
         (dl.Site(0, "uncond", None, "velocity"), "s00/uncond/-/velocity/video"),
         (dl.Site(12, None, None, "latents"), "s12/-/-/latents/video"),
+        (dl.Site(3, "cond", 5, "head", "text", 11), "s03/cond/L05/head.11/text"),
     ],
 )
 def test_the_canonical_string_reads_as_documented(site: dl.Site, text: str) -> None:
@@ -77,7 +104,16 @@ def test_the_canonical_string_reads_as_documented(site: dl.Site, text: str) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "s3", "s03/cond/L05/nothing/video", "s03/cond/05/delta/video", "s03/cond/L05/delta"]
+    "text",
+    [
+        "",
+        "s3",
+        "s03/cond/L05/head/video",
+        "s03/cond/L05/resid.1/video",
+        "s03/cond/L05/nothing/video",
+        "s03/cond/05/delta/video",
+        "s03/cond/L05/delta",
+    ],
 )
 def test_what_is_no_site_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(SiteError, match="s03/cond/L05/delta/video"):
@@ -161,10 +197,26 @@ def test_sites_resolve_in_execution_order_whatever_order_they_were_given_in() ->
     ]
 
 
-def test_everything_is_every_step_branch_and_layer_once() -> None:
-    everything = dl.Sites(COMPONENTS).resolve(GEOMETRY)
-    assert len(everything) == len(set(everything)) == 3 * (2 + 2 * (3 + 2 * 4))
+def test_everything_is_every_step_branch_layer_and_head_once_and_nothing_that_a_layer_lacks() -> None:
+    everything = dl.Sites(tuple(c for c in COMPONENTS if c not in ("pos", "cross_attn", "a2v"))).resolve(GEOMETRY)
+    dual, joint = 2 + 4, 5
+    assert len(everything) == len(set(everything)) == 3 * (2 + 2 * (3 + 2 * dual + 2 * joint))
     assert [s.step for s in everything] == sorted(s.step for s in everything)
+
+
+def test_a_component_that_only_some_layers_have_is_chosen_where_it_is() -> None:
+    assert [s.layer for s in dl.Sites("bias", steps=0, branches="cond").resolve(GEOMETRY)] == [2, 3]
+    heads = dl.Sites("head", steps=0, branches="cond", heads=-1, stream="all").resolve(GEOMETRY)
+    assert [(s.layer, s.stream, s.head) for s in heads] == [
+        (0, "video", 1), (0, "text", 1), (1, "video", 1), (1, "text", 1)
+    ]  # fmt: skip
+
+
+def test_a_stream_of_its_own_has_its_own_sites() -> None:
+    text = dl.Sites(("embed", "resid"), steps=0, layers=1, branches="cond", stream="text").resolve(GEOMETRY)
+    assert [str(s) for s in text] == ["s00/cond/-/embed/text", "s00/cond/L01/resid/text"]
+    both = dl.Sites("resid", steps=0, layers=1, branches="cond", stream="all").resolve(GEOMETRY)
+    assert [s.stream for s in both] == ["video", "text"]
 
 
 def test_one_branch_can_be_chosen() -> None:
@@ -181,16 +233,30 @@ def test_at_is_a_copy_with_changes() -> None:
 
 
 BAD_SITES: dict[str, tuple[dict[str, Any], str]] = {
-    "component": ({"component": "mlp"}, "latents, model_input, embed, delta, resid, velocity, guided"),
+    "component": ({"component": "mlp"}, "latents, model_input, embed, head, .*delta, resid, velocity, guided"),
+    "component of no layer": (
+        {"component": "cross_attn"},
+        r"layer 0 \(dual\) has no cross_attn .* has attn, ffn, delta",
+    ),
+    "component of another layer": ({"component": "bias", "layers": [1, 2]}, "layer 1 .* no bias"),
+    "heads of no layer": ({"component": "head", "layers": 2}, "do not sum to the attention"),
+    "head": ({"component": "head", "layers": 0, "heads": 2}, r"heads 0\.\.1"),
+    "latents of text": ({"component": "latents", "stream": "text"}, "latents belongs to the video"),
+    "positions of video": ({"tokens": dl.Tokens(positions=0)}, "select in a text stream"),
+    "frames of text": ({"stream": "text", "tokens": dl.Tokens(frames=0)}, "the text stream has positions"),
+    "mask": ({"tokens": dl.Tokens(mask=np.ones((5, 2, 3), bool))}, r"\(5, 2, 3\).*\(5, 2, 4\)"),
+    "mask of text": ({"stream": "text", "tokens": dl.Tokens(mask=np.ones((2, 3), bool))}, r"\(N,\).*\(2, 3\)"),
+    "box": ({"tokens": dl.Tokens(box=(0, 0, 33, 64))}, "32 x 64 pixels"),
+    "pixel frames": ({"tokens": dl.Tokens(pixel_frames=(0, 38))}, r"frames 0\.\.36"),
     "layer": ({"layers": 4}, r"layers 0\.\.3"),
     "step": ({"steps": 3}, r"steps 0\.\.2"),
     "branch": ({"branches": "stg"}, "cond, uncond"),
-    "stream": ({"stream": "audio"}, "video"),
+    "stream": ({"stream": "audio"}, "video, text"),
     "frame": ({"tokens": dl.Tokens(frames=5)}, r"latent frames 0\.\.4"),
     "row": ({"tokens": dl.Tokens(rows=(0, 3))}, r"rows 0\.\.1"),
     "column": ({"tokens": dl.Tokens(columns=(2, 5))}, r"columns 0\.\.3"),
     "empty box": ({"tokens": dl.Tokens(rows=(1, 1))}, r"rows 0\.\.1"),
-    "tokens of latents": ({"component": "latents", "tokens": dl.Tokens(frames=0)}, "residual stream"),
+    "frame of latents": ({"component": "latents", "tokens": dl.Tokens(frames=10)}, r"latent frames 0\.\.9"),
 }
 
 
@@ -215,13 +281,14 @@ def test_a_predicate_has_no_json() -> None:
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
+CUBE = dl.Geometry(steps=1, layers=1, branches=("cond",), grid=(9, 9, 9))
 
-@given(tokens)
+
+@given(by_grid)
 def test_take_and_put_touch_the_selected_tokens_and_no_other(selected: dl.Tokens) -> None:
-    grid = (9, 9, 9)
-    numbers = torch.arange(9**3).reshape(1, *grid, 1)
+    numbers = torch.arange(9**3).reshape(1, 9, 9, 9, 1)
     try:
-        selected.validate(grid)
+        selected.resolve(CUBE)
     except SiteError:
         return
     frames = range(9) if selected.frames == "all" else indices(selected.frames, 9, "latent frame")
@@ -232,3 +299,73 @@ def test_take_and_put_touch_the_selected_tokens_and_no_other(selected: dl.Tokens
     changed = (replaced != numbers).flatten().nonzero().flatten().tolist()
     assert set(changed) == expected
     assert numbers.min() == 0
+
+
+@given(by_grid)
+def test_on_the_latent_grid_the_same_cells_are_selected_behind_the_channels(selected: dl.Tokens) -> None:
+    numbers = torch.arange(9**3).reshape(1, 9, 9, 9, 1)
+    try:
+        selected.resolve(CUBE)
+    except SiteError:
+        return
+    on_tokens = selected.take(numbers)[..., 0]
+    on_cells = selected.take(numbers.permute(0, 4, 1, 2, 3), "latents")[:, 0]
+    assert torch.equal(on_tokens, on_cells)
+    zeroed = selected.put(numbers.permute(0, 4, 1, 2, 3), torch.zeros_like(on_cells)[:, None], "velocity")
+    assert torch.equal(zeroed[0, 0], selected.put(numbers, torch.zeros_like(on_tokens)[..., None])[0, ..., 0])
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 4), (2, 4)], ids=["grid", "every frame"])
+def test_a_mask_selects_the_tokens_where_it_is_true(shape: tuple[int, ...]) -> None:
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    numbers = torch.arange(2 * 40).reshape(2, 5, 2, 4, 1)
+    selected = dl.Tokens(mask=mask).resolve(GEOMETRY)
+    expected = numbers.numpy()[:, np.broadcast_to(mask, (5, 2, 4))]
+    assert np.array_equal(selected.take(numbers).numpy(), expected)
+    changed = selected.put(numbers, torch.full_like(torch.from_numpy(expected), -1))
+    assert np.array_equal((changed < 0).numpy()[0, ..., 0], np.broadcast_to(mask, (5, 2, 4)))
+    assert dl.Tokens(mask=mask) == dl.Tokens(mask=torch.from_numpy(mask))
+    assert hash(dl.Tokens(mask=mask)) == hash(dl.Tokens(mask=torch.from_numpy(mask)))
+
+
+def test_positions_and_masks_select_in_a_text_stream() -> None:
+    words = torch.arange(2 * 6 * 3).reshape(2, 6, 3)
+    assert torch.equal(dl.Tokens(positions=[0, -1]).take(words), words[:, [0, 5]])
+    mask = np.array([True, False, False, True, False, False])
+    assert torch.equal(dl.Tokens(mask=mask).take(words), words[:, [0, 3]])
+    put = dl.Tokens(positions=slice(1, 3)).put(words, torch.zeros(2, 2, 3, dtype=words.dtype))
+    assert torch.equal((put == words).all(dim=-1)[0], torch.tensor([True, False, False, True, True, True]))
+
+
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [((0, 0, 32, 64), (0, 2), (0, 4)), ((0, 0, 1, 1), (0, 1), (0, 1)), ((15, 15, 17, 17), (0, 2), (0, 2)),
+     ((16, 48, 32, 64), (1, 2), (3, 4)), ((16, 31, 17, 33), (1, 2), (1, 3))],
+)  # fmt: skip
+def test_a_box_in_pixels_is_every_token_that_it_touches(box: Any, rows: Any, columns: Any) -> None:
+    assert dl.Tokens(box=box).resolve(GEOMETRY) == dl.Tokens(rows=rows, columns=columns)
+    # On the latent grid (10, 4, 8) a cell is 8 pixels wide, not 16.
+    top, left, bottom, right = box
+    cells = dl.Tokens(box=box).resolve(GEOMETRY, component="latents")
+    assert cells == dl.Tokens(rows=(top // 8, -(-bottom // 8)), columns=(left // 8, -(-right // 8)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "latent"), [((0, 1), (0,)), ((1, 2), (1,)), ((0, 5), (0, 1)), ((4, 6), (1, 2)), ((36, 37), (9,))]
+)
+def test_pixel_frames_are_the_latent_frames_of_a_causal_vae(pixels: Any, latent: tuple[int, ...]) -> None:
+    """The first latent frame holds one pixel frame, every further one four."""
+    assert dl.Tokens(pixel_frames=pixels).resolve(GEOMETRY, component="latents").frames == latent
+    two_by_two = tuple(dict.fromkeys(f // 2 for f in latent))
+    assert dl.Tokens(pixel_frames=pixels).resolve(GEOMETRY).frames == two_by_two
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"mask": np.ones(3)}, {"mask": np.ones(3, bool), "frames": 1}, {"box": (0, 0, 1, 1), "rows": (0, 1)},
+     {"pixel_frames": (0, 1), "frames": 0}],
+    ids=["numbers", "mask and frames", "box and rows", "two kinds of frames"],
+)  # fmt: skip
+def test_tokens_that_contradict_themselves_are_refused_at_once(arguments: dict[str, Any]) -> None:
+    with pytest.raises(SiteError):
+        dl.Tokens(**arguments)

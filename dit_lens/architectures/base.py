@@ -178,6 +178,18 @@ def no_refusal(pipeline: Any, settings: Settings) -> str | None:
     return None
 
 
+def finished_already(pipeline: Any, state: Tensor, prepared: tuple[Any, ...]) -> Tensor:
+    return state
+
+
+def no_frames(pipeline: Any, settings: Settings) -> tuple[int, ...]:
+    return ()
+
+
+def as_given(kwargs: dict[str, Any], batch: int) -> dict[str, Any]:
+    return kwargs
+
+
 def guidance_scale_alone(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, float]:
     return {"guidance_scale": float(settings["guidance_scale"])}
 
@@ -227,6 +239,12 @@ class Architecture:
         of channels is the tensor's own.
     refuse : callable (pipeline, settings) -> reason, or None
         What the family cannot do.
+    finish : callable (pipeline, state or estimate (B, C, F, H, W), prepared) -> Tensor
+        What the pipeline puts into its final latents from what it prepared at the start; ``prepared`` is what
+        ``prepare_latents`` returned besides the state.
+    fixed_frames : callable (pipeline, settings) -> latent frames of the state that the pipeline overwrites
+    call_arguments : callable (kwargs, batch) -> kwargs
+        Mends the denoiser's arguments where the stock pipeline gets a batch of ``batch`` rows wrong.
     late_timesteps : bool
         The pipeline makes its latents before it sets its timesteps; the first sigma is then 1.
     step_callback : bool
@@ -250,6 +268,9 @@ class Architecture:
     unpack: Callable[[Tensor, Latent], Tensor] = as_it_is
     pack: Callable[[Tensor, Latent], Tensor] = as_it_is
     refuse: Callable[[Any, Settings], str | None] = no_refusal
+    finish: Callable[[Any, Tensor, tuple[Any, ...]], Tensor] = finished_already
+    fixed_frames: Callable[[Any, Settings], tuple[int, ...]] = no_frames
+    call_arguments: Callable[[dict[str, Any], int], dict[str, Any]] = as_given
     late_timesteps: bool = False
     step_callback: bool = True
 

@@ -113,6 +113,26 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     return video
 
 
+def finish(pipeline: Any, state: Tensor, prepared: tuple[Any, ...]) -> Tensor:
+    """TI2V with an image puts the image's latents in the place of the first frame."""
+    if len(prepared) != 2:
+        return state
+    condition, mask = prepared
+    finished: Tensor = (1 - mask) * condition + mask * state
+    return finished
+
+
+def fixed_frames(pipeline: Any, settings: Settings) -> tuple[int, ...]:
+    """TI2V with an image gives the denoiser the image's latents in the place of the state's first frame."""
+    return (0,) if pipeline.config.get("expand_timesteps") and "ImageToVideo" in type(pipeline).__name__ else ()
+
+
+def call_arguments(kwargs: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Of B pictures the pipeline repeats the embeddings B times: the first B rows are those of the batch."""
+    seen = kwargs.get("encoder_hidden_states_image")
+    return kwargs if seen is None else {**kwargs, "encoder_hidden_states_image": seen[:batch]}
+
+
 WAN = Architecture(
     family="wan",
     transformers=("WanTransformer3DModel",),
@@ -128,4 +148,7 @@ WAN = Architecture(
     decode=decode,
     scales=scales,
     refuse=refuse,
+    finish=finish,
+    fixed_frames=fixed_frames,
+    call_arguments=call_arguments,
 )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from dit_lens.architectures import Architecture
 from dit_lens.checks.observe import Observed, observed
@@ -29,14 +28,24 @@ class Subject:
     Attributes
     ----------
     model : VideoDiT
-    inputs : two mappings with "prompt" (and "image")
+    own_inputs : two mappings with "prompt" (and "image")
     settings : mapping
         Arguments of the pipeline.
     """
 
     model: VideoDiT
-    inputs: tuple[Mapping[str, Any], Mapping[str, Any]]
+    own_inputs: tuple[Mapping[str, Any], Mapping[str, Any]]
     settings: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Of one picture where the stock pipeline has an image encoder: by hand it takes no two in a batch."""
+        one, other = self.own_inputs
+        return (one, {**other, "image": one["image"]}) if self.sees_one_picture else self.own_inputs
+
+    @property
+    def sees_one_picture(self) -> bool:
+        return "image" in self.own_inputs[0] and getattr(self.model.pipeline, "image_encoder", None) is not None
 
     @property
     def architecture(self) -> Architecture:
@@ -62,15 +71,8 @@ class Subject:
         parts = tuple(c for c in TERM_COMPONENTS if c in own)
         everywhere = Capture(Sites(("embed", *parts, "delta", "resid"), stream="all"))
         around = Capture(Sites(("latents", "model_input", "velocity", "guided")))
-        heads = [Capture(Sites("head"))] if any(k.heads for k in geometry.kinds) else []
+        heads = [Capture(Sites("head", stream="all"))] if any(k.heads for k in geometry.kinds) else []
         return self.run([everywhere, around, *heads], record=True)
-
-    def captured(self, component: str, **select: Any) -> dict[str, Tensor]:
-        """The base run's captures of one component at some steps, by site."""
-        wanted = select.items()
-        found = self.base.captures[""].items()
-        return {str(s): t for s, t in found
-                if s.component == component and all(getattr(s, k) == v for k, v in wanted)}  # fmt: skip
 
 
 def picture(height: int, width: int, seed: int) -> Image.Image:

@@ -63,7 +63,7 @@ def depth_lens(model: VideoDiT, run: Run, step: int, layers: Select = "all", bra
     velocities = torch.stack([
         read_out(model, call, residual, replay.conditioning[branch]) for residual in replay.captures[""].values()
     ])  # fmt: skip
-    x0hat = torch.stack([run.schedule.clean(step, run.states[step], v) for v in velocities])
+    x0hat = torch.stack([run.clean(step, run.states[step], v) for v in velocities])
     return DepthLens(step, branch, tuple(chosen), velocities, x0hat)
 
 

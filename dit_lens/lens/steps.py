@@ -58,5 +58,5 @@ def step_lens(model: VideoDiT, inputs: Any, seed: int | Sequence[int] = 0, **run
     run = model.run(inputs, seed, interventions=[*others, keep], **run_arguments)
     states = {s.step: t for s, t in run.captured(_NAME).items() if s.component == "latents"}
     guided = {s.step: t for s, t in run.captured(_NAME).items() if s.component == "guided"}
-    x0hat = [run.schedule.clean(s, states[s], guided[s]) for s in sorted(guided)]
+    x0hat = [run.clean(s, states[s], guided[s]) for s in sorted(guided)]
     return StepLens(torch.stack(x0hat), run.sigmas[: len(x0hat)], run)

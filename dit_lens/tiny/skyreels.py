@@ -8,7 +8,7 @@ from diffusers import SkyReelsV2ImageToVideoPipeline, SkyReelsV2Pipeline, SkyRee
 from transformers import CLIPVisionModelWithProjection
 
 from dit_lens.tiny.base import Tiny
-from dit_lens.tiny.wan import NARROW, SEEING, SHORT, SIZE, image_encoder, one_picture, scheduler, text, two_prompts, vae
+from dit_lens.tiny.wan import NARROW, SEEING, SHORT, SIZE, image_encoder, two_pictures, scheduler, text, two_prompts, vae
 
 
 def _transformer(**more: Any) -> SkyReelsV2Transformer3DModel:
@@ -28,4 +28,4 @@ def _image_to_video() -> SkyReelsV2ImageToVideoPipeline:
 
 SKYREELS_T2V = Tiny("skyreels-v2", _text_to_video, two_prompts, {**SIZE, **SHORT})
 # With an image encoder the text must have the full 512 tokens.
-SKYREELS_I2V = Tiny("skyreels-v2-i2v", _image_to_video, lambda: one_picture(SIZE), SIZE)
+SKYREELS_I2V = Tiny("skyreels-v2-i2v", _image_to_video, lambda: two_pictures(SIZE), SIZE)

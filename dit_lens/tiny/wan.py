@@ -109,13 +109,6 @@ def _token_times(kind: Any) -> Any:
     )
 
 
-def one_picture(size: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two prompts for one picture: pipelines with an image encoder take one picture for all rows."""
-    image = picture(size["height"], size["width"], seed=0)
-    one, other = two_prompts()
-    return {**one, "image": image}, {**other, "image": image}
-
-
 def two_pictures(size: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     one, other = two_prompts()
     first, second = (picture(size["height"], size["width"], seed) for seed in (0, 1))
@@ -124,7 +117,7 @@ def two_pictures(size: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 WAN21_T2V = Tiny("wan2.1-t2v", _text_to_video, two_prompts, {**SIZE, **SHORT})
 # With an image encoder the text must have the full 512 tokens.
-WAN21_I2V = Tiny("wan2.1-i2v", _image_to_video, lambda: one_picture(SIZE), SIZE)
+WAN21_I2V = Tiny("wan2.1-i2v", _image_to_video, lambda: two_pictures(SIZE), SIZE)
 WAN22_A14B = Tiny("wan2.2-a14b", _two_experts, two_prompts, {**SIZE, **SHORT, "guidance_scale_2": 2.0})
 WAN22_TI2V = Tiny("wan2.2-ti2v", lambda: _token_times(WanPipeline), two_prompts, _LARGE)
 WAN22_TI2V_IMAGE = Tiny(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 import dit_lens as dl
-from dit_lens.errors import InputError, SiteError, UnsupportedModel
-from dit_lens.flow import clean_estimate
+from dit_lens.errors import InputError, SiteError
 from dit_lens.lens import depth_lens, step_lens
+from dit_lens.schedule import Schedule
 from tests.subjects import STEPS, Subject
 
 
@@ -83,15 +83,7 @@ def test_x0hat_is_the_schedulers_own_conversion(scheduler: str) -> None:
         # Euler's step is linear in sigma: carried on to sigma 0 it arrives at the clean estimate.
         stepped = made.step(velocity, made.timesteps[2], state, return_dict=False)[0]
         own = state + (stepped - state) * sigma / (sigma - float(made.sigmas[3]))
-    torch.testing.assert_close(clean_estimate(made, state, velocity, sigma), own)
-
-
-def test_x0hat_is_refused_where_it_would_mean_something_else() -> None:
-    state = torch.zeros(1, 4, 2, 3, 3)
-    with pytest.raises(UnsupportedModel, match="flow-matching"):
-        clean_estimate(CogVideoXDDIMScheduler(), state, state, 0.5)
-    with pytest.raises(UnsupportedModel, match="flow-matching"):
-        clean_estimate(FlowMatchEulerDiscreteScheduler(invert_sigmas=True), state, state, 0.5)
+    torch.testing.assert_close(Schedule.of(made).clean(2, state, velocity), own)
 
 
 def test_step_lens_of_the_shipped_model_shows_the_answer_forming(shipped: Subject) -> None:

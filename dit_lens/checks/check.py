@@ -1,0 +1,88 @@
+"""Checking a model, or the tiny pipeline of a family."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dit_lens.checks.checks import CHECKS, Failed
+from dit_lens.checks.report import CheckReport, Result
+from dit_lens.checks.subject import PROMPTS, Subject, picture
+from dit_lens.model import VideoDiT
+
+__all__ = ["check_family", "check_model"]
+
+
+def check_model(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport:
+    """Check a model on two rows of its smallest size whose token grid has three different numbers.
+
+    Parameters
+    ----------
+    model : VideoDiT
+    name : str
+        For the report.
+    **settings
+        Arguments of the pipeline, such as ``height`` or ``guidance_scale``.
+    """
+    settings = _smallest(model, settings)
+    inputs: tuple[dict[str, Any], ...] = tuple({"prompt": prompt} for prompt in PROMPTS)
+    if "image" in _parameters(model):
+        sizes = settings["height"], settings["width"]
+        inputs = tuple({**given, "image": picture(*sizes, seed=i)} for i, given in enumerate(inputs))
+    return _check(name or type(model.pipeline).__name__, Subject(model, (inputs[0], inputs[1]), settings))
+
+
+def check_family(name: str) -> CheckReport:
+    """Check the tiny random pipeline of that name in ``dit_lens.tiny.TINY``."""
+    from dit_lens.tiny import TINY  # imports the pipeline classes of every family
+
+    tiny = TINY[name]
+    return _check(tiny.name, Subject(VideoDiT(tiny.build()), tiny.inputs(), dict(tiny.settings)))
+
+
+@torch.no_grad()
+def _check(name: str, subject: Subject) -> CheckReport:
+    started, results = time.perf_counter(), {}
+    for check, function in CHECKS.items():
+        try:
+            results[check] = Result(True, function(subject))
+        except Failed as failure:
+            results[check] = Result(False, str(failure))
+        except Exception as error:  # whatever a wrong file makes the model do is a finding
+            results[check] = Result(False, f"{type(error).__name__}: {error}")
+    geometry = subject.model.geometry(subject.inputs[0], **subject.settings)
+    kinds = Counter(kind.kind for kind in geometry.kinds)
+    return CheckReport(
+        name=name,
+        family=subject.architecture.family,
+        pipeline=type(subject.model.pipeline).__name__,
+        layers=" + ".join(f"{count} {kind}" for kind, count in kinds.items()) + " blocks",
+        grid=geometry.grid,
+        branches=geometry.branches,
+        checks=results,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _smallest(model: VideoDiT, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a small run: three steps, guidance on, a grid of three different numbers."""
+    tall, wide, long = model.architecture.multiples(model.pipeline)
+    chosen: dict[str, Any] = {"num_inference_steps": 3, "height": 3 * tall, "width": 4 * wide, "num_frames": 1 + long}
+    if "guidance_scale" in _parameters(model):
+        chosen["guidance_scale"] = 3.0
+    chosen |= settings
+    while "num_frames" not in settings:
+        grid = model.geometry(**chosen).grid
+        if len(set(grid)) == 3:
+            break
+        chosen["num_frames"] += long
+    return chosen
+
+
+def _parameters(model: VideoDiT) -> set[str]:
+    return set(inspect.signature(type(model.pipeline).__call__).parameters)

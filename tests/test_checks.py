@@ -1,0 +1,125 @@
+"""Every family does what its file says, and a file that says something else is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dit_lens as dl
+from dit_lens.architectures import Architecture, architecture_of
+from dit_lens.checks.check import check_family, check_model
+from dit_lens.checks.checks import CHECKS
+from dit_lens.errors import CheckFailed
+from dit_lens.tiny import TINY
+from tests.subjects import Subject
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_a_family_does_what_its_file_says(name: str) -> None:
+    report = check_family(name)
+    assert report.passed, str(report)
+    assert list(report.checks) == list(CHECKS)
+    assert len(set(report.grid)) == 3
+    assert len(report.branches) > 1
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_a_family_is_the_same_when_loaded_from_a_folder(name: str, tmp_path: Any) -> None:
+    tiny = TINY[name]
+    built = tiny.build()
+    built.save_pretrained(tmp_path)
+    loaded, kept = dl.VideoDiT(tmp_path), dl.VideoDiT(built)
+    runs = [m.run(tiny.inputs()[0], 3, decode=False, **tiny.settings) for m in (loaded, kept)]
+    assert loaded.architecture is kept.architecture
+    assert loaded.id == kept.id
+    torch.testing.assert_close(runs[0].latents, runs[1].latents, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_a_family_decodes_its_own_latents_as_its_pipeline_does(name: str) -> None:
+    tiny = TINY[name]
+    model = dl.VideoDiT(tiny.build())
+    run = model.run(tiny.inputs()[0], 3, **tiny.settings)
+    assert run.frames is not None
+    decoded = model.decode(run.latents)
+    assert decoded.shape == run.frames.shape
+    assert abs(decoded.astype(int) - run.frames.astype(int)).max() <= 1
+
+
+def test_the_shipped_model_does_what_its_familys_file_says(shipped: Subject) -> None:
+    report = shipped.model.check("maze").require()
+    assert report.family == "wan"
+
+
+# -- files that say something else -------------------------------------------------------------------------------------
+
+
+def _block(architecture: Architecture, **changes: Any) -> Architecture:
+    (name, block), *rest = architecture.stacks
+    return replace(architecture, stacks=((name, replace(block, **changes)), *rest))
+
+
+def _without_gate(architecture: Architecture) -> Architecture:
+    terms = architecture.stacks[0][1].terms
+    bare = replace(terms[0], value=lambda met: met["attn1.output"])
+    return _block(architecture, terms=(bare, *terms[1:]))
+
+
+def _rotated_head(transformer: Any, residual: Tensor, conditioning: Any, grid: Any) -> Tensor:
+    from dit_lens.architectures.wan import WAN
+
+    return WAN.head(transformer, residual, conditioning, grid).roll(1, dims=-1)
+
+
+def _heads_without_bias(architecture: Architecture) -> Architecture:
+    terms = architecture.stacks[0][1].terms
+    return _block(architecture, terms=(replace(terms[0], headless=None), *terms[1:]))
+
+
+WRONG: dict[str, tuple[str, str, Callable[[Architecture], Architecture]]] = {
+    "an attention without its gate": ("sum rule", r"s00/cond/L00/delta/video differs by", _without_gate),
+    "heads without the bias": ("heads", "blocks.0, video: heads are", _heads_without_bias),
+    "a head that reads askew": ("depth lens", "s00/cond: last layer", lambda a: replace(a, head=_rotated_head)),
+    "branches the other way round": ("branches", r"moved \['uncond'\], expected \['cond'\]",
+                                     lambda a: replace(a, calls=lambda p, s: (("uncond",), ("cond",)))),
+    "a grid on its side": ("token grid", r"expected \(", lambda a: replace(
+        a, grid=lambda t, latent: (latent[1], latent[3] // 2, latent[2] // 2))),
+    "guidance of another kind": ("schedule", r"s00/-/-/guided: .* from what scheduler.step was given",
+                                 lambda a: replace(a, guide=lambda v, scales, state, sigma: v["cond"])),
+    "events out of order": ("layers", "the family's file says",
+                            lambda a: _block(a, events=tuple(reversed(a.stacks[0][1].events)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_a_file_that_says_something_else_is_found_out(what: str) -> None:
+    check, names, spoil = WRONG[what]
+    model = dl.VideoDiT(TINY["wan2.1-t2v"].build())
+    model.architecture = spoil(model.architecture)
+    report = check_model(model, "spoiled", **TINY["wan2.1-t2v"].settings)
+    assert not report.passed
+    assert not report.checks[check].passed, str(report)
+    with pytest.raises(CheckFailed, match=r"spoiled \(wan\)"):
+        report.require()
+    import re
+
+    assert re.search(names, report.checks[check].detail), report.checks[check].detail
+
+
+def test_a_family_can_be_registered_from_outside() -> None:
+    pipeline = TINY["wan2.1-t2v"].build()
+    mine = replace(architecture_of(pipeline), family="mine")
+    dl.register(mine)
+    try:
+        assert architecture_of(pipeline) is mine
+        assert dl.VideoDiT(pipeline).architecture.family == "mine"
+    finally:
+        from dit_lens import architectures
+
+        architectures._registered.remove(mine)
+    assert architecture_of(pipeline).family == "wan"
