@@ -17,7 +17,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of the package go to standard error and make the exit status 2."""
+    """Run one command; a check that fails makes the exit status 1, an error of the package 2."""
     options = _parser().parse_args(arguments)
     from dit_lens.errors import DitLensError
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dit-lens: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     print(json.dumps(data) if options.json else text)
-    return 0
+    return 0 if data.get("passed", True) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     steps.add_argument("--count", type=int, default=4, help="number of mazes")
     steps.add_argument("--out", type=Path, default=Path("steps.png"))
     steps.set_defaults(command=_steps)
+
+    families = commands.add_parser("families", parents=[common], help="list the families of models that are supported")
+    families.add_argument("--check", action="store_true", help="check a tiny random pipeline of each")
+    families.add_argument("--only", nargs="+", metavar="NAME", help="of these families alone")
+    families.set_defaults(command=_families)
+
+    check = commands.add_parser("check", parents=[common], help="check that a model does what its family's file says")
+    check.add_argument("--model", required=True, help="folder or hub id of a pipeline, or a shipped organism")
+    check.set_defaults(command=_check)
 
     organism = commands.add_parser("organism", help="the small models that ship with the package")
     actions = organism.add_subparsers(required=True, metavar="action")
@@ -121,6 +130,37 @@ def _steps(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "instances": [m.id for m in mazes],
     }
     return f"{path}: {count} mazes, {int(strict.sum())} solved, {len(lens.sigmas)} steps", data
+
+
+def _families(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    from dit_lens.checks import CHECKED_WITH, versions
+    from dit_lens.checks.check import check_family, list_families
+    from dit_lens.errors import InputError
+
+    listed = list_families()
+    if unknown := set(options.only or ()) - set(listed):
+        raise InputError(f"no family is named {', '.join(sorted(unknown))}; there are {', '.join(listed)}")
+    chosen = options.only or list(listed)
+    data: dict[str, Any] = {"checked_with": CHECKED_WITH, "installed": versions()}
+    if not options.check:
+        data["families"] = [{"name": name, **listed[name]} for name in chosen]
+        lines = [f"{f['name']:<20} {f['transformer']:<34} {f['pipeline']}" for f in data["families"]]
+        return "\n".join([*lines, _versions(data)]), data
+    reports = [check_family(name) for name in chosen]
+    data |= {"passed": all(r.passed for r in reports), "families": [r.to_json() for r in reports]}
+    return "\n\n".join([*map(str, reports), _versions(data)]), data
+
+
+def _versions(data: dict[str, Any]) -> str:
+    def text(versions: dict[str, str]) -> str:
+        return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+    return f"checked with {text(data['checked_with'])}; installed: {text(data['installed'])}"
+
+
+def _check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    report = _load(options.model).check(options.model)
+    return str(report), report.to_json()
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:

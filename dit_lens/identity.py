@@ -36,7 +36,7 @@ def _sample(parameter: nn.Parameter) -> bytes:
 
 
 def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]) -> str:
-    """Hash of a model, inputs, settings, interventions (and the body) and the versions of what runs them."""
+    """Hash of a model, inputs, settings, whatever else makes the run (guidance, interventions, the body) and versions."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
     given = [f"{name}={describe(value)}" for name, value in sorted(settings.items())]
     content = [model, repr(tuple(rows)), given, [describe(w) for w in what], versions]
@@ -54,6 +54,8 @@ def describe(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         parts = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
         return f"{type(value).__name__}({parts})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {describe(v)}' for k, v in sorted(value.items(), key=str))}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(describe, value))}]"
     return getattr(value, "__qualname__", repr(value))

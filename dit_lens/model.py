@@ -32,7 +32,6 @@ from dit_lens.settings import gather_settings, geometry_of, scales_of
 from dit_lens.sites import READ_ONLY, Site, Sites
 from dit_lens.walk import Enough
 
-
 #: Attributes of the pipeline that a run replaces and gives back.
 _BORROWED = ("prepare_latents", "encode_image", "_progress_bar_config")
 
@@ -166,16 +165,16 @@ class VideoDiT:
             scales_of(self.pipeline, self.architecture, settings, self.experts), body, record, stop_after, resume,
         )  # fmt: skip
         decode = decode and stop_after is None
-        output = self._generate(dispatcher, gathered, settings, decode)
+        frames = self._generate(dispatcher, gathered, settings, decode)
         dispatcher.require_fired()
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
         return Run(
-            id=run_id(self.id, gathered.rows, settings, [*interventions, body]),
+            id=run_id(self.id, gathered.rows, settings, [dispatcher.scales, *interventions, body]),
             model_id=self.id,
             rows=gathered.rows,
-            frames=(np.asarray(output) * 255).round().astype(np.uint8) if decode else None,
+            frames=frames,
             latents=cast(Tensor, dispatcher.latents),
             schedule=context.schedule,
             geometry=geometry,
@@ -281,7 +280,7 @@ class VideoDiT:
     def decode(self, latents: Tensor, batch: int = 32) -> NDArray[np.uint8]:
         """Frames of sampler latents (B, C, F, H, W), as the pipeline decodes them: uint8 (B, T, height, width, 3)."""
         frames = []
-        for part in latents.split(batch):
+        for part in latents.split(batch if self.architecture.decodes_batches else 1):
             decoded = self.architecture.decode(self.pipeline, part)
             pixels = self.pipeline.video_processor.postprocess_video(decoded, output_type="np")
             frames.append((pixels * 255).round().astype(np.uint8))
@@ -335,9 +334,23 @@ class VideoDiT:
             plan.append(Planned(intervention, sites))
         return plan
 
-    def _generate(self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool) -> Any:
-        """Drive the stock pipeline under the dispatcher; everything is taken out again whatever happens."""
+    def _generate(
+        self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool
+    ) -> NDArray[np.uint8] | None:
+        """Generate, and decode to frames where they are wanted."""
+        whole = self.architecture.decodes_batches or len(inputs.rows) == 1
+        output = self._drive(dispatcher, inputs, settings, decode and whole)
+        if not decode:
+            return None
+        if not whole:
+            return self.decode(cast(Tensor, dispatcher.latents))
+        frames: NDArray[np.uint8] = (np.asarray(output) * 255).round().astype(np.uint8)
+        return frames
+
+    def _drive(self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool) -> Any:
+        """Call the stock pipeline under the dispatcher; everything is taken out again whatever happens."""
         pipeline = self.pipeline
+        arguments = self.architecture.pipeline_arguments(dict(settings), len(inputs.rows))
         with _borrowed(pipeline, *_BORROWED), self._stepping(dispatcher) as callback:
             prepare = pipeline.prepare_latents
             pipeline.set_progress_bar_config(disable=True)
@@ -348,7 +361,7 @@ class VideoDiT:
                 with dispatcher.active():
                     return pipeline(
                         prompt=inputs.prompts, generator=inputs.generators(), return_dict=False,
-                        output_type="np" if decode else "latent", **callback, **inputs.image_argument(), **settings,
+                        output_type="np" if decode else "latent", **callback, **inputs.image_argument(), **arguments,
                     )[0]  # fmt: skip
             except Enough:
                 return None

@@ -186,8 +186,8 @@ def no_frames(pipeline: Any, settings: Settings) -> tuple[int, ...]:
     return ()
 
 
-def as_given(kwargs: dict[str, Any], batch: int) -> dict[str, Any]:
-    return kwargs
+def as_given(arguments: dict[str, Any], batch: int) -> dict[str, Any]:
+    return arguments
 
 
 def guidance_scale_alone(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, float]:
@@ -243,12 +243,14 @@ class Architecture:
         What the pipeline puts into its final latents from what it prepared at the start; ``prepared`` is what
         ``prepare_latents`` returned besides the state.
     fixed_frames : callable (pipeline, settings) -> latent frames of the state that the pipeline overwrites
-    call_arguments : callable (kwargs, batch) -> kwargs
-        Mends the denoiser's arguments where the stock pipeline gets a batch of ``batch`` rows wrong.
+    pipeline_arguments, call_arguments : callable (arguments, batch) -> arguments
+        Mend the pipeline's and the denoiser's arguments where the stock pipeline gets a batch of ``batch`` rows wrong.
     late_timesteps : bool
         The pipeline makes its latents before it sets its timesteps; the first sigma is then 1.
     step_callback : bool
         Whether the pipeline takes ``callback_on_step_end``.
+    decodes_batches : bool
+        Whether the VAE decodes several rows at once.
     """
 
     family: str
@@ -270,9 +272,11 @@ class Architecture:
     refuse: Callable[[Any, Settings], str | None] = no_refusal
     finish: Callable[[Any, Tensor, tuple[Any, ...]], Tensor] = finished_already
     fixed_frames: Callable[[Any, Settings], tuple[int, ...]] = no_frames
+    pipeline_arguments: Callable[[dict[str, Any], int], dict[str, Any]] = as_given
     call_arguments: Callable[[dict[str, Any], int], dict[str, Any]] = as_given
     late_timesteps: bool = False
     step_callback: bool = True
+    decodes_batches: bool = True
 
     def layers(self, transformer: Any) -> list[tuple[str, nn.Module, Block]]:
         """Path, module and kind of every block, on one layer axis."""

@@ -32,9 +32,7 @@ def scales(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, f
 
 
 def refuse(pipeline: Any, settings: Settings) -> str | None:
-    """Anything but plain classifier-free guidance over all steps, and a VAE that would fail after the last of them."""
-    if not pipeline.vae.use_slicing:  # its attention mask of shape (B, N, N) is no mask for (B, 1, N, D)
-        return "its VAE decodes only one row at a time; call pipeline.vae.enable_slicing(), which one row does not feel"
+    """Anything but plain classifier-free guidance over all steps."""
     guider = pipeline.guider
     if type(guider).__name__ != "ClassifierFreeGuidance":
         return f"guider {type(guider).__name__} is not modelled; set pipeline.guider to a ClassifierFreeGuidance"
@@ -47,6 +45,12 @@ def refuse(pipeline: Any, settings: Settings) -> str | None:
     if (guider._start, guider._stop) != (0.0, 1.0):
         return f"the guider guides only part of the steps ({guider._start} to {guider._stop}); set 0 to 1"
     return None
+
+
+def pipeline_arguments(arguments: dict[str, Any], batch: int) -> dict[str, Any]:
+    """The pipeline takes a negative prompt only as one string per row."""
+    negative = arguments.get("negative_prompt")
+    return {**arguments, "negative_prompt": [negative] * batch} if isinstance(negative, str) else arguments
 
 
 def latent(pipeline: Any, settings: Settings) -> Latent:
@@ -83,5 +87,7 @@ HUNYUAN_VIDEO_15 = Architecture(
     decode=decode,
     scales=scales,
     refuse=refuse,
+    pipeline_arguments=pipeline_arguments,
     step_callback=False,
+    decodes_batches=False,  # the mask of shape (B, N, N) of its VAE's attention is none for (B, 1, N, D)
 )

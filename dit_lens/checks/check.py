@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from dit_lens.architectures import architecture_of
 from dit_lens.checks.checks import CHECKS, Failed
 from dit_lens.checks.report import CheckReport, Result
 from dit_lens.checks.subject import PROMPTS, Subject, picture
 from dit_lens.model import VideoDiT
 
-__all__ = ["check_family", "check_model"]
+__all__ = ["check_family", "check_model", "list_families"]
 
 
 def check_model(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport:
@@ -43,6 +44,21 @@ def check_family(name: str) -> CheckReport:
 
     tiny = TINY[name]
     return _check(tiny.name, Subject(VideoDiT(tiny.build()), tiny.inputs(), dict(tiny.settings)))
+
+
+def list_families() -> dict[str, dict[str, str]]:
+    """Name of every supported model, with its family and the classes of diffusers that make it."""
+    from dit_lens.tiny import TINY
+
+    built = {name: tiny.build() for name, tiny in TINY.items()}
+    return {
+        name: {
+            "family": architecture_of(pipeline).family,
+            "transformer": type(pipeline.transformer).__name__,
+            "pipeline": type(pipeline).__name__,
+        }
+        for name, pipeline in built.items()
+    }
 
 
 @torch.no_grad()

@@ -66,7 +66,8 @@ def observed(subject: Subject) -> Observed:
     """Call the pipeline by hand with the subject's inputs and settings."""
     seen, pipeline = Observed(), subject.model.pipeline
     inputs = gather(list(subject.inputs), [11, 12])
-    settings = {**subject.model.defaults, **subject.settings}
+    given = {**subject.model.defaults, **subject.settings}
+    settings = subject.architecture.pipeline_arguments(given, len(inputs.rows))
     tokens = math.prod(subject.model.geometry(subject.inputs[0], **subject.settings).grid)
     with _hooked(subject, seen, tokens), _stepping(pipeline.scheduler, seen), _by_row(pipeline):
         output = pipeline(

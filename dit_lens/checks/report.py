@@ -9,6 +9,9 @@ from typing import Any
 
 from dit_lens.errors import CheckFailed
 
+#: The versions whose internals the families' files were written against and have been checked with.
+CHECKED_WITH = {"diffusers": "0.42.1", "nnsight": "0.8.1"}
+
 
 @dataclass(frozen=True)
 class Result:

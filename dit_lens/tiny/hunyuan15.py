@@ -84,11 +84,10 @@ def _text_to_video() -> HunyuanVideo15Pipeline:
     # Padding to 1985 text tokens would cost nearly all of the time. A pipeline read from a folder has those again.
     pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = 24, 24
     pipeline.vision_num_semantic_tokens = 5
-    pipeline.vae.enable_slicing()  # the VAE fails on a batch
     return pipeline
 
 
-#: Token grid (2, 3, 4). The pipeline takes a negative prompt only as one string per row; without one it is empty.
+#: Token grid (2, 3, 4).
 HUNYUAN_VIDEO_15_T2V = Tiny(
     "hunyuanvideo-1.5", _text_to_video, two_prompts,
     {"height": 48, "width": 64, "num_frames": 5, "num_inference_steps": 3},
