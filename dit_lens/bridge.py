@@ -4,16 +4,20 @@
 nnsight replaces the ``forward`` of every module by a controller. A `Tree` takes those controllers off again as soon as
 they are made and puts them back only while a run traces, and then only on the modules that the run reads or edits: on a
 transformer of 12 blocks all controllers together cost 0.7 ms a call, the ones on its blocks a tenth of that.
+
+While a controller is on, it runs what stood in ``forward`` before: diffusers and accelerate keep the hooks there with which
+they load, move and cast weights.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from nnsight import NNsight
-from nnsight.intervention.source import STATE
+from nnsight.intervention.source import STATE, Controller
 from torch import nn
 
 Worker = Callable[[], None]
@@ -29,31 +33,44 @@ class Tree:
     """
 
     def __init__(self, transformer: nn.Module) -> None:
-        self.modules = dict(transformer.named_modules())
+        self._transformer = transformer
+        self._build()
+
+    def _build(self) -> None:
+        self.modules = dict(self._transformer.named_modules())
+        self._children = [(module, tuple(module._modules.values())) for module in self.modules.values()]
         before = {path: _take_off(module) for path, module in self.modules.items()}
-        self.envoy: Any = NNsight(transformer)
+        self._envoy: Any = NNsight(self._transformer)
         self._controllers = {path: _take_off(module) for path, module in self.modules.items()}
         for path, module in self.modules.items():
             module.__dict__.update(before[path])
 
+    @property
+    def envoy(self) -> Any:
+        """The transformer's envoy; made anew when modules were put in or replaced (an adapter was loaded)."""
+        if any(tuple(module._modules.values()) != children for module, children in self._children):
+            self._build()
+        return self._envoy
+
     @contextmanager
     def attached(self, paths: Iterable[str] | None) -> Iterator[None]:
         """Controllers on the modules at ``paths`` (None: on all) for the duration of the block."""
-        chosen = list(self.modules) if paths is None else ["", *paths]
-        before = {path: _take_off(self.modules[path]) for path in chosen}
-        try:
-            for path in chosen:
-                self.modules[path].__dict__.update(self._controllers[path])
+        with ExitStack() as stack:
+            for path in self.modules if paths is None else ["", *paths]:
+                module, controller = self.modules[path], self._controllers[path]
+                before = _take_off(module)
+                stack.callback(module.__dict__.update, before)
+                stack.callback(_take_off, module)
+                module.__dict__.update(controller)
+                beneath = _beneath(module, before.get("forward"))
+                if beneath is not None:
+                    stack.callback(_run_body(controller[STATE], beneath))
             yield
-        finally:
-            for path in chosen:
-                _take_off(self.modules[path])
-                self.modules[path].__dict__.update(before[path])
 
     def trace(self, call: Callable[[], Any], workers: Sequence[Worker]) -> Any:
         """Run ``call`` as one nnsight trace, every worker in an invoke of its own; returns what it returned."""
         returned: list[Any] = []
-        with self.envoy.trace(fn=call) as tracer:
+        with self._envoy.trace(fn=call) as tracer:
             for worker in workers:
                 with tracer.invoke():
                     worker()
@@ -75,8 +92,33 @@ def at(envoy: Any, path: str) -> Any:
 
 
 def _take_off(module: nn.Module) -> dict[str, Any]:
-    """Take ``forward`` and nnsight's state off a module and return them.
-
-    Whatever stood in ``forward`` (a controller of the user's own, accelerate's wrapper) goes back when the run is over.
-    """
+    """Take ``forward`` and nnsight's state off a module and return them."""
     return {key: module.__dict__.pop(key) for key in ("forward", STATE) if key in module.__dict__}
+
+
+def _beneath(module: nn.Module, forward: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """What a controller has to run in the place of the class's own forward; None where it is just that."""
+    own = type(module).forward
+    if getattr(forward, "__globals__", {}).get("__name__") == "dit_lens.dispatch":
+        forward = forward.__wrapped__  # the dispatcher of the active run, which is what called
+    if "_hf_hook" in module.__dict__:
+        forward = module.__dict__.get("_old_forward")  # nnsight runs accelerate's hook itself, around this
+    if isinstance(forward, Controller) and forward.state.original is own:
+        return None  # a wrapping of the user's own, idle during ours
+    return None if forward is None or (inspect.ismethod(forward) and forward.__func__ is own) else forward
+
+
+def _run_body(state: Any, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Let the controller of a state run ``forward``; returns what undoes it."""
+    names = ("body", "original", "sourced", "compiled")
+    before = {name: getattr(state, name) for name in names}
+
+    def set_all(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(state, name, value)
+
+    def bound(_module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    set_all({"body": bound, "original": bound, "sourced": False, "compiled": None})
+    return lambda: set_all(before)

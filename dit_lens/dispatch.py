@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dit_lens.bridge import Tree
 from dit_lens.errors import DidNotFire
-from dit_lens.plan import Planned, Recorder, Visitor
+from dit_lens.plan import Planned
+from dit_lens.recorder import Recorder, Visitor
 from dit_lens.run import Call, Context, Resume
 from dit_lens.schedule import Schedule
 from dit_lens.sites import Site

@@ -36,7 +36,7 @@ def _sample(parameter: nn.Parameter) -> bytes:
 
 
 def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]) -> str:
-    """Hash of a model, inputs, settings, whatever else makes the run (guidance, interventions, the body) and versions."""
+    """Hash of a model, inputs, settings, what else makes the run (guidance, interventions, the body) and versions."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
     given = [f"{name}={describe(value)}" for name, value in sorted(settings.items())]
     content = [model, repr(tuple(rows)), given, [describe(w) for w in what], versions]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -13,27 +12,25 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_lens.architectures import architecture_of
 from dit_lens.bridge import Tree
 from dit_lens.checks import CheckReport
 from dit_lens.compat import refuse_modes
+from dit_lens.conditioning import outputs_of, rows_of
 from dit_lens.dispatch import Body, Dispatcher, velocities
-from dit_lens.errors import InputError, SiteError, UnsupportedModel
+from dit_lens.drive import drive
+from dit_lens.errors import InputError, UnsupportedModel
 from dit_lens.geometry import Geometry
 from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
 from dit_lens.identity import model_id, run_id
-from dit_lens.inputs import Inputs, gather, split_rows
-from dit_lens.interventions.base import Intervention, check
-from dit_lens.plan import Planned
-from dit_lens.run import Call, Context, Replay, Resume, Row, Run
+from dit_lens.inputs import Inputs, gather
+from dit_lens.interventions.base import Intervention
+from dit_lens.plan import check_reached, check_stop, make_plan
+from dit_lens.run import Context, Replay, Resume, Run
 from dit_lens.settings import gather_settings, geometry_of, scales_of
-from dit_lens.sites import READ_ONLY, Site, Sites
-from dit_lens.walk import Enough
-
-#: Attributes of the pipeline that a run replaces and gives back.
-_BORROWED = ("prepare_latents", "encode_image", "_progress_bar_config")
+from dit_lens.sites import Sites
 
 
 class VideoDiT:
@@ -155,18 +152,22 @@ class VideoDiT:
         geometry = geometry_of(self.pipeline, self.architecture, settings)
         context = Context(self.architecture, geometry, gathered.rows)
         context.finish = lambda state: self.architecture.finish(self.pipeline, state, context.prepared)
-        plan = self._plan(interventions, geometry, gathered.rows)
-        _check_stop(stop_after, geometry, plan)
+        plan = make_plan(interventions, geometry, gathered.rows)
+        check_stop(stop_after, geometry, plan)
         if resume is not None:
             resume.check(self.id, context, settings)
-            _check_reached(resume, plan)
+            check_reached(resume, plan)
         dispatcher = Dispatcher(
             self.pipeline, context, self._trees, plan, self.architecture.calls(self.pipeline, settings),
             scales_of(self.pipeline, self.architecture, settings, self.experts), body, record, stop_after, resume,
         )  # fmt: skip
         decode = decode and stop_after is None
-        frames = self._generate(dispatcher, gathered, settings, decode)
+        whole = self.architecture.decodes_batches or len(gathered.rows) == 1
+        output = drive(self.pipeline, dispatcher, gathered, settings, decode and whole)
         dispatcher.require_fired()
+        latents, frames = cast(Tensor, dispatcher.latents), None
+        if decode:
+            frames = (np.asarray(output) * 255).round().astype(np.uint8) if whole else self.decode(latents)
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
@@ -175,7 +176,7 @@ class VideoDiT:
             model_id=self.id,
             rows=gathered.rows,
             frames=frames,
-            latents=cast(Tensor, dispatcher.latents),
+            latents=latents,
             schedule=context.schedule,
             geometry=geometry,
             settings=settings,
@@ -211,21 +212,21 @@ class VideoDiT:
         calls = run.recorded(step)
         refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled())
         context: Context = calls[0].context
-        plan = self._plan(interventions, run.geometry, run.rows)
+        plan = make_plan(interventions, run.geometry, run.rows)
         resume = Resume(run, step, from_layer) if from_layer else None
         if resume is not None:
             resume.check(self.id, context, run.settings)
-            _check_reached(resume, plan, first=step)
+            check_reached(resume, plan, first=step)
         dispatcher = Dispatcher(None, context, self._trees, plan, resume=resume)
         predicted: dict[str, Tensor] = {}
         conditioning: dict[str, dict[str, Any]] = {}
         started = time.perf_counter()
         for call in calls:
             module: Any = self.experts[call.expert]
-            with _outputs_of(module, self.architecture.conditioning) as outputs:
+            with outputs_of(module, self.architecture.conditioning) as outputs:
                 output = dispatcher.run_call(call, module.forward, call.args, call.kwargs)
             predicted |= velocities(call, output)
-            conditioning |= {b: _rows_of(outputs, call.rows(b), call) for b in call.branches}
+            conditioning |= {b: rows_of(outputs, call.rows(b), call) for b in call.branches}
         dispatcher.require_fired()
         dispatcher.recorder.ledger.seconds = time.perf_counter() - started
         guided = self.architecture.guide(predicted, calls[0].scales, run.states[step], calls[0].sigma)
@@ -317,172 +318,3 @@ class VideoDiT:
         from dit_lens.checks.check import check_model  # the checks are written against this class
 
         return check_model(self, name, **settings)
-
-    def _plan(self, interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:
-        """Resolve every intervention's sites and let it refuse what cannot work."""
-        plan = []
-        for intervention in interventions:
-            if not isinstance(getattr(intervention, "sites", None), Sites) or not callable(intervention):
-                raise InputError(f"{intervention!r} is no intervention: it needs `sites` and a call (activation, at)")
-            sites = intervention.sites.resolve(geometry)
-            edited = [s for s in sites if s.component in READ_ONLY]
-            if not getattr(intervention, "reads_only", False):
-                if edited:
-                    raise SiteError(f"{edited[0].component} is read only; edit velocity, or latents of the next step")
-                _check_fixed(intervention.sites, sites, geometry)
-            check(intervention, sites, geometry, rows)
-            plan.append(Planned(intervention, sites))
-        return plan
-
-    def _generate(
-        self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool
-    ) -> NDArray[np.uint8] | None:
-        """Generate, and decode to frames where they are wanted."""
-        whole = self.architecture.decodes_batches or len(inputs.rows) == 1
-        output = self._drive(dispatcher, inputs, settings, decode and whole)
-        if not decode:
-            return None
-        if not whole:
-            return self.decode(cast(Tensor, dispatcher.latents))
-        frames: NDArray[np.uint8] = (np.asarray(output) * 255).round().astype(np.uint8)
-        return frames
-
-    def _drive(self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool) -> Any:
-        """Call the stock pipeline under the dispatcher; everything is taken out again whatever happens."""
-        pipeline = self.pipeline
-        arguments = self.architecture.pipeline_arguments(dict(settings), len(inputs.rows))
-        with _borrowed(pipeline, *_BORROWED), self._stepping(dispatcher) as callback:
-            prepare = pipeline.prepare_latents
-            pipeline.set_progress_bar_config(disable=True)
-            pipeline.prepare_latents = dispatcher.prepared(split_rows(prepare))
-            if inputs.several_images and hasattr(pipeline, "encode_image"):
-                pipeline.encode_image = _encoding(pipeline.encode_image, inputs.images)
-            try:
-                with dispatcher.active():
-                    return pipeline(
-                        prompt=inputs.prompts, generator=inputs.generators(), return_dict=False,
-                        output_type="np" if decode else "latent", **callback, **inputs.image_argument(), **arguments,
-                    )[0]  # fmt: skip
-            except Enough:
-                return None
-            finally:
-                # What an early end leaves on the accelerator goes back as at the end of the pipeline.
-                pipeline.maybe_free_model_hooks()
-
-    @contextmanager
-    def _stepping(self, dispatcher: Dispatcher) -> Iterator[dict[str, Any]]:
-        """Let the dispatcher see the end of every step; yields what the pipeline must be called with."""
-        if self.architecture.step_callback:
-            yield {
-                "callback_on_step_end": dispatcher.on_step_end,
-                "callback_on_step_end_tensor_inputs": ["latents"],
-            }
-            return
-        scheduler = self.pipeline.scheduler
-        with _borrowed(scheduler, "step"):
-            scheduler.step = dispatcher.stepped(scheduler.step)
-            yield {}
-
-
-def _check_fixed(selection: Sites, sites: Sequence[Site], geometry: Geometry) -> None:
-    """Refuse an edit of frames of the state that the pipeline overwrites before the denoiser sees them."""
-    site = next((s for s in sites if s.component == "latents"), None)
-    if site is None or not geometry.fixed_frames:
-        return
-    frames, *_ = geometry.latent_grid
-    cells = selection.tokens.resolve(geometry, component="latents").take(_frame_numbers(geometry), "latents")
-    if overwritten := sorted(set(cells.flatten().tolist()) & set(geometry.fixed_frames)):
-        free = [f for f in range(frames) if f not in geometry.fixed_frames]
-        raise SiteError(
-            f"{site}: the pipeline overwrites latent frames {overwritten} of the state at every step; choose among "
-            f"tokens=Tokens(frames={free}), or edit model_input"
-        )
-
-
-def _frame_numbers(geometry: Geometry) -> Tensor:
-    """The number of its frame in every cell of the latent grid: (1, 1, F, H, W)."""
-    frames, rows, columns = geometry.latent_grid
-    return torch.arange(frames).reshape(1, 1, frames, 1, 1).expand(1, 1, frames, rows, columns)
-
-
-def _check_stop(stop_after: int | str | None, geometry: Geometry, plan: Sequence[Planned]) -> None:
-    if stop_after is None:
-        return
-    if stop_after == "last site":
-        if not plan:
-            raise InputError("stop_after='last site': this run has no interventions, so it has no last site")
-    elif not isinstance(stop_after, int) or isinstance(stop_after, bool) or not 0 <= stop_after < geometry.steps:
-        raise InputError(
-            f"stop_after={stop_after!r}: 'last site', or a step; this run has steps 0..{geometry.steps - 1}"
-        )
-
-
-def _check_reached(resume: Resume, plan: Sequence[Planned], first: int = 0) -> None:
-    """Refuse sites from step ``first`` on that a resumed run does not compute."""
-    for planned in plan:
-        for site in planned.sites:
-            skipped = (site.layer is not None and site.layer < resume.layer) or site.component == "embed"
-            if first <= site.step < resume.step or (resume.layer and site.step == resume.step and skipped):
-                raise SiteError(
-                    f"{site} lies before step {resume.step}, layer {resume.layer}, from where this run resumes"
-                )
-
-
-def _encoding(encode: Callable[..., Any], images: Any) -> Callable[..., Any]:
-    """``pipeline.encode_image`` given the pictures themselves: its preprocessing would scale a batch in [0, 1] again."""
-
-    def encode_image(image: Any, *args: Any, **kwargs: Any) -> Any:
-        return encode(images, *args, **kwargs)
-
-    return encode_image
-
-
-@contextmanager
-def _borrowed(thing: Any, *names: str) -> Iterator[None]:
-    """Put instance attributes back as they were, or absent, when the block ends."""
-    before = {name: thing.__dict__[name] for name in names if name in thing.__dict__}
-    try:
-        yield
-    finally:
-        for name in names:
-            thing.__dict__.pop(name, None)
-        thing.__dict__.update(before)
-
-
-@contextmanager
-def _outputs_of(transformer: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Collect the outputs of some modules while the block runs; paths that a model lacks are left out."""
-    outputs: dict[str, Any] = {}
-    with ExitStack() as stack:
-        for path in paths:
-            module = _submodule(transformer, path)
-            if module is not None:
-                hook = _keeping(outputs, path)
-                stack.callback(module.register_forward_hook(hook).remove)
-        yield outputs
-
-
-def _submodule(module: Any, path: str) -> nn.Module | None:
-    for part in path.split("."):
-        module = getattr(module, part, None)
-    return module if isinstance(module, nn.Module) else None
-
-
-def _keeping(outputs: dict[str, Any], path: str) -> Callable[..., None]:
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs[path] = output
-
-    return keep
-
-
-def _rows_of(outputs: Any, rows: slice, call: Call) -> Any:
-    """One branch's rows of everything in a nest of dicts and tuples; flattened batches have several entries a row."""
-    if isinstance(outputs, dict):
-        return {k: _rows_of(v, rows, call) for k, v in outputs.items()}
-    if isinstance(outputs, tuple | list):
-        return tuple(_rows_of(v, rows, call) for v in outputs)
-    batch = len(call.context.rows) * len(call.branches)
-    if not isinstance(outputs, Tensor) or not outputs.ndim or outputs.shape[0] % batch:
-        return outputs
-    each = outputs.shape[0] // batch
-    return outputs[rows.start * each : rows.stop * each]

@@ -1,18 +1,18 @@
-"""What a run intends and what it has met: planned interventions, the recorder, and the hand-over between them."""
+"""What a run intends: interventions with the sites that they resolved to, checked before anything runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_lens.errors import DonorError, InputError, NotFinite
-from dit_lens.interventions.base import At, Intervention
-from dit_lens.run import Call, Context, Ledger, some
-from dit_lens.sites import Site
+from dit_lens.errors import InputError, SiteError
+from dit_lens.geometry import Geometry
+from dit_lens.interventions.base import Intervention, check
+from dit_lens.run import Resume, Row
+from dit_lens.sites import READ_ONLY, Site, Sites
 
 
 @dataclass
@@ -43,78 +43,68 @@ class Planned:
         return [s for s in self._by_call.get((step, None), []) if s.component == component]
 
 
-@dataclass
-class Recorder:
-    """Everything that a run collects as it goes."""
+def make_plan(interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:
+    """Resolve every intervention's sites and let it refuse what cannot work.
 
-    captures: dict[str, dict[Site, Tensor]] = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-    visited: dict[Site, None] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-    _unread: list[tuple[Site, Tensor]] = field(default_factory=list)
-
-    def keep(self, site: Site, name: str, tensor: Tensor) -> None:
-        """Store one capture.
-
-        Raises
-        ------
-        NotFinite, InputError
-        """
-        self.require_finite(tensor, site)
-        store = self.captures.setdefault(name, {})
-        if site in store:
-            raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
-        store[site] = tensor
-        self.ledger.captured_bytes += tensor.numel() * tensor.element_size()
-
-    def require_finite(self, tensor: Tensor, site: Site) -> None:
-        """Raise `NotFinite` for NaN or infinity; on an accelerator at the next `settle`, for asking waits for it."""
-        if not tensor.is_floating_point():
-            return
-        bad = (~torch.isfinite(tensor)).sum()
-        if bad.device.type == "cpu":
-            self._refuse(site, int(bad))
-        else:
-            self._unread.append((site, bad))
-
-    def settle(self) -> None:
-        """Read the answers that were left on the device."""
-        unread, self._unread = self._unread, []
-        if unread:
-            for (site, _), bad in zip(unread, torch.stack([b for _, b in unread]).tolist(), strict=True):
-                self._refuse(site, bad)
-
-    def _refuse(self, site: Site, bad: int) -> None:
-        if bad:
-            raise NotFinite(f"{bad} values are NaN or infinite at {site}; {self.where()}")
-
-    def where(self) -> str:
-        """The sites visited so far, in words."""
-        return f"visited so far: {some(self.visited)}" if self.visited else "no site visited yet"
+    Raises
+    ------
+    SiteError, DonorError, InputError
+    Naming the site and the valid values.
+    """
+    plan = []
+    for intervention in interventions:
+        if not isinstance(getattr(intervention, "sites", None), Sites) or not callable(intervention):
+            raise InputError(f"{intervention!r} is no intervention: it needs `sites` and a call (activation, at)")
+        sites = intervention.sites.resolve(geometry)
+        edited = [s for s in sites if s.component in READ_ONLY]
+        if not getattr(intervention, "reads_only", False):
+            if edited:
+                raise SiteError(f"{edited[0].component} is read only; edit velocity, or latents of the next step")
+            _check_fixed(intervention.sites, sites, geometry)
+        check(intervention, sites, geometry, rows)
+        plan.append(Planned(intervention, sites))
+    return plan
 
 
-@dataclass
-class Visitor:
-    """Hands activations to interventions and checks what comes back."""
+def _check_fixed(selection: Sites, sites: Sequence[Site], geometry: Geometry) -> None:
+    """Refuse an edit of frames of the state that the pipeline overwrites before the denoiser sees them."""
+    site = next((s for s in sites if s.component == "latents"), None)
+    if site is None or not geometry.fixed_frames:
+        return
+    frames, *_ = geometry.latent_grid
+    cells = selection.tokens.resolve(geometry, component="latents").take(_frame_numbers(geometry), "latents")
+    if overwritten := sorted(set(cells.flatten().tolist()) & set(geometry.fixed_frames)):
+        free = [f for f in range(frames) if f not in geometry.fixed_frames]
+        raise SiteError(
+            f"{site}: the pipeline overwrites latent frames {overwritten} of the state at every step; choose among "
+            f"tokens=Tokens(frames={free}), or edit model_input"
+        )
 
-    context: Context
-    recorder: Recorder
 
-    def deliver(self, planned: Planned, site: Site, activation: Tensor, **met: Any) -> Tensor | None:
-        """Apply one intervention to the activation of one branch and stream; the replacement, or None."""
-        context = self.context
-        tokens = planned.intervention.sites.tokens.resolve(context.geometry, site.stream, site.component)
-        part = tokens.take(activation, site.component)
-        planned.visited += 1
-        self.recorder.visited[site] = None
-        keep = partial(self.recorder.keep, site)
-        new = planned.intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
-        if new is None:
-            return None
-        given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-        if given != tuple(part.shape):
-            name = type(planned.intervention).__name__
-            raise DonorError(f"{name} returned {given} at {site}; expected shape {tuple(part.shape)}")
-        self.recorder.require_finite(new, site)
-        return tokens.put(activation, new, site.component)
+def _frame_numbers(geometry: Geometry) -> Tensor:
+    """The number of its frame in every cell of the latent grid: (1, 1, F, H, W)."""
+    frames, rows, columns = geometry.latent_grid
+    return torch.arange(frames).reshape(1, 1, frames, 1, 1).expand(1, 1, frames, rows, columns)
+
+
+def check_stop(stop_after: int | str | None, geometry: Geometry, plan: Sequence[Planned]) -> None:
+    if stop_after is None:
+        return
+    if stop_after == "last site":
+        if not plan:
+            raise InputError("stop_after='last site': this run has no interventions, so it has no last site")
+    elif not isinstance(stop_after, int) or isinstance(stop_after, bool) or not 0 <= stop_after < geometry.steps:
+        raise InputError(
+            f"stop_after={stop_after!r}: 'last site', or a step; this run has steps 0..{geometry.steps - 1}"
+        )
+
+
+def check_reached(resume: Resume, plan: Sequence[Planned], first: int = 0) -> None:
+    """Refuse sites from step ``first`` on that a resumed run does not compute."""
+    for planned in plan:
+        for site in planned.sites:
+            skipped = (site.layer is not None and site.layer < resume.layer) or site.component == "embed"
+            if first <= site.step < resume.step or (resume.layer and site.step == resume.step and skipped):
+                raise SiteError(
+                    f"{site} lies before step {resume.step}, layer {resume.layer}, from where this run resumes"
+                )

@@ -9,7 +9,8 @@ from torch import Tensor
 from dit_lens.bridge import module_of
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import Intervention, check
-from dit_lens.plan import Planned, Recorder, Visitor
+from dit_lens.plan import Planned
+from dit_lens.recorder import Recorder, Visitor
 from dit_lens.run import Call
 from dit_lens.sites import Site
 from dit_lens.walk import Walk, dressed

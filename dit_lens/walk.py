@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dit_lens.architectures.base import Block, Met, Reader, Stream, Term, bind
 from dit_lens.bridge import at
-from dit_lens.plan import Planned, Visitor
+from dit_lens.plan import Planned
+from dit_lens.recorder import Visitor
 from dit_lens.run import Call, Context, Resume
 from dit_lens.sites import TERM_COMPONENTS, Site
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.architectures.base import Block, Met, bind
+from dit_lens.drive import borrowed
 from dit_lens.inputs import gather, split_rows
 
 if TYPE_CHECKING:
@@ -80,12 +81,11 @@ def observed(subject: Subject) -> Observed:
 
 @contextmanager
 def _by_row(pipeline: Any) -> Iterator[None]:
-    """Different images need the mended ``prepare_latents`` here as well."""
-    pipeline.prepare_latents = split_rows(pipeline.prepare_latents)
-    try:
+    """Different images need the mended ``prepare_latents`` here as well; and a check draws no progress bars."""
+    with borrowed(pipeline, "prepare_latents", "_progress_bar_config"):
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.prepare_latents = split_rows(pipeline.prepare_latents)
         yield
-    finally:
-        del pipeline.prepare_latents
 
 
 @contextmanager

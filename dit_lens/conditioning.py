@@ -1,0 +1,50 @@
+"""What the output head is given besides the residual stream, caught as the model makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit_lens.run import Call
+
+
+@contextmanager
+def outputs_of(transformer: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Collect the outputs of some modules while the block runs; paths that a model lacks are left out."""
+    outputs: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            module = _submodule(transformer, path)
+            if module is not None:
+                hook = _keeping(outputs, path)
+                stack.callback(module.register_forward_hook(hook).remove)
+        yield outputs
+
+
+def _submodule(module: Any, path: str) -> nn.Module | None:
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module if isinstance(module, nn.Module) else None
+
+
+def _keeping(outputs: dict[str, Any], path: str) -> Callable[..., None]:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs[path] = output
+
+    return keep
+
+
+def rows_of(outputs: Any, rows: slice, call: Call) -> Any:
+    """One branch's rows of everything in a nest of dicts and tuples; flattened batches have several entries a row."""
+    if isinstance(outputs, dict):
+        return {k: rows_of(v, rows, call) for k, v in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        return tuple(rows_of(v, rows, call) for v in outputs)
+    batch = len(call.context.rows) * len(call.branches)
+    if not isinstance(outputs, Tensor) or not outputs.ndim or outputs.shape[0] % batch:
+        return outputs
+    each = outputs.shape[0] // batch
+    return outputs[rows.start * each : rows.stop * each]

@@ -1,0 +1,93 @@
+"""What a run has met: everything it collects, and the hand-over of activations to interventions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.errors import DonorError, InputError, NotFinite
+from dit_lens.interventions.base import At
+from dit_lens.plan import Planned
+from dit_lens.run import Call, Context, Ledger, some
+from dit_lens.sites import Site
+
+
+@dataclass
+class Recorder:
+    """Everything that a run collects as it goes."""
+
+    captures: dict[str, dict[Site, Tensor]] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    visited: dict[Site, None] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    _unread: list[tuple[Site, Tensor]] = field(default_factory=list)
+
+    def keep(self, site: Site, name: str, tensor: Tensor) -> None:
+        """Store one capture.
+
+        Raises
+        ------
+        NotFinite, InputError
+        """
+        self.require_finite(tensor, site)
+        store = self.captures.setdefault(name, {})
+        if site in store:
+            raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
+        store[site] = tensor
+        self.ledger.captured_bytes += tensor.numel() * tensor.element_size()
+
+    def require_finite(self, tensor: Tensor, site: Site) -> None:
+        """Raise `NotFinite` for NaN or infinity; on an accelerator at the next `settle`, for asking waits for it."""
+        if not tensor.is_floating_point():
+            return
+        bad = (~torch.isfinite(tensor)).sum()
+        if bad.device.type == "cpu":
+            self._refuse(site, int(bad))
+        else:
+            self._unread.append((site, bad))
+
+    def settle(self) -> None:
+        """Read the answers that were left on the device."""
+        unread, self._unread = self._unread, []
+        if unread:
+            for (site, _), bad in zip(unread, torch.stack([b for _, b in unread]).tolist(), strict=True):
+                self._refuse(site, bad)
+
+    def _refuse(self, site: Site, bad: int) -> None:
+        if bad:
+            raise NotFinite(f"{bad} values are NaN or infinite at {site}; {self.where()}")
+
+    def where(self) -> str:
+        """The sites visited so far, in words."""
+        return f"visited so far: {some(self.visited)}" if self.visited else "no site visited yet"
+
+
+@dataclass
+class Visitor:
+    """Hands activations to interventions and checks what comes back."""
+
+    context: Context
+    recorder: Recorder
+
+    def deliver(self, planned: Planned, site: Site, activation: Tensor, **met: Any) -> Tensor | None:
+        """Apply one intervention to the activation of one branch and stream; the replacement, or None."""
+        context = self.context
+        tokens = planned.intervention.sites.tokens.resolve(context.geometry, site.stream, site.component)
+        part = tokens.take(activation, site.component)
+        planned.visited += 1
+        self.recorder.visited[site] = None
+        keep = partial(self.recorder.keep, site)
+        new = planned.intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
+        if new is None:
+            return None
+        given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        if given != tuple(part.shape):
+            name = type(planned.intervention).__name__
+            raise DonorError(f"{name} returned {given} at {site}; expected shape {tuple(part.shape)}")
+        self.recorder.require_finite(new, site)
+        return tokens.put(activation, new, site.component)
