@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import Grid, Latent
+from dit_lens.architectures.base import Grid, Latent, Met, Settings, Term, classifier_free
 from dit_lens.errors import UnsupportedModel
 
 
+def batched_calls(pipeline: Any, settings: Settings) -> tuple[tuple[str, ...], ...]:
+    """One call a step, whose batch holds first the rows of "uncond" and then those of "cond"."""
+    return (("uncond", "cond"),) if settings["guidance_scale"] > 1 else (("cond",),)
+
+
+def classifier_free_float32(
+    velocities: Mapping[str, Tensor], scales: Mapping[str, float], state: Tensor, sigma: float
+) -> Tensor:
+    """Classifier-free guidance of pipelines that combine the branches in float32, whatever the transformer's dtype."""
+    return classifier_free({branch: v.float() for branch, v in velocities.items()}, scales, state, sigma)
+
+
+def width_of_heads(transformer: Any) -> int:
+    """Width D where the configuration states it as so many heads of so many channels."""
+    return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
+
+
+def patch_of(transformer: Any) -> tuple[int, int, int]:
+    """(p_t, p_h, p_w): ``config.patch_size``, or that for both sides and ``patch_size_t`` (1 if there is none)."""
+    size = transformer.config.patch_size
+    if isinstance(size, int):
+        return transformer.config.get("patch_size_t") or 1, size, size
+    p_t, p_h, p_w = size
+    return p_t, p_h, p_w
+
+
 def patched_grid(transformer: Any, latent: Latent) -> Grid:
-    """Tokens along (F, H, W) where ``config.patch_size`` is (p_t, p_h, p_w)."""
-    f, h, w = (size // patch for size, patch in zip(latent[1:], transformer.config.patch_size, strict=True))
+    """Tokens along (F, H, W): the latent's size in patches."""
+    f, h, w = (size // patch for size, patch in zip(latent[1:], patch_of(transformer), strict=True))
     return f, h, w
 
 
@@ -51,3 +78,15 @@ def bias_share(projection: Any, gate: Tensor | None = None) -> Tensor:
     """The output projection's bias under the gate, which no head makes: broadcasts to (B, N, D)."""
     bias: Tensor = projection.weight.new_zeros(()) if projection.bias is None else projection.bias
     return bias if gate is None else bias * gate
+
+
+def gated_attention(gate: Callable[[Met], Tensor]) -> Term:
+    """What the self-attention ``attn1`` of a block of one stream adds under its gate (B, 1 or N, D), also by head."""
+    return Term(
+        "attn", "video", ("attn1.output",), lambda met: met["attn1.output"] * gate(met),
+        heads=lambda met: head_shares(
+            met["attn1.to_out.0.input"], met.module.attn1.to_out[0], met.module.attn1.heads, gate(met)
+        ),
+        headless=lambda met: bias_share(met.module.attn1.to_out[0], gate(met)),
+        head_needs=("attn1.to_out.0.input",),
+    )  # fmt: skip

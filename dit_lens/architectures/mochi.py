@@ -1,0 +1,115 @@
+"""Mochi 1: joint attention of video and a narrower text, guidance branches as halves of one batch.
+
+What attention adds passes a norm first, so heads do not sum. The last block leaves the text as it is. The pipeline
+makes its latents before it sets its timesteps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Reader, Settings, Stream, Term
+from dit_lens.architectures.common import (
+    batched_calls,
+    classifier_free_float32,
+    patch_of,
+    patched_grid,
+    unpatchify_channels_last,
+    width_of_heads,
+)
+
+_STREAMS = (Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1))
+# The norms after attention and feed-forward apply the gate, and their outputs are what is added; heads stay None.
+_VIDEO = (
+    Term("attn", "video", ("norm2.output",), lambda met: met["norm2.output"]),
+    Term("ffn", "video", ("norm4.output",), lambda met: met["norm4.output"]),
+)
+_TEXT = (
+    Term("attn", "text", ("norm2_context.output",), lambda met: met["norm2_context.output"]),
+    Term("ffn", "text", ("norm4_context.output",), lambda met: met["norm4_context.output"]),
+)
+
+BLOCK = Block(
+    kind="dual",
+    streams=_STREAMS,
+    events=(
+        "norm2.output", "norm3.input", "norm4.output",
+        "norm2_context.output", "norm3_context.input", "norm4_context.output",
+    ),
+    terms=(*_VIDEO, *_TEXT),
+    readers=(Reader("norm3.input", "video"), Reader("norm3_context.input", "text")),
+)  # fmt: skip
+
+#: Its text is read and returned as it came.
+LAST = Block(
+    kind="dual",
+    streams=_STREAMS,
+    events=("norm2.output", "norm3.input", "norm4.output"),
+    terms=_VIDEO,
+    readers=(Reader("norm3.input", "video"),),
+)
+
+
+class _Mochi(Architecture):
+    """Two kinds of block in one list: those of ``context_pre_only`` have no terms in the text."""
+
+    def layers(self, transformer: Any) -> list[tuple[str, nn.Module, Block]]:
+        return [
+            (path, module, LAST if module.context_pre_only else block)
+            for path, module, block in super().layers(transformer)
+        ]
+
+
+def latent(pipeline: Any, settings: Settings) -> Latent:
+    return (
+        pipeline.transformer.config.in_channels,
+        (settings["num_frames"] - 1) // pipeline.vae_temporal_scale_factor + 1,
+        settings["height"] // pipeline.vae_spatial_scale_factor,
+        settings["width"] // pipeline.vae_spatial_scale_factor,
+    )
+
+
+def multiples(pipeline: Any) -> tuple[int, int, int]:
+    spatial = pipeline.vae_spatial_scale_factor * pipeline.transformer.config.patch_size
+    return spatial, spatial, pipeline.vae_temporal_scale_factor
+
+
+def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
+    patches = transformer.proj_out(transformer.norm_out(residual, conditioning["time_embed"][0]))
+    return unpatchify_channels_last(patches, grid, patch_of(transformer))
+
+
+def decode(pipeline: Any, latents: Tensor) -> Tensor:
+    config, latents = pipeline.vae.config, latents.to(pipeline.vae.dtype)
+    if config.latents_mean is not None and config.latents_std is not None:
+        mean, std = (
+            torch.tensor(numbers).view(1, -1, 1, 1, 1).to(latents.device, latents.dtype)
+            for numbers in (config.latents_mean, config.latents_std)
+        )
+        latents = latents * std / config.scaling_factor + mean
+    else:
+        latents = latents / config.scaling_factor
+    video: Tensor = pipeline.vae.decode(latents, return_dict=False)[0]
+    return video
+
+
+MOCHI = _Mochi(
+    family="mochi",
+    transformers=("MochiTransformer3DModel",),
+    pipelines=("MochiPipeline",),
+    stacks=(("transformer_blocks", BLOCK),),
+    conditioning=("time_embed",),
+    calls=batched_calls,
+    latent=latent,
+    grid=patched_grid,
+    width=width_of_heads,
+    multiples=multiples,
+    head=head,
+    decode=decode,
+    guide=classifier_free_float32,
+    late_timesteps=True,
+)
