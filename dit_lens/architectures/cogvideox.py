@@ -1,5 +1,4 @@
-"""CogVideoX 1.0 and 1.5: joint attention on [text; video], guidance branches as halves of one batch, frames before
-channels.
+"""CogVideoX 1.0 and 1.5: joint attention on [text; video], branches as halves of one batch, frames before channels.
 
 In 1.5 a token spans two latent frames; the pipelines put one more in front of the state to make them even, and drop it
 before they decode.
