@@ -26,7 +26,9 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
     with borrowed(pipeline, *_BORROWED), _stepping(pipeline, dispatcher) as callback:
         prepare = pipeline.prepare_latents
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.prepare_latents = dispatcher.prepared(split_rows(prepare))
+        pipeline.prepare_latents = dispatcher.prepared(
+            split_rows(prepare, shared_image=dispatcher.architecture.shared_image)
+        )
         if inputs.several_images and hasattr(pipeline, "encode_image"):
             pipeline.encode_image = _encoding(pipeline.encode_image, inputs.images)
         try:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,10 +38,14 @@ def _sample(parameter: nn.Parameter) -> bytes:
 
 def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]) -> str:
     """Hash of a model, inputs, settings, what else makes the run (guidance, interventions, the body) and versions."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
     given = [f"{name}={describe(value)}" for name, value in sorted(settings.items())]
-    content = [model, repr(tuple(rows)), given, [describe(w) for w in what], versions]
+    content = [model, repr(tuple(rows)), given, [describe(w) for w in what], _versions()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
 
 
 def describe(value: Any) -> str:

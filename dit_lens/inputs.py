@@ -119,11 +119,18 @@ def _name(prompt: str, image: Any) -> str:
     return f"{prompt} [{hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:12]}]"
 
 
-def split_rows(prepare: Any) -> Any:
-    """``pipeline.prepare_latents`` for a batch of different images.
+def split_rows(prepare: Any, *, shared_image: bool) -> Any:
+    """``pipeline.prepare_latents`` for a batch of images, one row at a time.
 
-    The stock method encodes the whole batch of images once per generator and so makes B x B conditions. Each row is
-    prepared on its own here and the results are stacked, so that a row is what it would be alone.
+    The stock methods encode the whole batch of images once per generator (Wan, which so makes B x B conditions), or take
+    no single image for several rows (CogVideoX). Each row is prepared on its own here and the results are stacked, so
+    that a row is what it would be alone.
+
+    Parameters
+    ----------
+    prepare : callable
+    shared_image : bool
+        Whether the stock method takes one image for all rows.
     """
     signature = inspect.signature(prepare)
 
@@ -132,12 +139,13 @@ def split_rows(prepare: Any) -> Any:
         bound.apply_defaults()
         images, generators = bound.arguments.get("image"), bound.arguments.get("generator", [])
         latents = bound.arguments.get("latents")
-        if images is None or len(images) == 1:
+        if images is None or len(generators) == 1 or (shared_image and len(images) == 1):
             return prepare(*args, **kwargs)
         parts = []
         for row, generator in enumerate(generators):
             own = None if latents is None else latents[row : row + 1]
-            bound.arguments.update(image=images[row : row + 1], generator=[generator], batch_size=1, latents=own)
+            image = images if len(images) == 1 else images[row : row + 1]
+            bound.arguments.update(image=image, generator=[generator], batch_size=1, latents=own)
             parts.append(prepare(*bound.args, **bound.kwargs))
         # A mask that has one row for all (expand_timesteps) stays as it is.
         return tuple(

@@ -49,7 +49,7 @@ def make_plan(interventions: Sequence[Intervention], geometry: Geometry, rows: t
     Raises
     ------
     SiteError, DonorError, InputError
-    Naming the site and the valid values.
+        Naming the site and the valid values.
     """
     plan = []
     for intervention in interventions:

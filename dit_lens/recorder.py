@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +15,9 @@ from dit_lens.interventions.base import At
 from dit_lens.plan import Planned
 from dit_lens.run import Call, Context, Ledger, some
 from dit_lens.sites import Site
+
+#: Sums of these overflow long before their values do.
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -45,22 +49,25 @@ class Recorder:
         """Raise `NotFinite` for NaN or infinity; on an accelerator at the next `settle`, for asking waits for it."""
         if not tensor.is_floating_point():
             return
-        bad = (~torch.isfinite(tensor)).sum()
-        if bad.device.type == "cpu":
-            self._refuse(site, int(bad))
-        else:
-            self._unread.append((site, bad))
+        # One sum answers for all values: it is finite only where they are, unless it overflows itself.
+        values = tensor.detach()
+        total = values.sum(dtype=torch.float32) if tensor.dtype in _NARROW else values.sum()
+        if total.device.type != "cpu":
+            self._unread.append((site, total))
+        elif not math.isfinite(total):
+            self._refuse(site, int((~torch.isfinite(tensor)).sum()))
 
     def settle(self) -> None:
         """Read the answers that were left on the device."""
         unread, self._unread = self._unread, []
         if unread:
-            for (site, _), bad in zip(unread, torch.stack([b for _, b in unread]).tolist(), strict=True):
-                self._refuse(site, bad)
+            for (site, _), total in zip(unread, torch.stack([t.float() for _, t in unread]).tolist(), strict=True):
+                if not math.isfinite(total):
+                    self._refuse(site, None)
 
-    def _refuse(self, site: Site, bad: int) -> None:
-        if bad:
-            raise NotFinite(f"{bad} values are NaN or infinite at {site}; {self.where()}")
+    def _refuse(self, site: Site, bad: int | None) -> None:
+        if bad != 0:
+            raise NotFinite(f"{'some' if bad is None else bad} values are NaN or infinite at {site}; {self.where()}")
 
     def where(self) -> str:
         """The sites visited so far, in words."""
@@ -77,7 +84,9 @@ class Visitor:
     def deliver(self, planned: Planned, site: Site, activation: Tensor, **met: Any) -> Tensor | None:
         """Apply one intervention to the activation of one branch and stream; the replacement, or None."""
         context = self.context
-        tokens = planned.intervention.sites.tokens.resolve(context.geometry, site.stream, site.component)
+        tokens = planned.intervention.sites.tokens
+        if not tokens.is_all:
+            tokens = tokens.resolve(context.geometry, site.stream, site.component)
         part = tokens.take(activation, site.component)
         planned.visited += 1
         self.recorder.visited[site] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class Tokens:
         names = ("rows", "columns", "pixel_frames")
         return [(n, tuple(getattr(self, n))) for n in names if getattr(self, n) is not None]
 
-    @property
+    @cached_property
     def is_all(self) -> bool:
         return self == Tokens()
 

@@ -249,6 +249,8 @@ class Architecture:
         The pipeline makes its latents before it sets its timesteps; the first sigma is then 1.
     step_callback : bool
         Whether the pipeline takes ``callback_on_step_end``.
+    shared_image : bool
+        Whether the image-to-video pipeline takes one image for several rows.
     decodes_batches : bool
         Whether the VAE decodes several rows at once.
     """
@@ -276,6 +278,7 @@ class Architecture:
     call_arguments: Callable[[dict[str, Any], int], dict[str, Any]] = as_given
     late_timesteps: bool = False
     step_callback: bool = True
+    shared_image: bool = False
     decodes_batches: bool = True
 
     def layers(self, transformer: Any) -> list[tuple[str, nn.Module, Block]]:

@@ -151,4 +151,5 @@ WAN = Architecture(
     finish=finish,
     fixed_frames=fixed_frames,
     call_arguments=call_arguments,
+    shared_image=True,
 )

@@ -70,7 +70,11 @@ def observed(subject: Subject) -> Observed:
     given = {**subject.model.defaults, **subject.settings}
     settings = subject.architecture.pipeline_arguments(given, len(inputs.rows))
     tokens = math.prod(subject.model.geometry(subject.inputs[0], **subject.settings).grid)
-    with _hooked(subject, seen, tokens), _stepping(pipeline.scheduler, seen), _by_row(pipeline):
+    with (
+        _hooked(subject, seen, tokens),
+        _stepping(pipeline.scheduler, seen),
+        _by_row(pipeline, subject.architecture.shared_image),
+    ):
         output = pipeline(
             prompt=inputs.prompts, generator=inputs.generators(), output_type="latent", return_dict=False,
             **inputs.image_argument(), **settings,
@@ -80,11 +84,11 @@ def observed(subject: Subject) -> Observed:
 
 
 @contextmanager
-def _by_row(pipeline: Any) -> Iterator[None]:
+def _by_row(pipeline: Any, shared_image: bool) -> Iterator[None]:
     """Different images need the mended ``prepare_latents`` here as well; and a check draws no progress bars."""
     with borrowed(pipeline, "prepare_latents", "_progress_bar_config"):
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.prepare_latents = split_rows(pipeline.prepare_latents)
+        pipeline.prepare_latents = split_rows(pipeline.prepare_latents, shared_image=shared_image)
         yield
 
 

@@ -77,6 +77,17 @@ def read_out(model: VideoDiT, call: Call, residual: Tensor, conditioning: Mappin
     conditioning : mapping
         What the head needs besides, from `Replay.conditioning` of the residual's branch.
     """
-    architecture, grid = model.architecture, call.context.geometry.grid
-    output = architecture.head(model.experts[call.expert], residual.flatten(1, 3), conditioning, grid)
-    return architecture.unpack(output, call.context.latent)
+    architecture, grid, times = model.architecture, call.context.geometry.grid, len(call.branches)
+    # The last bits of a matrix product depend on its batch: the head is given one as large as the model's own.
+    residuals = _repeated(residual.flatten(1, 3), times)
+    output = architecture.head(model.experts[call.expert], residuals, _repeated(conditioning, times), grid)
+    return architecture.unpack(output[: len(residual)], call.context.latent)
+
+
+def _repeated(nest: Any, times: int) -> Any:
+    """Everything in a nest of mappings and tuples, over and over along its first axis."""
+    if isinstance(nest, Mapping):
+        return {k: _repeated(v, times) for k, v in nest.items()}
+    if isinstance(nest, tuple):
+        return tuple(_repeated(v, times) for v in nest)
+    return torch.cat([nest] * times) if isinstance(nest, Tensor) and times > 1 else nest
