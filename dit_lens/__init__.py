@@ -11,8 +11,19 @@ from dit_lens.checks import CheckReport
 from dit_lens.errors import DitLensError
 from dit_lens.geometry import Geometry
 from dit_lens.gradients import Gradients
-from dit_lens.interventions import At, Capture, Intervention, Merge, Patch
-from dit_lens.interventions.base import intervention
+from dit_lens.interventions import (
+    Ablate,
+    At,
+    Bypass,
+    Capture,
+    Intervention,
+    Merge,
+    Noise,
+    Patch,
+    Steer,
+    intervention,
+    reduce,
+)
 from dit_lens.lens import depth_lens, step_lens
 from dit_lens.model import VideoDiT
 from dit_lens.organisms import load_organism
@@ -25,8 +36,10 @@ from dit_lens.tracing import apply
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ablate",
     "Architecture",
     "At",
+    "Bypass",
     "Call",
     "Capture",
     "CheckReport",
@@ -37,6 +50,7 @@ __all__ = [
     "Ledger",
     "LocalizeConfig",
     "Merge",
+    "Noise",
     "Patch",
     "Replay",
     "Resume",
@@ -45,6 +59,7 @@ __all__ = [
     "Schedule",
     "Site",
     "Sites",
+    "Steer",
     "Tokens",
     "VideoDiT",
     "apply",
@@ -54,6 +69,7 @@ __all__ = [
     "load_organism",
     "localize",
     "patching_sweep",
+    "reduce",
     "register",
     "step_lens",
     "tasks",

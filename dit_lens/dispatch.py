@@ -248,7 +248,7 @@ class Dispatcher:
 
     def require_fired(self) -> None:
         """Raise `DidNotFire` for the first intervention that no call reached."""
-        self.recorder.settle()
+        self.recorder.finish()
         for planned in self.plan:
             if not planned.visited:
                 name, sites = type(planned.intervention).__name__, planned.intervention.sites

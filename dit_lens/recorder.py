@@ -65,6 +65,12 @@ class Recorder:
                 if not math.isfinite(total):
                     self._refuse(site, None)
 
+    def finish(self) -> None:
+        """Wait for what is still on its way: answers on the device, and copies into pinned memory."""
+        self.settle()
+        if torch.cuda.is_available() and any(t.is_pinned() for kept in self.captures.values() for t in kept.values()):
+            torch.cuda.synchronize()
+
     def _refuse(self, site: Site, bad: int | None) -> None:
         if bad != 0:
             raise NotFinite(f"{'some' if bad is None else bad} values are NaN or infinite at {site}; {self.where()}")

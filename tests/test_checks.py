@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 import dit_lens as dl
+from dit_lens import architectures
 from dit_lens.architectures import Architecture, architecture_of
+from dit_lens.architectures.wan import WAN
 from dit_lens.checks.check import check_family, check_model
 from dit_lens.checks.checks import CHECKS
 from dit_lens.errors import CheckFailed
@@ -34,6 +37,7 @@ def test_a_family_is_the_same_when_loaded_from_a_folder(name: str, tmp_path: Any
     built = tiny.build()
     built.save_pretrained(tmp_path)
     loaded, kept = dl.VideoDiT(tmp_path), dl.VideoDiT(built)
+    tiny.ready(loaded.pipeline)
     runs = [m.run(tiny.inputs()[0], 3, decode=False, **tiny.settings) for m in (loaded, kept)]
     assert loaded.architecture is kept.architecture
     assert loaded.id == kept.id
@@ -71,8 +75,6 @@ def _without_gate(architecture: Architecture) -> Architecture:
 
 
 def _rotated_head(transformer: Any, residual: Tensor, conditioning: Any, grid: Any) -> Tensor:
-    from dit_lens.architectures.wan import WAN
-
     return WAN.head(transformer, residual, conditioning, grid).roll(1, dims=-1)
 
 
@@ -106,8 +108,6 @@ def test_a_file_that_says_something_else_is_found_out(what: str) -> None:
     assert not report.checks[check].passed, str(report)
     with pytest.raises(CheckFailed, match=r"spoiled \(wan\)"):
         report.require()
-    import re
-
     assert re.search(names, report.checks[check].detail), report.checks[check].detail
 
 
@@ -119,7 +119,5 @@ def test_a_family_can_be_registered_from_outside() -> None:
         assert architecture_of(pipeline) is mine
         assert dl.VideoDiT(pipeline).architecture.family == "mine"
     finally:
-        from dit_lens import architectures
-
         architectures._registered.remove(mine)
     assert architecture_of(pipeline).family == "wan"

@@ -41,10 +41,10 @@ def multiples(pipeline: Any) -> tuple[int, int, int]:
 
 
 def refuse(pipeline: Any, settings: Settings) -> str | None:
-    """The VAE decodes in tiles of single rows or not at all, and leaves blank what has no whole tile."""
+    """The VAE decodes in tiles or not at all, and leaves blank what has no whole tile."""
     vae = pipeline.vae
-    if not (vae.use_tiling and vae.use_slicing):
-        return "its VAE needs both of pipeline.vae.enable_tiling() and pipeline.vae.enable_slicing(); call them"
+    if not vae.use_tiling:
+        return "its VAE decodes only in tiles; call pipeline.vae.enable_tiling(), which is not saved with a pipeline"
     for name, tile, step in zip(("num_frames", "height", "width"), vae.kernel, vae.stride, strict=True):
         if settings[name] < tile or (settings[name] - tile) % step:
             return f"{name}={settings[name]} is not {tile} + {step} k; the VAE's tiles would leave the rest blank"
@@ -71,4 +71,5 @@ ALLEGRO = Architecture(
     head=head,
     decode=lambda pipeline, latents: pipeline.decode_latents(latents.to(pipeline.vae.dtype)),
     refuse=refuse,
+    decodes_batches=False,
 )

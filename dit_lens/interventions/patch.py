@@ -2,84 +2,181 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from dit_lens.errors import DonorError
+from dit_lens.errors import DonorError, InputError
+from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import At
+from dit_lens.interventions.shapes import (
+    fitted,
+    part_of,
+    require_broadcast,
+    require_captured,
+    require_choice,
+    require_grid,
+    require_number,
+    require_rows,
+    require_whole,
+    row_numbers,
+)
 from dit_lens.run import Row, Run, name_some
-from dit_lens.sites import Geometry, Site, Sites
+from dit_lens.sites import Site, Sites
+
+#: A site without its step: branch, layer, component, stream, head.
+_Place = tuple[str | None, int | None, str, str, int | None]
+
+_MODES = ("replace", "add", "interpolate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patch:
-    """Replace the activations at ``sites`` by a donor's.
+    """Replace the activations at ``sites`` by a donor's, or move them there.
 
     Parameters
     ----------
-    donor : Run or Tensor
-        A run that captured (whole, unnamed) the same sites, paired by step, branch, layer and row; or one tensor that
-        goes to every site.
+    donor : Run, Tensor or "rows"
+        A run that captured (whole, unnamed) the same sites, paired by step, branch, layer, stream, head and row; one
+        tensor whose first axis is rows, that goes to every site and broadcasts to the selected tokens; or "rows", the
+        other rows of the very activation that is patched.
     sites : Sites
-    rows : tuple of int, optional
-        The donor's row for each row of this run. Without it rows are paired one to one; a donor of a single row serves
-        all.
+    rows : int or tuple of int, optional
+        The donor's row for each row of this run, or one for all. Without it rows are paired one to one; a donor of a
+        single row serves all. With the donor "rows" it must be given.
+    mode : "replace", "add" or "interpolate"
+        The donor; activation + weight donor; or (1 - weight) activation + weight donor, which is exactly the activation
+        at weight 0 and exactly the donor at 1.
+    weight : float
+    pair : "step" or "sigma"
+        With "sigma" a site takes the donor's capture whose noise level is nearest to its own, so that the two runs may
+        have different numbers of steps.
+    sigma_tolerance : float
+        How far that level may be away, in units of sigma.
 
     Notes
     -----
     Patching ``resid`` at all tokens hands over the donor's whole state and localises nothing (its velocity is the
     donor's at any layer): use ``delta``, or a part of the tokens. Patching with one's own activation is the identity,
-    bit for bit.
+    bit for bit. Which metric and which donor are telling: Zhang & Nanda 2023 (arXiv 2309.16042).
+
+    Examples
+    --------
+    >>> Patch.from_row(0, Sites("delta", steps=0, layers=3)).rows
+    0
     """
 
-    donor: Run | Tensor
+    donor: Run | Tensor | str
     sites: Sites
-    rows: tuple[int, ...] | None = None
+    rows: Sequence[int] | int | None = None
+    mode: str = "replace"
+    weight: float = 1.0
+    pair: str = "step"
+    sigma_tolerance: float = 0.05
+
+    @classmethod
+    def from_row(cls, row: int, sites: Sites, *, mode: str = "replace", weight: float = 1.0) -> Patch:
+        """Give every row of a run the activation of one of its rows."""
+        return cls("rows", sites, rows=row, mode=mode, weight=weight)
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and not isinstance(self.rows, int):
+            object.__setattr__(self, "rows", row_numbers("Patch", self.rows))
+        require_choice("Patch", "mode", self.mode, _MODES)
+        require_choice("Patch", "pair", self.pair, ("step", "sigma"))
+        require_number("Patch", "weight", self.weight)
+        require_number("Patch", "sigma_tolerance", self.sigma_tolerance, low=0)
+        if self.mode == "replace" and self.weight != 1:
+            raise InputError(f"Patch(mode='replace', weight={self.weight}): only 'add' and 'interpolate' take a weight")
+        if self.pair == "sigma" and not isinstance(self.donor, Run):
+            raise InputError("Patch(pair='sigma') pairs the sites of two runs: the donor must be a Run")
+        if self._is_batch and self.rows is None:
+            raise InputError("Patch('rows', ...): rows= must say which row of this run each row is given")
+
+    @property
+    def _is_batch(self) -> bool:
+        """Whether the donors are rows of the activation itself."""
+        return isinstance(self.donor, str) and self.donor == "rows"
 
     def __call__(self, activation: Tensor, at: At) -> Tensor:
-        donated = self.donor if isinstance(self.donor, Tensor) else self.sites.tokens.take(self.donor[at.site])
-        if self.rows is not None:
-            donated = donated[list(self.rows)]
-        return donated.to(activation.device, activation.dtype).expand_as(activation)
+        donated = fitted(self._donated(activation, at), activation, "donor", at.site)
+        if self.mode == "add":
+            return torch.add(activation, donated, alpha=self.weight)
+        # lerp is exact at both ends, and anywhere between an activation and itself.
+        return donated if self.mode == "replace" else torch.lerp(activation, donated, self.weight)
+
+    def _donated(self, activation: Tensor, at: At) -> Tensor:
+        """The donor's rows for the rows of an activation: (B or 1, ...)."""
+        given = activation
+        if isinstance(self.donor, Tensor):
+            given = self.donor
+        elif isinstance(self.donor, Run):
+            given = part_of(self.donor[self._paired(self.donor, at.site)], self.sites, at.site, at.geometry)
+        if self.rows is None:
+            return given
+        return given[[self.rows] if isinstance(self.rows, int) else list(self.rows)]
+
+    def _paired(self, donor: Run, site: Site) -> Site:
+        """The donor's site for a site of this run."""
+        if self.pair == "step":
+            return site
+        known = [(abs(s.sigma - site.sigma), s) for s in self._captured.get(_place(site), ())
+                 if s.sigma is not None and site.sigma is not None]  # fmt: skip
+        distance, nearest = min(known, default=(float("inf"), None))
+        if nearest is None or distance > self.sigma_tolerance:
+            found = "none" if nearest is None else f"{nearest} at sigma {nearest.sigma:.4g}"
+            raise DonorError(
+                f"{site} is at sigma {site.sigma}; the donor's nearest capture is {found}, further away than "
+                f"sigma_tolerance={self.sigma_tolerance}"
+            )
+        return nearest
+
+    @cached_property
+    def _captured(self) -> dict[_Place, list[Site]]:
+        """The donor's captures by place."""
+        places: dict[_Place, list[Site]] = {}
+        for site in self.donor.captures.get("", {}) if isinstance(self.donor, Run) else ():
+            places.setdefault(_place(site), []).append(site)
+        return places
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
         """Refuse a donor that lacks a site or does not fit, before the run."""
-        if not isinstance(self.donor, Run | Tensor) or (isinstance(self.donor, Tensor) and not self.donor.ndim):
-            given = "()" if isinstance(self.donor, Tensor) else type(self.donor).__name__
-            raise DonorError(f"a donor must be a Run or a tensor whose first axis is rows, got {given}")
-        if self.rows is not None and len(self.rows) != len(rows):
+        if not self._is_batch:
+            require_rows("donor", self.donor)
+        if not isinstance(self.rows, int | None) and len(self.rows) != len(rows):
             raise DonorError(f"Patch(rows={self.rows}) names {len(self.rows)} donor rows for {len(rows)} rows")
-        count = len(self.donor) if isinstance(self.donor, Tensor) else self._check_run(sites, geometry)
-        if self.rows is not None and not all(-count <= r < count for r in self.rows):
+        count = len(rows) if isinstance(self.donor, str) else self._count(self.donor, sites, geometry)
+        asked = (self.rows,) if isinstance(self.rows, int) else self.rows
+        if asked is not None and not all(-count <= r < count for r in asked):
             raise DonorError(f"Patch(rows={self.rows}): the donor has rows 0..{count - 1}")
-        if self.rows is None and count not in (1, len(rows)):
+        if asked is None and count not in (1, len(rows)):
             raise DonorError(f"a donor of {count} rows cannot be paired with {len(rows)}; give rows=")
+        self._check_shapes(sites, geometry)
+
+    def _count(self, donor: Run | Tensor, sites: tuple[Site, ...], geometry: Geometry) -> int:
+        """Number of the donor's rows, of a run that has what the sites need."""
+        if isinstance(donor, Tensor):
+            return len(donor)
+        if self.pair == "step":
+            require_captured("donor", donor, sites, geometry)
+        for site in sites if self.pair == "sigma" else ():
+            if _place(site) not in self._captured:
+                had = name_some(donor.captures.get("", {}))
+                raise DonorError(f"the donor captured no step of {site} (whole and unnamed); {had}")
+        require_grid("donor", donor, geometry)
+        return len(donor.rows)
+
+    def _check_shapes(self, sites: tuple[Site, ...], geometry: Geometry) -> None:
         for site in sites:
-            self._check_shape(site, geometry.shapes[site.component])
-
-    def _check_shape(self, site: Site, whole: tuple[int, ...]) -> None:
-        """A captured activation must have the whole shape; a tensor must broadcast to the part that is patched."""
-        if isinstance(self.donor, Run):
-            given, fits = self.donor[site].shape, self.donor[site].shape[1:] == whole
-        else:
-            whole = tuple(self.sites.tokens.take(torch.empty(1, *whole, device="meta")).shape[1:])
-            given, fits = self.donor.shape, _broadcasts(self.donor.shape[1:], whole)
-        if not fits:
-            text = ", ".join(map(str, whole))
-            raise DonorError(f"the donor's activation has shape {tuple(given)}; at {site} it must be (rows, {text})")
-
-    def _check_run(self, sites: tuple[Site, ...], geometry: Geometry) -> int:
-        assert isinstance(self.donor, Run)
-        captured = self.donor.captures.get("", {})
-        missing = [s for s in sites if s not in captured]
-        if missing:
-            raise DonorError(f"the donor did not capture {missing[0]} (whole and unnamed); {name_some(captured)}")
-        if self.donor.geometry.grid != geometry.grid:
-            raise DonorError(f"the donor's token grid {self.donor.geometry.grid} is not this run's {geometry.grid}")
-        return len(self.donor.rows)
+            if isinstance(self.donor, Tensor):
+                require_broadcast("donor", self.donor, self.sites, site, geometry)
+            elif isinstance(self.donor, Run):
+                for captured in [site] if self.pair == "step" else self._captured[_place(site)]:
+                    require_whole("donor", self.donor[captured], site, geometry)
 
 
-def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape[::-1], target[::-1], strict=False))
+def _place(site: Site) -> _Place:
+    return site.branch, site.layer, site.component, site.stream, site.head

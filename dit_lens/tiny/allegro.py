@@ -18,12 +18,9 @@ from dit_lens.tiny.wan import SHORT, two_prompts
 
 def _vae() -> AutoencoderKLAllegro:
     """Compresses space by 8 and time by 4, as the real one, and can decode only in tiles: here of 24 x 128 x 128."""
-    vae = AutoencoderKLAllegro(
+    return AutoencoderKLAllegro(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=128
     ).eval()
-    vae.enable_tiling()
-    vae.enable_slicing()
-    return vae
 
 
 def _transformer() -> AllegroTransformer3DModel:
@@ -45,4 +42,6 @@ _SETTINGS: dict[str, Any] = {
     "clean_caption": False, **SHORT,
 }  # fmt: skip
 
-ALLEGRO_T2V = Tiny("allegro", _text_to_video, two_prompts, _SETTINGS)
+ALLEGRO_T2V = Tiny(
+    "allegro", _text_to_video, two_prompts, _SETTINGS, ready=lambda pipeline: pipeline.vae.enable_tiling()
+)
