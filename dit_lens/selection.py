@@ -47,8 +47,8 @@ def _index(index: Any, size: int, what: str, valid: str) -> int:
 def show(select: Select) -> str:
     """A selection in a few characters."""
     if isinstance(select, slice):
-        ends = ("" if x is None else str(x) for x in (select.start, select.stop, select.step))
-        return ":".join(ends).rstrip(":") or ":"
+        start, stop, step = ("" if x is None else str(x) for x in (select.start, select.stop, select.step))
+        return f"{start}:{stop}" + (f":{step}" if step else "")
     if isinstance(select, str | int):
         return str(select)
     if callable(select):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import dit_lens as dl
 from dit_lens.errors import SiteError
 from dit_lens.geometry import Layer, Pixels
-from dit_lens.selection import indices
+from dit_lens.selection import indices, show
 from dit_lens.sites import COMPONENTS, LAYER_COMPONENTS, STEP_COMPONENTS
 
 #: Two dual-stream blocks, then two joint ones whose attention has a bias of its own.
@@ -88,6 +88,15 @@ def test_a_selection_prints_itself(selection: dl.Sites) -> None:
     text = str(selection)
     assert all(component in text for component in selection.components)
     assert ("tokens" in text) == (selection.tokens != dl.Tokens())
+
+
+@pytest.mark.parametrize(
+    ("select", "text"),
+    [(slice(1, None), "1:"), (slice(None, 3), ":3"), (slice(2, 5), "2:5"), (slice(None), ":"), (slice(0, 9, 2), "0:9:2"),
+     ([4, 1], "4,1"), (3, "3"), ("all", "all")],
+)  # fmt: skip
+def test_a_selection_is_shown_as_python_writes_it(select: Any, text: str) -> None:
+    assert show(select) == text
 
 
 @pytest.mark.parametrize(
