@@ -68,9 +68,7 @@ class Steer:
         if self.scale == 0:
             return activation
         start, axis = wide(activation), channel_axis(at.site)
-        direction = self._laid_out(at.site, activation.ndim).to(start.device, start.dtype)
-        if not broadcasts(direction.shape, activation.shape[1:]):
-            raise self._misfit(at.site, tuple(activation.shape[1:]))
+        direction = self._laid_out(at.site, tuple(activation.shape[1:])).to(start.device, start.dtype)
         step = direction / torch.linalg.vector_norm(direction) if self.normalize else direction
         if self.unit == "norm":
             step = step * torch.linalg.vector_norm(start, dim=axis, keepdim=True)
@@ -80,16 +78,17 @@ class Steer:
         """Refuse a direction that does not fit an activation."""
         for site in one_of_each(sites):
             shape = part_shape(self.sites, site, geometry)
-            if shape is not None and not broadcasts(self._laid_out(site, len(shape) + 1).shape, shape):
-                raise self._misfit(site, shape)
+            if shape is not None:
+                self._laid_out(site, shape)
 
-    def _laid_out(self, site: Site, ndim: int) -> Tensor:
-        """The direction with its channels where those of an activation of ``ndim`` axes are."""
-        if self.direction.ndim > 1 or channel_axis(site) == -1:
-            return self.direction
-        return self.direction.reshape(-1, *[1] * (ndim - 2))
-
-    def _misfit(self, site: Site, shape: tuple[int, ...]) -> InputError:
-        channels = shape[0] if channel_axis(site) == 1 else shape[-1]
-        given = tuple(self.direction.shape)
-        return InputError(f"Steer(direction=) of shape {given} at {site}: need ({channels},), or what fits {shape}")
+    def _laid_out(self, site: Site, shape: tuple[int, ...]) -> Tensor:
+        """The direction as it is added to rows of a shape, with its channels where theirs are."""
+        axis = channel_axis(site) - 1 if channel_axis(site) > 0 else -1
+        if self.direction.ndim == 1 and len(self.direction) == shape[axis]:
+            return self.direction.reshape(-1, *[1] * (len(shape) - 1 - axis % len(shape)))
+        if self.direction.ndim == 1 or not broadcasts(self.direction.shape, shape):
+            given = tuple(self.direction.shape)
+            raise InputError(
+                f"Steer(direction=) of shape {given} at {site}: need ({shape[axis]},), or what broadcasts to {shape}"
+            )
+        return self.direction
