@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term

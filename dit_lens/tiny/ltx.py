@@ -41,7 +41,12 @@ COMPRESSION: dict[str, Any] = {
 def _vae() -> AutoencoderKLLTXVideo:
     vae = AutoencoderKLLTXVideo(
         **COMPRESSION, down_block_types=("LTXVideo095DownBlock3D",) * 4, timestep_conditioning=True
-    ).eval()
+    )
+    return with_statistics(vae.eval())
+
+
+def with_statistics(vae: Any) -> Any:
+    """Of latents that are not normal by themselves: what a VAE keeps beside its weights."""
     vae.latents_mean.fill_(0.1)
     vae.latents_std.fill_(1.1)
     return vae
