@@ -5,8 +5,8 @@ nnsight replaces the ``forward`` of every module by a controller. A `Tree` takes
 they are made and puts them back only while a run traces, and then only on the modules that the run reads or edits: on a
 transformer of 12 blocks all controllers together cost 0.7 ms a call, the ones on its blocks a tenth of that.
 
-While a controller is on, it runs what stood in ``forward`` before: diffusers and accelerate keep the hooks there with which
-they load, move and cast weights.
+While a controller is on, it runs what stood in ``forward`` before: diffusers and accelerate keep the hooks there that
+load, move and cast weights.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import Any
 
 from nnsight import NNsight
@@ -44,6 +45,10 @@ class Tree:
         self._controllers = {path: _take_off(module) for path, module in self.modules.items()}
         for path, module in self.modules.items():
             module.__dict__.update(before[path])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tree:
+        """Of the copied transformer: controllers that are off while it is copied would run the original's weights."""
+        return Tree(deepcopy(self._transformer, memo))
 
     @property
     def envoy(self) -> Any:
@@ -96,7 +101,7 @@ def _take_off(module: nn.Module) -> dict[str, Any]:
     return {key: module.__dict__.pop(key) for key in ("forward", STATE) if key in module.__dict__}
 
 
-def _beneath(module: nn.Module, forward: Callable[..., Any] | None) -> Callable[..., Any] | None:
+def _beneath(module: nn.Module, forward: Any) -> Callable[..., Any] | None:
     """What a controller has to run in the place of the class's own forward; None where it is just that."""
     own = type(module).forward
     if getattr(forward, "__globals__", {}).get("__name__") == "dit_lens.dispatch":

@@ -1,39 +1,141 @@
-"""Modes of diffusers and torch under which a run would not mean what it says: refused, with the reason."""
+"""Modes of diffusers and torch under which a run would not mean what it says: refused, with the reason.
+
+docs/modes.md lists what every mode does; tests/test_modes.py tries it.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor, nn
+
 from dit_lens.errors import UnsupportedModel
 
+#: Hooks of diffusers that move or cast weights and leave alone what a module computes. Its others skip modules, answer
+#: them from a cache, or split them among devices.
+_HARMLESS = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
+#: Where pipelines hold their transformers.
+_HELD = ("transformer", "transformer_2")
+#: What a mode leaves in the module that it changes.
+_MARKS = frozenset({"_compiled_call_impl", "forward", "_diffusers_hook", "gradient_checkpointing"})
 
-def refuse_modes(experts: Iterable[Any], *, gradients: bool = False) -> None:
+
+def refuse_modes(experts: Iterable[Any], *, gradients: bool = False, pipeline: Any = None) -> None:
     """Raise `UnsupportedModel` for a mode that breaks reading or editing.
+
+    Parameters
+    ----------
+    experts : transformers of one model
+    gradients : bool
+        Whether gradients are to be taken.
+    pipeline : optional
+        Refused as well where it no longer holds these transformers.
 
     Raises
     ------
     UnsupportedModel
         Names the mode, why it cannot work, and how to leave it.
     """
-    for module in experts:
-        if getattr(module, "is_cache_enabled", False):
+    for expert in experts:
+        name = type(expert).__name__
+        if pipeline is not None and not any(expert is getattr(pipeline, held, None) for held in _HELD):
             raise UnsupportedModel(
-                f"{type(module).__name__} has a cache enabled ({type(module._cache_config).__name__}): skipped blocks "
-                "would give the cache's substitutes for what they would have computed; call disable_cache() first"
+                f"the pipeline no longer holds the {name} that this VideoDiT was made with; make a new VideoDiT of it"
             )
-        if gradients and getattr(module, "gradient_checkpointing", False):
+        if getattr(expert, "is_cache_enabled", False):
             raise UnsupportedModel(
-                f"{type(module).__name__} has gradient checkpointing enabled: edits are not repeated when a block is "
-                "computed again, and the gradients would be silently wrong; call disable_gradient_checkpointing() first"
+                f"{name} has a cache enabled ({type(expert._cache_config).__name__}): skipped blocks would give the "
+                "cache's substitutes for what they would have computed; call disable_cache() first"
             )
-        if _is_compiled(module):
-            raise UnsupportedModel(
-                f"{type(module).__name__} is compiled: a trace changes what the compiler saw, and every call would be "
-                "compiled anew; load the pipeline without torch.compile for runs with dit_lens"
-            )
+        for module in _marked(expert):
+            reason = _compiled(module) or _substituting(module) or (_checkpointing(module) if gradients else None)
+            if reason is not None:
+                raise UnsupportedModel(f"{name}: {reason}")
 
 
-def _is_compiled(module: Any) -> bool:
-    parts = [module, *module.modules()]
-    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in parts)
+def _marked(module: nn.Module) -> list[nn.Module]:
+    """The modules that have anything of interest here. Every run and every replay asks, so it must be quick."""
+    found, left = [], [module]
+    while left:
+        module = left.pop()
+        kept = module.__dict__
+        if not _MARKS.isdisjoint(kept) or "_orig_mod" in kept["_modules"]:
+            found.append(module)
+        left.extend(child for child in kept["_modules"].values() if child is not None)
+    return found
+
+
+def _compiled(module: nn.Module) -> str | None:
+    kept = module.__dict__
+    in_place = kept.get("_compiled_call_impl") is not None
+    replaced = "_orig_mod" in module._modules or hasattr(kept.get("forward"), "_torchdynamo_orig_callable")
+    if not replaced and (not in_place or _forced_eager()):
+        return None
+    way_out = "load the pipeline without torch.compile" if replaced else (
+        'run inside torch.compiler.set_stance("force_eager"), or load the pipeline without torch.compile'
+    )  # fmt: skip
+    return (
+        f"{type(module).__name__} is compiled: the compiler would compile the reading and editing too, anew in every "
+        f"call; {way_out}"
+    )
+
+
+def _forced_eager() -> bool:
+    """Whether torch was told to leave compiled code aside. It has no public way of asking."""
+    stance = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
+    return getattr(stance, "stance", None) == "force_eager"
+
+
+def _substituting(module: nn.Module) -> str | None:
+    registry = module.__dict__.get("_diffusers_hook")
+    for hook in registry.hooks.values() if registry is not None else ():
+        source = type(hook).__module__
+        if source.startswith("diffusers.") and source not in _HARMLESS:
+            return (
+                f"{type(module).__name__} carries diffusers' {type(hook).__name__}, which does not always compute what "
+                "is read and edited here; take it off, or load the pipeline without it"
+            )
+    return None
+
+
+def _checkpointing(module: nn.Module) -> str | None:
+    if not module.__dict__.get("gradient_checkpointing"):
+        return None
+    return (
+        "gradient checkpointing is enabled: edits are not repeated when a block is computed again, and the gradients "
+        "would be silently wrong; call disable_gradient_checkpointing() first"
+    )
+
+
+def linear_weight(projection: Any, given: Tensor) -> Tensor:
+    """Weight (D, D_in) of a linear layer, to tell apart by columns what it makes of ``given`` (B, N, D_in).
+
+    A fused adapter is part of the weight.
+
+    Raises
+    ------
+    UnsupportedModel
+        The layer is no multiplication with a plain weight that is at hand.
+    """
+    if getattr(projection, "merged", False):
+        projection = projection.get_base_layer()
+    if hasattr(projection, "base_layer"):
+        raise UnsupportedModel("heads cannot be told apart behind an adapter; call the pipeline's fuse_lora() first")
+    weight: Any = getattr(projection, "weight", None)
+    if type(projection) is not nn.Linear or type(weight) not in (Tensor, nn.Parameter):
+        kind = type(projection if type(projection) is not nn.Linear else weight)
+        raise UnsupportedModel(f"heads cannot be told apart behind a {kind.__module__}.{kind.__name__}; use nn.Linear")
+    if weight.device != given.device:
+        raise UnsupportedModel(
+            f"heads cannot be told apart: the output projection is offloaded to {weight.device}; switch offloading "
+            "off, or use enable_model_cpu_offload()"
+        )
+    if weight.dtype != given.dtype:
+        raise UnsupportedModel(
+            f"heads cannot be told apart: the output projection is stored in {weight.dtype} and used in {given.dtype}; "
+            "load it without layerwise casting"
+        )
+    plain: Tensor = weight
+    return plain

@@ -1,0 +1,368 @@
+"""What docs/modes.md says of every mode: a run in it is the plain pipeline in it, or is refused with the reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import CpuOffload
+from diffusers import DiffusionPipeline, WanTransformer3DModel, hooks
+from nnsight.intervention.source import STATE
+from torch import Tensor, nn
+
+import dit_lens as dl
+from dit_lens.compat import linear_weight, refuse_modes
+from dit_lens.errors import UnsupportedModel
+from dit_lens.tiny import TINY
+from tests.modes import FOR_GOOD, LAYER, MODES, edit_delta, halve_attn, load_lora, model_offload
+from tests.subjects import Edit, Subject, capture, different, forward_hooks, raw_captures
+
+GUIDANCE, STEPS = 3.0, 2
+READ = ("model_input", "embed", "delta", "resid", "velocity")
+EVERYTHING = (*READ, "attn", "cross_attn", "ffn", "latents", "guided")
+
+# torch deprecates its own quantisation, and says so whenever it is used.
+QUIET = (
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
+)
+EVERY_MODE = [pytest.param(name, marks=QUIET if name == "quantised" else ()) for name in MODES]
+
+
+def build(pipeline: Any = None) -> Subject:
+    """A pipeline of one's own for every test: modes change it for good."""
+    tiny = TINY["wan2.1-t2v"]
+    model = dl.VideoDiT(tiny.build() if pipeline is None else pipeline, defaults=tiny.settings)
+    return Subject("mode", model, tiny.inputs(), (5, 6))
+
+
+def run(subject: Subject, *interventions: Any, which: int = 0, **more: Any) -> dl.Run:
+    return subject.run(which, GUIDANCE, steps=STEPS, interventions=interventions, **more)
+
+
+def plain(subject: Subject, which: int = 0, **more: Any) -> Tensor:
+    latents: Tensor = subject.plain(which, GUIDANCE, num_inference_steps=STEPS, **more)
+    return latents
+
+
+def standing(subject: Subject) -> dict[str, Any]:
+    """What stands in the modules where a run takes its place."""
+    return {
+        path: (type(m.__dict__.get("forward")), m.__dict__.get(STATE), len(m._forward_hooks), len(m._forward_pre_hooks))
+        for path, m in subject.pipeline.transformer.named_modules()
+    }
+
+
+def halved(component: str) -> Edit:
+    return Edit(dl.Sites(component, layers=LAYER), lambda activation, at: activation * 0.5)
+
+
+def require_reading(subject: Subject, times: int = 3) -> Tensor:
+    """Reading everything leaves the plain pipeline's bits, which are returned, and gives those that raw hooks see."""
+    with raw_captures(subject) as seen:
+        expected = plain(subject)
+    for _ in range(times):
+        found = run(subject, capture(*EVERYTHING))
+        assert torch.equal(found.latents, expected)
+        for component in READ:
+            ours = [v for site, v in found.captures[""].items() if site.component == component]
+            raw = [
+                x if x.shape == v.shape else x.unflatten(1, v.shape[1:4])
+                for x, v in zip(seen[component], ours, strict=True)
+            ]
+            assert all(map(torch.equal, ours, raw)), component
+    return expected
+
+
+def require_editing(subject: Subject) -> None:
+    """Edits are the ones that raw hooks make, bit for bit."""
+    transformer, clean = subject.pipeline.transformer, plain(subject)
+    with raw_captures(subject) as seen:
+        plain(subject, 1)
+    donated = iter(seen["delta"][LAYER :: len(transformer.blocks)])
+    donor = run(subject, capture("delta", layers=LAYER), which=1)
+    raw_edits: list[tuple[Any, AbstractContextManager[None]]] = [
+        (halved("delta"), edit_delta(lambda own: own * 0.5)(transformer)),
+        (halved("attn"), halve_attn(transformer)),
+        (dl.Patch(donor, dl.Sites("delta", layers=LAYER)), edit_delta(lambda own: next(donated))(transformer)),
+    ]
+    for edit, by_hand in raw_edits:
+        with by_hand:
+            expected = plain(subject)
+        assert different(expected, clean)
+        assert torch.equal(run(subject, edit).latents, expected), edit
+
+
+def require_mode(subject: Subject) -> None:
+    before = standing(subject)
+    latents = require_reading(subject)
+    require_editing(subject)
+    own = run(subject, capture("delta"), capture("resid", steps=1, layers=LAYER), record=True)
+    assert torch.equal(run(subject, dl.Patch(own, dl.Sites("delta", layers=LAYER))).latents, latents)
+    assert torch.equal(run(subject, resume=dl.Resume(own, step=1, layer=LAYER + 1)).latents, latents)
+    assert torch.equal(subject.model.replay(own, 1).velocities["cond"], own.recorded(1)[0].output[0])
+    assert torch.equal(plain(subject), latents)
+    assert standing(subject) == before
+
+
+@pytest.mark.parametrize("name", EVERY_MODE)
+def test_a_run_is_the_plain_pipeline_of_the_mode(name: str, tmp_path: Path) -> None:
+    pipeline = TINY["wan2.1-t2v"].build()
+    with MODES[name](pipeline, tmp_path):
+        require_mode(build(pipeline))
+
+
+@pytest.mark.parametrize("name", EVERY_MODE)
+def test_a_mode_may_be_entered_and_left_between_runs(name: str, tmp_path: Path) -> None:
+    subject = build()
+    before = run(subject, capture(*EVERYTHING), body=lambda call, dit: dit.blocks[0].attn1.to_q.output).latents
+    with MODES[name](subject.pipeline, tmp_path):
+        expected = plain(subject)
+        assert torch.equal(run(subject, capture(*EVERYTHING)).latents, expected)
+        with edit_delta(lambda own: own * 0.5)(subject.pipeline.transformer):
+            edited = plain(subject)
+        body = lambda call, dit: dit.blocks[0].attn1.to_out[0].output  # noqa: E731 (controllers on all modules)
+        assert torch.equal(run(subject, halved("delta"), body=body).latents, edited)
+    if name not in FOR_GOOD:
+        assert torch.equal(run(subject, capture(*EVERYTHING)).latents, before)
+        assert torch.equal(plain(subject), before)
+
+
+@pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("argument", "dtype"), [("dtype", torch.bfloat16), ("torch_dtype", torch.float16)])
+def test_loaded_in_half_precision_with_parts_in_float32(argument: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    tiny = TINY["wan2.1-t2v"]
+    tiny.build().save_pretrained(tmp_path)
+    model = dl.VideoDiT(tmp_path, defaults=tiny.settings, **{argument: dtype})
+    model.pipeline.set_progress_bar_config(disable=True)
+    assert {p.dtype for p in model.pipeline.transformer.parameters()} == {dtype, torch.float32}
+    require_mode(Subject("loaded", model, tiny.inputs(), (5, 6)))
+
+
+def test_model_offload_is_asked_at_every_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a CPU the move itself is nothing, so count who asks for it."""
+    subject, asked = build(), list[nn.Module]()
+    stock = CpuOffload.pre_forward
+
+    def counting(hook: CpuOffload, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        asked.append(module)
+        return stock(hook, module, *args, **kwargs)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", counting)
+    with model_offload(subject.pipeline, tmp_path):
+        plain(subject)
+        counts = [asked.count(subject.pipeline.transformer)]
+        for interventions in ([], [capture(*EVERYTHING)], [halved("attn")]):
+            asked.clear()
+            run(subject, *interventions)
+            counts.append(asked.count(subject.pipeline.transformer))
+        assert counts == [2 * STEPS] * 4
+        assert run(subject, capture("resid", steps=0, layers=0), stop_after="last site").latents is not None
+        assert torch.equal(run(subject).latents, plain(subject))
+
+
+# Parameters of the transformer itself are keys too, and accelerate expects modules alone.
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
+def test_device_map_of_from_pretrained(tmp_path: Path) -> None:
+    pipeline = TINY["wan2.1-t2v"].build()
+    pipeline.save_pretrained(tmp_path)
+    names = [*(n for n, _ in pipeline.transformer.named_children()), "scale_shift_table"]
+    places = dict.fromkeys(names, "cpu") | {"blocks": "disk"}
+    pipeline.transformer = WanTransformer3DModel.from_pretrained(
+        tmp_path, subfolder="transformer", device_map=places, offload_folder=tmp_path / "off"
+    )
+    assert {p.device.type for p in pipeline.transformer.parameters()} == {"cpu", "meta"}
+    require_reading(build(pipeline), times=1)
+    mapped = DiffusionPipeline.from_pretrained(tmp_path, device_map="cpu")
+    mapped.set_progress_bar_config(disable=True)
+    require_reading(build(mapped), times=1)
+
+
+# LoRA
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_adapters_are_scaled_mixed_fused_and_taken_out(tmp_path: Path) -> None:
+    subject = build()
+    pipeline, seen = subject.pipeline, [plain(subject)]
+
+    def require_new(heads: bool = False) -> None:
+        seen.append(plain(subject))
+        assert all(different(seen[-1], earlier) for earlier in seen[:-1])
+        components = (*EVERYTHING, "head") if heads else EVERYTHING
+        assert torch.equal(run(subject, capture(*components)).latents, seen[-1])
+
+    load_lora(pipeline, tmp_path, "one")
+    require_new()
+    pipeline.set_adapters(["one"], [0.5])
+    require_new()
+    load_lora(pipeline, tmp_path, "second", ("ffn.net.0.proj", "ffn.net.2"))
+    pipeline.set_adapters(["one", "second"], [1.0, 0.7])
+    require_new()
+    require_editing(subject)
+    pipeline.fuse_lora(adapter_names=["one", "second"])
+    pipeline.unload_lora_weights()
+    require_new(heads=True)
+    require_editing(subject)
+    torch.testing.assert_close(seen[-1], seen[-2], atol=1e-4, rtol=0)
+
+
+def test_heads_are_refused_behind_an_adapter(tmp_path: Path) -> None:
+    subject = build()
+    load_lora(subject.pipeline, tmp_path, "one")
+    with pytest.raises(UnsupportedModel, match="heads cannot be told apart"):
+        run(subject, capture("head", layers=LAYER))
+    require_reading(subject, times=1)
+    read: list[Tensor] = []
+    run(subject, body=lambda call, dit: read.append(dit.blocks[0].attn1.to_q.lora_A["one"].output))
+    assert read[0].shape[-1] == 4  # modules that came with the adapter can be read too
+
+
+def test_weights_that_heads_can_be_told_apart_by(tmp_path: Path) -> None:
+    """What ``head`` needs of an output projection, and why it cannot have it."""
+    given = torch.zeros(1, 2, 32)
+    pipeline = TINY["wan2.1-t2v"].build()
+    projections = [block.attn1.to_out for block in pipeline.transformer.blocks]
+    assert linear_weight(projections[0][0], given) is projections[0][0].weight
+    with pytest.raises(UnsupportedModel, match=r"stored in torch.float8_e4m3fn and used in torch.float32"):
+        linear_weight(nn.Linear(32, 32).to(torch.float8_e4m3fn), given)
+    with pytest.raises(UnsupportedModel, match="offloaded to meta"):
+        linear_weight(nn.Linear(32, 32, device="meta"), given)
+    with pytest.raises(UnsupportedModel, match="NonDynamicallyQuantizableLinear"):
+        linear_weight(nn.modules.linear.NonDynamicallyQuantizableLinear(32, 32), given)
+    load_lora(pipeline, tmp_path, "one")
+    with pytest.raises(UnsupportedModel, match=r"behind an adapter; call the pipeline's fuse_lora\(\)"):
+        linear_weight(projections[0][0], given)
+    before = projections[0][0].base_layer.weight.clone()
+    pipeline.fuse_lora()
+    assert different(linear_weight(projections[0][0], given), before)
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        hooks.FirstBlockCacheConfig(threshold=10.0),
+        hooks.PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+        ),
+        hooks.FasterCacheConfig(current_timestep_callback=lambda: 500),
+        hooks.TaylorSeerCacheConfig(),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_caches_are_refused_until_disabled(config: Any) -> None:
+    subject = build()
+    subject.pipeline.transformer.enable_cache(config)
+    with pytest.raises(UnsupportedModel, match=rf"cache enabled \({type(config).__name__}\).*disable_cache"):
+        run(subject)
+    subject.pipeline.transformer.disable_cache()
+    require_reading(subject, times=1)
+
+
+APPLIED: dict[str, Callable[[Any], Any]] = {
+    "FBC": lambda t: hooks.apply_first_block_cache(t, hooks.FirstBlockCacheConfig(threshold=10.0)),
+    "TransformerBlockSkip": lambda t: hooks.apply_layer_skip(t, hooks.LayerSkipConfig(indices=[1], fqn="blocks")),
+}
+
+
+@pytest.mark.parametrize("hook", APPLIED)
+def test_hooks_that_replace_what_blocks_compute_are_refused(hook: str) -> None:
+    """Put on directly, without ``enable_cache``."""
+    subject = build()
+    APPLIED[hook](subject.pipeline.transformer)
+    with pytest.raises(UnsupportedModel, match=f"carries diffusers' {hook}"):
+        run(subject)
+
+
+COMPILED: dict[str, Callable[[Any], Any]] = {
+    "in_place": lambda t: t.compile(backend="eager"),
+    "repeated_blocks": lambda t: t.compile_repeated_blocks(backend="eager"),
+    "inner": lambda t: t.blocks[2].attn1.to_out[0].compile(backend="eager"),
+    "block_replaced": lambda t: t.blocks.__setitem__(1, torch.compile(t.blocks[1], backend="eager")),
+    "forward_replaced": lambda t: setattr(t, "forward", torch.compile(t.forward, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("form", COMPILED)
+def test_compiled_models_are_refused(form: str) -> None:
+    subject = build()
+    COMPILED[form](subject.pipeline.transformer)
+    with pytest.raises(UnsupportedModel, match=r"compiled.*load the pipeline without torch\.compile"):
+        run(subject)
+
+
+@pytest.mark.parametrize("form", ["in_place", "repeated_blocks"])
+def test_a_compiled_model_runs_where_torch_leaves_compiled_code_aside(form: str) -> None:
+    subject = build()
+    COMPILED[form](subject.pipeline.transformer)
+    with torch.compiler.set_stance("force_eager"):
+        require_reading(subject, times=2)
+        if form == "in_place":
+            require_editing(subject)
+
+
+def test_a_transformer_that_was_replaced_is_refused() -> None:
+    subject = build()
+    held = subject.pipeline.transformer
+    refuse_modes([held], pipeline=subject.pipeline)
+    subject.pipeline.transformer = torch.compile(held, backend="eager")
+    with pytest.raises(UnsupportedModel, match="no longer holds the WanTransformer3DModel"):
+        refuse_modes([held], pipeline=subject.pipeline)
+    with pytest.raises(UnsupportedModel, match="OptimizedModule"):
+        dl.VideoDiT(subject.pipeline)
+
+
+def test_gradient_checkpointing_is_refused_for_gradients_alone() -> None:
+    subject = build()
+    record = run(subject, record=True)
+    sites = dl.Sites("resid", steps=1, layers=LAYER)
+    metric = lambda replay: replay.x0hat.square().mean()  # noqa: E731
+    expected = subject.model.gradients(record, 1, metric, sites).gradients
+    subject.pipeline.transformer.enable_gradient_checkpointing()
+    with pytest.raises(UnsupportedModel, match=r"checkpointing is enabled.*disable_gradient_checkpointing\(\)"):
+        subject.model.gradients(record, 1, metric, sites)
+    assert torch.equal(subject.model.replay(record, 1).velocities["cond"], record.recorded(1)[0].output[0])
+    subject.pipeline.transformer.disable_gradient_checkpointing()
+    found = subject.model.gradients(record, 1, metric, sites).gradients
+    assert all(torch.equal(found[site], expected[site]) and expected[site].any() for site in expected)
+
+
+# Copies, and hooks of one's own
+
+
+def test_copies_and_saved_models_are_whole(tmp_path: Path) -> None:
+    subject = build()
+    latents = run(subject, capture(*EVERYTHING)).latents
+    for copied in (copy.deepcopy(subject.model), build(copy.deepcopy(subject.pipeline)).model):
+        other = Subject("copy", copied, subject.inputs, subject.seeds)
+        nn.init.zeros_(subject.pipeline.transformer.proj_out.weight)  # the copy has weights of its own
+        assert torch.equal(run(other, capture(*EVERYTHING)).latents, latents)
+        require_editing(other)
+        subject = other
+    subject.pipeline.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    expected = dict(subject.pipeline.transformer.state_dict())
+    assert all(torch.equal(v, expected.pop(k)) for k, v in again.transformer.state_dict().items())
+    assert not expected
+
+
+def test_a_forward_hook_changes_the_run_and_not_what_is_captured_at_its_own_module() -> None:
+    """nnsight reads a module inside its forward hooks: what they change is seen from the next module on."""
+    subject = build()
+    block = subject.pipeline.transformer.blocks[LAYER]
+    with forward_hooks(block, lambda m, a, k, output: output * 1.5), raw_captures(subject) as seen:
+        expected = plain(subject)
+        found = run(subject, capture("resid", "delta", steps=0, layers=(LAYER, LAYER + 1)))
+    assert torch.equal(found.latents, expected)
+    site = f"s00/cond/L0{LAYER}/resid/video"
+    after = seen["resid"][LAYER].unflatten(1, found.geometry.grid)
+    assert torch.equal(found[site] * 1.5, after)
