@@ -87,8 +87,8 @@ def unpack(x: Tensor, latent: Latent) -> Tensor:
 
 
 def pack(x: Tensor, latent: Latent) -> Tensor:
-    """(B, C, F, H, W) to (B, N, C)."""
-    return x.flatten(2).transpose(1, 2).contiguous()
+    """(B, C, F, H, W) to (B, N, C), in memory as it is: the pipelines do not make it contiguous either."""
+    return x.flatten(2).transpose(1, 2)
 
 
 def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
