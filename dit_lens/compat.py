@@ -127,10 +127,10 @@ def linear_weight(projection: Any, given: Tensor) -> Tensor:
     if type(projection) is not nn.Linear or type(weight) not in (Tensor, nn.Parameter):
         kind = type(projection if type(projection) is not nn.Linear else weight)
         raise UnsupportedModel(f"heads cannot be told apart behind a {kind.__module__}.{kind.__name__}; use nn.Linear")
-    if weight.device != given.device:
+    if weight.device != given.device or _is_grouped(projection):
         raise UnsupportedModel(
-            f"heads cannot be told apart: the output projection is offloaded to {weight.device}; switch offloading "
-            "off, or use enable_model_cpu_offload()"
+            "heads cannot be told apart: the output projection's weight is away when it does not compute; switch "
+            "offloading off, or offload whole blocks (group offload by blocks, enable_model_cpu_offload)"
         )
     if weight.dtype != given.dtype:
         raise UnsupportedModel(
@@ -139,3 +139,9 @@ def linear_weight(projection: Any, given: Tensor) -> Tensor:
         )
     plain: Tensor = weight
     return plain
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    """Whether diffusers' group offload moves this one module's weights in and out."""
+    registry = module.__dict__.get("_diffusers_hook")
+    return registry is not None and any(type(h).__module__ == _HARMLESS[0] for h in registry.hooks.values())

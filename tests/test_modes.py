@@ -231,8 +231,12 @@ def test_weights_that_heads_can_be_told_apart_by(tmp_path: Path) -> None:
     assert linear_weight(projections[0][0], given) is projections[0][0].weight
     with pytest.raises(UnsupportedModel, match=r"stored in torch.float8_e4m3fn and used in torch.float32"):
         linear_weight(nn.Linear(32, 32).to(torch.float8_e4m3fn), given)
-    with pytest.raises(UnsupportedModel, match="offloaded to meta"):
+    with pytest.raises(UnsupportedModel, match=r"weight is away.*offload whole blocks"):
         linear_weight(nn.Linear(32, 32, device="meta"), given)
+    grouped = TINY["wan2.1-t2v"].build().transformer
+    grouped.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(UnsupportedModel, match=r"weight is away.*offload whole blocks"):
+        linear_weight(grouped.blocks[0].attn1.to_out[0], given)
     with pytest.raises(UnsupportedModel, match="NonDynamicallyQuantizableLinear"):
         linear_weight(nn.modules.linear.NonDynamicallyQuantizableLinear(32, 32), given)
     load_lora(pipeline, tmp_path, "one")
