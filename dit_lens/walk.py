@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -311,7 +311,15 @@ class Walk:
 
 def dressed(sites: Sequence[Site], call: Call) -> list[Site]:
     """Sites with what rides along: the call's noise level and expert."""
-    return [replace(s, sigma=call.sigma, alpha=call.alpha, expert=call.expert) for s in sites]
+    along = {"sigma": call.sigma, "alpha": call.alpha, "expert": call.expert}
+    return [_copy(site, along) for site in sites]
+
+
+def _copy(site: Site, changes: Mapping[str, Any]) -> Site:
+    """As `dataclasses.replace`, a fifth of its time: in every call of a run there is one for each site."""
+    copy = object.__new__(Site)
+    copy.__dict__.update(site.__dict__, **changes)
+    return copy
 
 
 def token_sigma(call: Call) -> Tensor | None:

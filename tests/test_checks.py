@@ -9,6 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 import dit_lens as dl
@@ -17,6 +27,7 @@ from dit_lens.architectures import Architecture, architecture_of
 from dit_lens.architectures.wan import WAN
 from dit_lens.checks.check import check_family, check_model
 from dit_lens.checks.checks import CHECKS
+from dit_lens.checks.subject import Subject as CheckSubject
 from dit_lens.errors import CheckFailed
 from dit_lens.tiny import TINY
 from tests.subjects import Subject
@@ -121,3 +132,41 @@ def test_a_family_can_be_registered_from_outside() -> None:
     finally:
         architectures._registered.remove(mine)
     assert architecture_of(pipeline).family == "wan"
+
+
+# -- schedulers other than the published ones --------------------------------------------------------------------------
+
+SCHEDULERS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "Wan, Euler": ("wan2.1-t2v", lambda: FlowMatchEulerDiscreteScheduler(shift=5.0)),
+    "Wan, DPM++": ("wan2.1-t2v", lambda: DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
+    "TI2V, Euler": ("wan2.2-ti2v", lambda: FlowMatchEulerDiscreteScheduler(shift=5.0)),
+    "HunyuanVideo, UniPC": ("hunyuanvideo", lambda: UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=7.0)),
+    "CogVideoX 1.0, DPM": ("cogvideox-1.0", lambda: CogVideoXDPMScheduler(
+        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)),
+    "CogVideoX 1.5, DDIM": ("cogvideox-1.5", lambda: CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)),
+    "CogVideoX 1.0, epsilon": ("cogvideox-1.0", lambda: CogVideoXDDIMScheduler(prediction_type="epsilon")),
+    "Allegro, Euler": ("allegro", lambda: EulerDiscreteScheduler(prediction_type="epsilon")),
+    "Allegro, v-prediction": ("allegro", lambda: EulerDiscreteScheduler(prediction_type="v_prediction")),
+    "Allegro, DDIM": ("allegro", lambda: DDIMScheduler(clip_sample=False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_a_run_knows_what_its_scheduler_does_whichever_it_is(name: str) -> None:
+    tiny, make = SCHEDULERS[name]
+    pipeline = TINY[tiny].build()
+    pipeline.scheduler = make()
+    subject = CheckSubject(dl.VideoDiT(pipeline), TINY[tiny].inputs(), dict(TINY[tiny].settings))
+    for check in ("untouched", "schedule", "resume"):
+        CHECKS[check](subject)
+    assert subject.base.schedule.steps == subject.settings["num_inference_steps"]
+
+
+def test_a_scheduler_that_is_not_understood_is_refused_by_name() -> None:
+    pipeline = TINY["wan2.1-t2v"].build()
+    pipeline.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(dl.errors.UnsupportedModel, match="FlowMatchHeunDiscreteScheduler"):
+        dl.VideoDiT(pipeline).run("blue", 0, **TINY["wan2.1-t2v"].settings)
