@@ -122,9 +122,9 @@ def _name(prompt: str, image: Any) -> str:
 def split_rows(prepare: Any, *, shared_image: bool) -> Any:
     """``pipeline.prepare_latents`` for a batch of images, one row at a time.
 
-    The stock methods encode the whole batch of images once per generator (Wan, which so makes B x B conditions), or take
-    no single image for several rows (CogVideoX). Each row is prepared on its own here and the results are stacked, so
-    that a row is what it would be alone.
+    The stock methods encode the whole batch of images once per generator (Wan makes B x B conditions so), or take no
+    single image for several rows (CogVideoX). Each row is prepared on its own here and the results are stacked, so that
+    a row is what it would be alone.
 
     Parameters
     ----------

@@ -11,15 +11,13 @@ from torch import nn
 
 from dit_lens.architectures import Architecture
 from dit_lens.architectures.base import Block, Settings
+from dit_lens.architectures.common import spatial_factor, temporal_factor
 from dit_lens.errors import InputError, UnsupportedModel
 from dit_lens.geometry import Geometry, Layer, Pixels
 from dit_lens.inputs import Inputs
 
 #: Settings that a run always has; their defaults are the pipeline's own.
 _BASIC = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
-#: Names under which pipelines keep the factors of their VAE.
-_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
-_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 
 
 def gather_settings(
@@ -57,11 +55,7 @@ def _fill_size(pipeline: Any, settings: dict[str, Any]) -> None:
             size = getattr(config, configured, None)
             if size is None:
                 raise InputError(f"{type(pipeline).__name__} has no default {name}; give {name}=")
-            settings[name] = size if name == "num_frames" else size * factor(pipeline, _SPATIAL)
-
-
-def factor(pipeline: Any, names: tuple[str, ...]) -> int:
-    return next(int(getattr(pipeline, name)) for name in names if hasattr(pipeline, name))
+            settings[name] = size if name == "num_frames" else size * spatial_factor(pipeline)
 
 
 def _check(pipeline: Any, architecture: Architecture, settings: Settings, inputs: Inputs, *, takes_image: bool) -> None:
@@ -133,7 +127,7 @@ def _heads(module: Any) -> int:
 
 
 def _pixels(pipeline: Any, settings: Settings, latent_frames: int) -> Pixels:
-    frames, temporal = settings["num_frames"], factor(pipeline, _TEMPORAL)
+    frames, temporal = settings["num_frames"], temporal_factor(pipeline)
     made = frames // temporal if frames % temporal == 0 else (frames - 1) // temporal + 1
     return Pixels(frames, settings["height"], settings["width"], temporal, latent_frames - made)
 

@@ -11,6 +11,37 @@ from torch import Tensor, nn
 from dit_lens.architectures.base import Grid, Latent, Met, Settings, Term, classifier_free
 from dit_lens.errors import UnsupportedModel
 
+#: Names under which pipelines keep the factors of their VAE.
+_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+
+
+def spatial_factor(pipeline: Any) -> int:
+    """Pixels per latent cell along a side."""
+    return next(int(getattr(pipeline, name)) for name in _SPATIAL if hasattr(pipeline, name))
+
+
+def temporal_factor(pipeline: Any) -> int:
+    """Pixel frames per latent frame."""
+    return next(int(getattr(pipeline, name)) for name in _TEMPORAL if hasattr(pipeline, name))
+
+
+def causal_latent(channels: str) -> Callable[[Any, Settings], Latent]:
+    """The state of a VAE whose first latent frame holds one pixel frame; ``channels`` names the setting with its C."""
+
+    def latent(pipeline: Any, settings: Settings) -> Latent:
+        spatial = spatial_factor(pipeline)
+        frames = (settings["num_frames"] - 1) // temporal_factor(pipeline) + 1
+        config = pipeline.transformer.config
+        return int(config[channels]), frames, settings["height"] // spatial, settings["width"] // spatial
+
+    return latent
+
+
+def separate_calls(pipeline: Any, settings: Settings) -> tuple[tuple[str, ...], ...]:
+    """One call a step for "cond" and then one for "uncond"."""
+    return (("cond",), ("uncond",)) if settings["guidance_scale"] > 1 else (("cond",),)
+
 
 def batched_calls(pipeline: Any, settings: Settings) -> tuple[tuple[str, ...], ...]:
     """One call a step, whose batch holds first the rows of "uncond" and then those of "cond"."""

@@ -15,8 +15,8 @@ import torch
 from diffusers.utils import is_torchvision_available
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
-from dit_lens.architectures.common import head_shares, patched_grid
+from dit_lens.architectures.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
+from dit_lens.architectures.common import causal_latent, head_shares, patched_grid, separate_calls, width_of_heads
 from dit_lens.errors import UnsupportedModel
 
 
@@ -50,10 +50,6 @@ BLOCK = Block(
 )  # fmt: skip
 
 
-def calls(pipeline: Any, settings: Settings) -> tuple[tuple[str, ...], ...]:
-    return (("cond",), ("uncond",)) if settings["guidance_scale"] > 1 else (("cond",),)
-
-
 def guide(velocities: Mapping[str, Tensor], scales: Mapping[str, float], state: Tensor, sigma: float) -> Tensor:
     """Cosmos counts the scale from the conditional prediction: a scale of 0 would be no guidance."""
     cond = velocities["cond"]
@@ -70,21 +66,8 @@ def refuse(pipeline: Any, settings: Settings) -> str | None:
     return None
 
 
-def latent(pipeline: Any, settings: Settings) -> Latent:
-    return (
-        pipeline.transformer.config.in_channels,
-        (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1,
-        settings["height"] // pipeline.vae_scale_factor_spatial,
-        settings["width"] // pipeline.vae_scale_factor_spatial,
-    )
-
-
 def multiples(pipeline: Any) -> tuple[int, int, int]:
     return 16, 16, pipeline.vae_scale_factor_temporal
-
-
-def width(transformer: Any) -> int:
-    return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
 
 
 def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
@@ -128,10 +111,10 @@ COSMOS = Architecture(
     pipelines=("CosmosTextToWorldPipeline",),
     stacks=(("transformer_blocks", BLOCK),),
     conditioning=("time_embed",),
-    calls=calls,
-    latent=latent,
+    calls=separate_calls,
+    latent=causal_latent("in_channels"),
     grid=patched_grid,
-    width=width,
+    width=width_of_heads,
     multiples=multiples,
     head=head,
     decode=decode,

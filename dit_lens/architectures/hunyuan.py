@@ -18,7 +18,6 @@ from dit_lens.architectures.base import (
     Architecture,
     Block,
     Grid,
-    Latent,
     Met,
     Reader,
     Settings,
@@ -27,7 +26,7 @@ from dit_lens.architectures.base import (
     first_video,
     last_text,
 )
-from dit_lens.architectures.common import bias_share, head_shares
+from dit_lens.architectures.common import bias_share, causal_latent, head_shares, patch_of, patched_grid, width_of_heads
 from dit_lens.errors import UnsupportedModel
 
 _VIDEO, _TEXT = Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1)
@@ -162,29 +161,6 @@ def guide(velocities: Mapping[str, Tensor], scales: Mapping[str, float], state: 
     return velocities["uncond"] + scales["true_cfg_scale"] * (velocities["cond"] - velocities["uncond"])
 
 
-def latent(pipeline: Any, settings: Settings) -> Latent:
-    return (
-        pipeline.transformer.config.in_channels,
-        (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1,
-        settings["height"] // pipeline.vae_scale_factor_spatial,
-        settings["width"] // pipeline.vae_scale_factor_spatial,
-    )
-
-
-def _patch(transformer: Any) -> tuple[int, int, int]:
-    size = transformer.config.patch_size
-    return transformer.config.patch_size_t, size, size
-
-
-def grid(transformer: Any, latent: Latent) -> Grid:
-    f, h, w = (size // patch for size, patch in zip(latent[1:], _patch(transformer), strict=True))
-    return f, h, w
-
-
-def width(transformer: Any) -> int:
-    return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
-
-
 def multiples(pipeline: Any) -> tuple[int, int, int]:
     """The pipeline wants multiples of 16; whole patches need as much of the VAE's factor."""
     spatial = math.lcm(16, pipeline.vae_scale_factor_spatial * pipeline.transformer.config.patch_size)
@@ -198,7 +174,7 @@ def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], gr
 def read_out(transformer: Any, residual: Tensor, temb: Tensor, grid: Grid) -> Tensor:
     """The model's own norm and projection under the time embedding (B, D), and patches (C, p_t, p, p) to pixels."""
     patches = transformer.proj_out(transformer.norm_out(residual, temb))
-    cells = patches.reshape(len(patches), *grid, -1, *_patch(transformer))
+    cells = patches.reshape(len(patches), *grid, -1, *patch_of(transformer))
     return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
@@ -221,9 +197,9 @@ HUNYUAN_VIDEO = Architecture(
     stacks=(("transformer_blocks", DUAL), ("single_transformer_blocks", SINGLE)),
     conditioning=("time_text_embed",),
     calls=calls,
-    latent=latent,
-    grid=grid,
-    width=width,
+    latent=causal_latent("in_channels"),
+    grid=patched_grid,
+    width=width_of_heads,
     multiples=multiples,
     head=head,
     decode=decode,

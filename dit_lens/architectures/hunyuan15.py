@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from dit_lens.architectures.base import Architecture, Grid, Latent, Settings
-from dit_lens.architectures.hunyuan import DUAL, decode, grid, read_out, width
+from dit_lens.architectures.common import patched_grid, width_of_heads
+from dit_lens.architectures.hunyuan import DUAL, decode, read_out
 
 
 def _guided(guider: Any) -> bool:
@@ -80,8 +81,8 @@ HUNYUAN_VIDEO_15 = Architecture(
     conditioning=("time_embed",),
     calls=calls,
     latent=latent,
-    grid=grid,
-    width=width,
+    grid=patched_grid,
+    width=width_of_heads,
     multiples=multiples,
     head=head,
     decode=decode,

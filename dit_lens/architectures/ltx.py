@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
 from dit_lens.architectures.common import (
     batched_calls,
+    causal_latent,
     classifier_free_float32,
     gated_attention,
     patched_grid,
@@ -66,15 +67,6 @@ def refuse_noisy_decoding(pipeline: Any, settings: Settings) -> str | None:
     return None
 
 
-def latent(pipeline: Any, settings: Settings) -> Latent:
-    return (
-        pipeline.transformer.config.in_channels,
-        (settings["num_frames"] - 1) // pipeline.vae_temporal_compression_ratio + 1,
-        settings["height"] // pipeline.vae_spatial_compression_ratio,
-        settings["width"] // pipeline.vae_spatial_compression_ratio,
-    )
-
-
 def multiples(pipeline: Any) -> tuple[int, int, int]:
     """The pipelines check for multiples of 32, whatever the VAE's factor."""
     spatial = math.lcm(32, pipeline.vae_spatial_compression_ratio)
@@ -124,7 +116,7 @@ LTX_VIDEO = Architecture(
     stacks=(("transformer_blocks", BLOCK),),
     conditioning=("time_embed",),
     calls=batched_calls,
-    latent=latent,
+    latent=causal_latent("in_channels"),
     grid=patched_grid,
     width=width_of_heads,
     multiples=multiples,

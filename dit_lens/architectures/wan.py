@@ -5,14 +5,22 @@ Wan 2.2 A14B hands the later steps to a second transformer of the same kind; Wan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
-from dit_lens.architectures.common import bias_share, head_shares, patched_grid, unpatchify_channels_last
+from dit_lens.architectures.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
+from dit_lens.architectures.common import (
+    causal_latent,
+    gated_attention,
+    patched_grid,
+    separate_calls,
+    unpatchify_channels_last,
+    width_of_heads,
+)
 
 
 def _gate(met: Met, index: int) -> Tensor:
@@ -29,23 +37,12 @@ BLOCK = Block(
         "attn1.to_out.0.input", "attn1.output", "norm2.input", "attn2.output", "norm3.input", "ffn.output",
     ),
     terms=(
-        Term(
-            "attn", "video", ("attn1.output",), lambda met: met["attn1.output"] * _gate(met, 2),
-            heads=lambda met: head_shares(
-                met["attn1.to_out.0.input"], met.module.attn1.to_out[0], met.module.attn1.heads, _gate(met, 2)
-            ),
-            headless=lambda met: bias_share(met.module.attn1.to_out[0], _gate(met, 2)),
-            head_needs=("attn1.to_out.0.input",),
-        ),
+        gated_attention(lambda met: _gate(met, 2)),
         Term("cross_attn", "video", ("attn2.output",), lambda met: met["attn2.output"]),
         Term("ffn", "video", ("ffn.output",), lambda met: met["ffn.output"].float() * _gate(met, 5)),
     ),
     readers=(Reader("norm2.input", "video"), Reader("norm3.input", "video")),
 )  # fmt: skip
-
-
-def calls(pipeline: Any, settings: Settings) -> tuple[tuple[str, ...], ...]:
-    return (("cond",), ("uncond",)) if settings["guidance_scale"] > 1 else (("cond",),)
 
 
 def scales(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, float]:
@@ -67,28 +64,11 @@ def refuse(pipeline: Any, settings: Settings) -> str | None:
     return None
 
 
-def latent(pipeline: Any, settings: Settings) -> Latent:
-    return (
-        pipeline.transformer.config.out_channels,
-        (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1,
-        settings["height"] // pipeline.vae_scale_factor_spatial,
-        settings["width"] // pipeline.vae_scale_factor_spatial,
-    )
-
-
 def multiples(pipeline: Any) -> tuple[int, int, int]:
     """The pipelines crop to whole patches and want multiples of 16; the VAE encodes one frame, then chunks of four."""
     _, high, wide = pipeline.transformer.config.patch_size
     spatial = pipeline.vae_scale_factor_spatial
-    return _lcm(16, spatial * high), _lcm(16, spatial * wide), max(4, pipeline.vae_scale_factor_temporal)
-
-
-def _lcm(a: int, b: int) -> int:
-    return int(torch.lcm(torch.tensor(a), torch.tensor(b)))
-
-
-def width(transformer: Any) -> int:
-    return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
+    return math.lcm(16, spatial * high), math.lcm(16, spatial * wide), max(4, pipeline.vae_scale_factor_temporal)
 
 
 def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
@@ -139,10 +119,10 @@ WAN = Architecture(
     pipelines=("WanPipeline", "WanImageToVideoPipeline"),
     stacks=(("blocks", BLOCK),),
     conditioning=("condition_embedder",),
-    calls=calls,
-    latent=latent,
+    calls=separate_calls,
+    latent=causal_latent("out_channels"),
     grid=patched_grid,
-    width=width,
+    width=width_of_heads,
     multiples=multiples,
     head=head,
     decode=decode,

@@ -18,8 +18,8 @@ from dit_lens.probing.grid import ProbeData
 from dit_lens.run import Run
 from dit_lens.selection import Select, indices
 from dit_lens.sites import Sites
-from dit_lens.tokens import Tokens
 from dit_lens.tasks.base import Label, Task
+from dit_lens.tokens import Tokens
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,18 @@ from diffusers import SkyReelsV2ImageToVideoPipeline, SkyReelsV2Pipeline, SkyRee
 from transformers import CLIPVisionModelWithProjection
 
 from dit_lens.tiny.base import Tiny
-from dit_lens.tiny.wan import NARROW, SEEING, SHORT, SIZE, image_encoder, two_pictures, scheduler, text, two_prompts, vae
+from dit_lens.tiny.wan import (
+    NARROW,
+    SEEING,
+    SHORT,
+    SIZE,
+    image_encoder,
+    scheduler,
+    text,
+    two_pictures,
+    two_prompts,
+    vae,
+)
 
 
 def _transformer(**more: Any) -> SkyReelsV2Transformer3DModel:
