@@ -21,7 +21,6 @@ from dit_lens.interventions.shapes import (
     require_rows,
     require_whole,
     row_numbers,
-    wide,
 )
 from dit_lens.run import Row, Run
 from dit_lens.sites import Site, Sites
@@ -96,10 +95,10 @@ class Ablate:
         return part_of(reference[at.site], self.sites, at.site, at.geometry)
 
     def _mean(self, given: Tensor, site: Site) -> Tensor:
-        chosen = wide(given if self.rows is None else given[list(self.rows)])
+        chosen = given if self.rows is None else given[list(self.rows)]
         axis = channel_axis(site) % chosen.ndim
         tokens = [a for a in range(1, chosen.ndim) if a != axis] if self.over == "tokens" else []
-        return chosen.mean(dim=[0, *tokens], keepdim=True)
+        return chosen.mean(dim=[0, *tokens], keepdim=True, dtype=torch.promote_types(chosen.dtype, torch.float32))
 
     def _resampled(self, rows: int, count: int) -> tuple[int, ...]:
         """The reference's row for each row of this run."""
