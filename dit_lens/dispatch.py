@@ -64,6 +64,8 @@ class Dispatcher:
     def active(self) -> Iterator[None]:
         """Sits in ``forward`` of every expert; taken out again whatever happens."""
         with ExitStack() as stack:
+            for tree in self.trees.values():
+                tree.refresh()
             self.context.recorder = self.recorder
             stack.callback(setattr, self.context, "recorder", None)
             for expert, tree in self.trees.items():
@@ -137,7 +139,7 @@ class Dispatcher:
             return forward(*args, **kwargs)
         visits = [(p, dressed(sites, call)) for p, sites in visits]
         walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._is_last(call))
-        workers = [partial(walk, tree.envoy)] if visits or resume is not None else []
+        workers = [partial(walk, tree.envoy, tree.at)] if visits or resume is not None else []
         if self.body is not None:
             workers.append(partial(self.body, replace(call, args=args), tree.envoy))
         try:

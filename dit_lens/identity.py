@@ -17,23 +17,46 @@ from dit_lens.sites import Sites
 
 
 def model_id(experts: Iterable[Any]) -> str:
-    """Hash of the transformers' configuration and of a sample of their weights."""
+    """Hash of the transformers' configuration, of a sample of their weights and of the adapters that are on."""
     digest = hashlib.sha256()
     for module in experts:
         # Private entries say where and by which version it was loaded, not what it is.
         config = {k: v for k, v in module.config.items() if not k.startswith("_")}
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        for parameter in module.parameters():
-            digest.update(_sample(parameter))
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                digest.update(_sample(part, name, parameter))
+        digest.update(repr(_adapters(module)).encode())
     return digest.hexdigest()[:12]
 
 
-def _sample(parameter: nn.Parameter) -> bytes:
-    """A few values; an offloaded parameter has none here, only its shape."""
+def weights_state(experts: Iterable[Any]) -> tuple[Any, ...]:
+    """What changes whenever the weights or the adapters do: cheap enough to ask at every run."""
+    experts = list(experts)
+    weights = tuple((id(p), p._version) for module in experts for p in module.parameters())
+    return weights, tuple(_adapters(module) for module in experts)
+
+
+def _adapters(module: nn.Module) -> tuple[Any, ...]:
+    """Names and scales of the adapters that act in each adapted layer, and those that are fused into it."""
+    if not getattr(module, "_hf_peft_config_loaded", False):
+        return ()
+    return tuple(
+        (str(part.active_adapters), sorted(part.scaling.items()), str(part.merged_adapters), part.disable_adapters)
+        for part in module.modules() if hasattr(part, "scaling") and hasattr(part, "merged_adapters")
+    )  # fmt: skip
+
+
+def _sample(module: Any, name: str, parameter: nn.Parameter) -> bytes:
+    """A few values, of an offloaded parameter from where accelerate keeps it."""
+    values: Any = parameter
     if parameter.device.type == "meta":
-        return str(tuple(parameter.shape)).encode()
-    values: bytes = parameter.detach().flatten()[:64].float().cpu().numpy().tobytes()
-    return values
+        kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        if kept is None:
+            return str(tuple(parameter.shape)).encode()
+        values = kept[name]
+    sample: bytes = values.detach().flatten()[:64].float().cpu().numpy().tobytes()
+    return sample
 
 
 def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]) -> str:

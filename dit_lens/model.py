@@ -24,7 +24,7 @@ from dit_lens.drive import drive
 from dit_lens.errors import InputError, UnsupportedModel
 from dit_lens.geometry import Geometry
 from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
-from dit_lens.identity import model_id, run_id
+from dit_lens.identity import model_id, run_id, weights_state
 from dit_lens.inputs import Inputs, gather
 from dit_lens.interventions.base import Intervention
 from dit_lens.plan import check_reached, check_stop, make_plan
@@ -79,6 +79,7 @@ class VideoDiT:
         if second is not None:
             self.experts = {"high_noise": self.pipeline.transformer, "low_noise": second}
         self.layers = len(self.architecture.blocks(self.pipeline.transformer))
+        self._known_as: tuple[Any, str] = (None, "")
 
     def __repr__(self) -> str:
         name = type(self.pipeline).__name__
@@ -88,10 +89,13 @@ class VideoDiT:
     def _trees(self) -> dict[str | None, Tree]:
         return {name: Tree(module) for name, module in self.experts.items()}
 
-    @cached_property
+    @property
     def id(self) -> str:
-        """Hash of the transformers' configuration and of a sample of their weights."""
-        return model_id(self.experts.values())
+        """Hash of the transformers' configuration, of a sample of their weights and of the adapters that are on."""
+        state = weights_state(self.experts.values())
+        if state != self._known_as[0]:
+            self._known_as = (state, model_id(self.experts.values()))
+        return self._known_as[1]
 
     @torch.no_grad()
     def run(
@@ -145,7 +149,7 @@ class VideoDiT:
             As soon as it is known, naming the sites visited.
         """
         started = time.perf_counter()
-        refuse_modes(self.experts.values())
+        refuse_modes(self.experts.values(), pipeline=self.pipeline)
         gathered = gather(inputs, seed)
         arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | pipeline_arguments
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, arguments)
@@ -210,7 +214,7 @@ class VideoDiT:
 
     def _replay(self, run: Run, step: int, interventions: Sequence[Intervention], from_layer: int) -> Replay:
         calls = run.recorded(step)
-        refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled())
+        refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled(), pipeline=self.pipeline)
         context: Context = calls[0].context
         plan = make_plan(interventions, run.geometry, run.rows)
         resume = Resume(run, step, from_layer) if from_layer else None
@@ -218,6 +222,8 @@ class VideoDiT:
             resume.check(self.id, context, run.settings)
             check_reached(resume, plan, first=step)
         dispatcher = Dispatcher(None, context, self._trees, plan, resume=resume)
+        for tree in self._trees.values():
+            tree.refresh()
         predicted: dict[str, Tensor] = {}
         conditioning: dict[str, dict[str, Any]] = {}
         started = time.perf_counter()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from dit_lens.bridge import module_of
+from dit_lens.bridge import at, module_of
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import Intervention, check
 from dit_lens.plan import Planned
@@ -43,7 +44,9 @@ def apply(intervention: Intervention, call: Call, dit: Any, into: dict[Site, Ten
     check(intervention, sites, context.geometry, context.rows)
     here = dressed([s for s in sites if s.step == call.step and s.branch in call.branches], call)
     recorder = context.recorder if into is None and context.recorder is not None else _Into(into, intervention)
-    Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], Visitor(context, recorder))(dit)
+    Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], Visitor(context, recorder))(
+        dit, partial(at, dit)
+    )
 
 
 class _Into(Recorder):

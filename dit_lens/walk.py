@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.architectures.base import Block, Met, Reader, Stream, Term, bind
-from dit_lens.bridge import at
 from dit_lens.plan import Planned
 from dit_lens.recorder import Visitor
 from dit_lens.run import Call, Context, Resume
@@ -102,16 +101,23 @@ class Walk:
             needed |= {r.event for r in block.readers if r.stream in edited}
         return [e for e in block.events if e in needed]
 
-    def __call__(self, envoy: Any) -> None:
-        """Meet all sites; runs as one worker of the call's trace."""
+    def __call__(self, envoy: Any, find: Callable[[str], Any]) -> None:
+        """Meet all sites; runs as one worker of the call's trace.
+
+        Parameters
+        ----------
+        envoy : nnsight envoy of the transformer
+        find : callable (path) -> envoy
+        """
+        self._find = find
         if self._at:
             self._offer_input(envoy)
         for layer, (path, module, block) in enumerate(self.layers):
             if layer < self._first:
-                at(envoy, path).skip(self._recorded(block))
+                find(path).skip(self._recorded(block))
                 self.blocks_run -= 1
             elif self._busy(layer):
-                self._block(at(envoy, path), module, block, layer)
+                self._block(find(path), module, block, layer)
         if self._at:
             self._offer_output(envoy)
 
@@ -148,7 +154,7 @@ class Walk:
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
             if self._bypassed(layer):
                 return self._skip(envoy, block, layer, met)
-        pending = self._offer_terms(envoy, block, layer, met) if met is not None else {}
+        pending = self._offer_terms(block, layer, met) if met is not None else {}
         if pending or self._wants(layer, "delta", "resid"):
             self._offer_block_output(envoy, block, layer, met, pending)
         return None
@@ -190,14 +196,14 @@ class Walk:
         streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
         envoy.skip(_packed(None, block, streams))
 
-    def _offer_terms(self, envoy: Any, block: Block, layer: int, met: Met) -> dict[str, Tensor]:
+    def _offer_terms(self, block: Block, layer: int, met: Met) -> dict[str, Tensor]:
         """Meet the block's terms; returns what their edits add to each stream, for the block's output."""
         terms, pending = self._terms(layer, block), dict[str, Tensor]()
         for term in (t for t in terms if not t.needs):
             self._offer_term(term, layer, met, pending)
         for event in self._events(layer, block):
             path, _, what = event.rpartition(".")
-            inner = at(envoy, path)
+            inner = self._find(f"{self.layers[layer][0]}.{path}")
             if what == "input":
                 met.see(event, self._read(inner, [r for r in block.readers if r.event == event], pending, met))
             else:

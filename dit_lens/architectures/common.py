@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_lens.architectures.base import Grid, Latent, Met, Settings, Term, classifier_free
-from dit_lens.errors import UnsupportedModel
+from dit_lens.compat import linear_weight
 
 #: Names under which pipelines keep the factors of their VAE.
 _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
@@ -82,7 +82,7 @@ def unpatchify_channels_last(patches: Tensor, grid: Grid, patch: tuple[int, int,
     return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def head_shares(z: Tensor, projection: nn.Module, heads: int, gate: Tensor | None = None) -> Tensor:
+def head_shares(z: Tensor, projection: Any, heads: int, gate: Tensor | None = None) -> Tensor:
     """What each attention head adds to the stream: (B, N, heads, D).
 
     Parameters
@@ -96,11 +96,10 @@ def head_shares(z: Tensor, projection: nn.Module, heads: int, gate: Tensor | Non
     Raises
     ------
     UnsupportedModel
-        The projection is not a plain linear layer (an adapter or a quantised layer cannot be split by columns).
+        The projection is no multiplication with a plain weight that is at hand (an adapter, a quantised layer, a weight
+        that is offloaded).
     """
-    if type(projection) is not nn.Linear:
-        raise UnsupportedModel(f"heads cannot be told apart behind a {type(projection).__name__}; fuse or unload it")
-    columns = projection.weight.unflatten(1, (heads, -1))  # (D, heads, d)
+    columns = linear_weight(projection, z).unflatten(1, (heads, -1))  # (D, heads, d)
     shares = (z.unflatten(-1, (heads, -1)).unsqueeze(-2) @ columns.permute(1, 2, 0)).squeeze(-2)
     return shares if gate is None else shares * gate.unsqueeze(-2)
 

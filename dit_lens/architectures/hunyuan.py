@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_lens.architectures.base import (
     Architecture,
@@ -27,7 +27,7 @@ from dit_lens.architectures.base import (
     last_text,
 )
 from dit_lens.architectures.common import bias_share, causal_latent, head_shares, patch_of, patched_grid, width_of_heads
-from dit_lens.errors import UnsupportedModel
+from dit_lens.compat import linear_weight
 
 _VIDEO, _TEXT = Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1)
 
@@ -88,12 +88,8 @@ def _given(met: Met, stream: str) -> Tensor:
 
 def _split(met: Met, stream: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the attention and the feed-forward give to the shared projection, and its columns for either."""
-    projection = met.module.proj_out
-    if type(projection) is not nn.Linear:
-        raise UnsupportedModel(
-            f"attention and feed-forward cannot be told apart behind a {type(projection).__name__}; fuse or unload it"
-        )
-    given, weight, width = _given(met, stream), projection.weight, projection.out_features
+    projection, given = met.module.proj_out, _given(met, stream)
+    weight, width = linear_weight(projection, given), projection.out_features
     return given[..., :width], given[..., width:], weight[:, :width], weight[:, width:]
 
 
