@@ -41,9 +41,10 @@ def _adapters(module: nn.Module) -> tuple[Any, ...]:
     """Names and scales of the adapters that act in each adapted layer, and those that are fused into it."""
     if not getattr(module, "_hf_peft_config_loaded", False):
         return ()
+    parts: Iterable[Any] = module.modules()
     return tuple(
         (str(part.active_adapters), sorted(part.scaling.items()), str(part.merged_adapters), part.disable_adapters)
-        for part in module.modules() if hasattr(part, "scaling") and hasattr(part, "merged_adapters")
+        for part in parts if hasattr(part, "scaling") and hasattr(part, "merged_adapters")
     )  # fmt: skip
 
 

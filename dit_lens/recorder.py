@@ -30,6 +30,7 @@ class Recorder:
     visited: dict[Site, None] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     _unread: list[tuple[Site, Tensor]] = field(default_factory=list)
+    _pinned: list[tuple[Site, Tensor]] = field(default_factory=list)
 
     def keep(self, site: Site, name: str, tensor: Tensor) -> None:
         """Store one capture.
@@ -38,7 +39,10 @@ class Recorder:
         ------
         NotFinite, InputError
         """
-        self.require_finite(tensor, site)
+        if _on_its_way(tensor):
+            self._pinned.append((site, tensor))
+        else:
+            self.require_finite(tensor, site)
         store = self.captures.setdefault(name, {})
         if site in store:
             raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
@@ -68,8 +72,10 @@ class Recorder:
     def finish(self) -> None:
         """Wait for what is still on its way: answers on the device, and copies into pinned memory."""
         self.settle()
-        if torch.cuda.is_available() and any(t.is_pinned() for kept in self.captures.values() for t in kept.values()):
+        if self._pinned:
             torch.cuda.synchronize()
+        for site, tensor in self._pinned:
+            self.require_finite(tensor, site)
 
     def _refuse(self, site: Site, bad: int | None) -> None:
         if bad != 0:
@@ -78,6 +84,11 @@ class Recorder:
     def where(self) -> str:
         """The sites visited so far, in words."""
         return f"visited so far: {some(self.visited)}" if self.visited else "no site visited yet"
+
+
+def _on_its_way(tensor: Tensor) -> bool:
+    """Whether a copy from an accelerator into this memory may still be under way."""
+    return torch.cuda.is_available() and tensor.is_pinned()
 
 
 @dataclass

@@ -44,9 +44,8 @@ def apply(intervention: Intervention, call: Call, dit: Any, into: dict[Site, Ten
     check(intervention, sites, context.geometry, context.rows)
     here = dressed([s for s in sites if s.step == call.step and s.branch in call.branches], call)
     recorder = context.recorder if into is None and context.recorder is not None else _Into(into, intervention)
-    Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], Visitor(context, recorder))(
-        dit, partial(at, dit)
-    )
+    walk = Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], Visitor(context, recorder))
+    walk(dit, partial(at, dit))
 
 
 class _Into(Recorder):

@@ -201,22 +201,24 @@ class Walk:
         terms, pending = self._terms(layer, block), dict[str, Tensor]()
         for term in (t for t in terms if not t.needs):
             self._offer_term(term, layer, met, pending)
-        for event in self._events(layer, block):
+        absent = block.absent(met.arguments)
+        events = [e for e in self._events(layer, block) if e not in absent]
+        for event in events:
             path, _, what = event.rpartition(".")
             inner = self._find(f"{self.layers[layer][0]}.{path}")
             if what == "input":
                 met.see(event, self._read(inner, [r for r in block.readers if r.event == event], pending, met))
             else:
                 met.see(event, inner.output)
-            for term in (t for t in terms if self._complete(t, layer, event, block)):
+            for term in (t for t in terms if self._complete(t, layer, event, events)):
                 self._offer_term(term, layer, met, pending)
         return pending
 
-    def _complete(self, term: Term, layer: int, event: str, block: Block) -> bool:
-        """Whether ``event`` is the last one that a term waits for."""
+    def _complete(self, term: Term, layer: int, event: str, events: Sequence[str]) -> bool:
+        """Whether ``event`` is the last one that a term waits for, of those that come."""
         by_head = term.component == "attn" and any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
-        needs = set(term.needs) | (set(term.head_needs) if by_head else set())
-        return bool(needs) and event == max(needs, key=block.events.index)
+        needs = {*term.needs, *(term.head_needs if by_head else ())}
+        return event == max(needs.intersection(events), key=events.index, default=None)
 
     def _read(self, inner: Any, readers: Sequence[Reader], pending: Mapping[str, Tensor], met: Met) -> Any:
         """A module's first argument, after what earlier edits add to the streams that it reads."""

@@ -122,7 +122,8 @@ CASES: dict[str, Case] = {
     "head": Case(SiteError, r"no head 4; .*heads 0\.\.3", see(component="head", heads=4)),
     "mask": Case(SiteError, r"mask of shape \(2, 2\) does not fit the grid \(5, 4, 4\)",
                  see(tokens=dl.Tokens(mask=np.ones((2, 2), dtype=bool)))),
-    "box of pixels": Case(SiteError, r"\(0, 0, 33, 32\).*leaves 32 x 32 pixels", see(tokens=dl.Tokens(box=(0, 0, 33, 32)))),
+    "box of pixels": Case(SiteError, r"\(0, 0, 33, 32\).*leaves 32 x 32 pixels",
+                          see(tokens=dl.Tokens(box=(0, 0, 33, 32)))),
     "pixel frames": Case(SiteError, r"9:10 do not fit; the video has frames 0\.\.8",
                          see(tokens=dl.Tokens(pixel_frames=(9, 10)))),
     "positions of video": Case(SiteError, "positions=0 select in a text stream", see(tokens=dl.Tokens(positions=0))),
@@ -174,7 +175,8 @@ CASES: dict[str, Case] = {
     "half a step": Case(InputError, "steps=1.5.*whole", give(steps=1.5)),
     "frames that are none": Case(InputError, "num_frames='5' is not", give(num_frames="5")),
     "height that is none": Case(InputError, "height=32.0 is not a multiple", give(height=32.0)),
-    "guidance that is none": Case(InputError, "guidance_scale='high': need a finite number", give(guidance_scale="high")),
+    "guidance that is none": Case(InputError, "guidance_scale='high': need a finite number",
+                                  give(guidance_scale="high")),
     "infinite guidance": Case(InputError, "guidance_scale=inf.*finite", give(guidance_scale=float("inf"))),
     "a step that is true": Case(InputError, "steps=True.*whole", give(steps=True)),
     "stop where": Case(InputError, r"stop_after='soon'.*'last site'.*0\.\.2", give(stop_after="soon")),
@@ -242,7 +244,9 @@ def test_errors_of_this_package_are_also_what_python_calls_them() -> None:
 
 
 def test_an_unknown_component_is_refused_when_it_is_named() -> None:
-    with pytest.raises(SiteError, match="latents, model_input, embed, head, .*attn, cross_attn, .*ffn, .*delta, resid"):
+    with pytest.raises(
+        SiteError, match=r"latents, model_input, embed, head, .*attn, cross_attn, .*ffn, .*delta, resid"
+    ):
         S("mlp")
 
 

@@ -97,7 +97,7 @@ def test_gradient_checkpointing_is_refused(text_to_video: Subject) -> None:
     run, transformer = text_to_video.run(record=True), text_to_video.pipeline.transformer
     transformer.enable_gradient_checkpointing()
     try:
-        with pytest.raises(UnsupportedModel, match="gradient checkpointing.*disable_gradient_checkpointing"):
+        with pytest.raises(UnsupportedModel, match=r"gradient checkpointing.*disable_gradient_checkpointing"):
             text_to_video.model.gradients(run, 0, energy, dl.Sites("resid", layers=0))
     finally:
         transformer.disable_gradient_checkpointing()

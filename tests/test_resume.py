@@ -86,7 +86,8 @@ def test_a_resumed_run_can_be_recorded_and_resumed_again(text_to_video: Subject)
 @pytest.mark.parametrize("layer", [1, 3])
 def test_a_replay_from_a_layer_is_the_whole_replay_bit_for_bit(subject: Subject, guidance: float, layer: int) -> None:
     run = record(subject, guidance)
-    edits = [dl.Patch(subject.run(guidance=guidance, interventions=[capture("resid")]), dl.Sites("resid", layers=layer)),
+    donor = subject.run(guidance=guidance, interventions=[capture("resid")])
+    edits = [dl.Patch(donor, dl.Sites("resid", layers=layer)),
              Edit(dl.Sites("attn", layers=layer), lambda x, at: -x)]  # fmt: skip
     for step in range(STEPS):
         whole = subject.model.replay(run, step, edits)

@@ -92,8 +92,8 @@ def test_a_selection_prints_itself(selection: dl.Sites) -> None:
 
 @pytest.mark.parametrize(
     ("select", "text"),
-    [(slice(1, None), "1:"), (slice(None, 3), ":3"), (slice(2, 5), "2:5"), (slice(None), ":"), (slice(0, 9, 2), "0:9:2"),
-     ([4, 1], "4,1"), (3, "3"), ("all", "all")],
+    [(slice(1, None), "1:"), (slice(None, 3), ":3"), (slice(2, 5), "2:5"), (slice(None), ":"),
+     (slice(0, 9, 2), "0:9:2"), ([4, 1], "4,1"), (3, "3"), ("all", "all")],
 )  # fmt: skip
 def test_a_selection_is_shown_as_python_writes_it(select: Any, text: str) -> None:
     assert show(select) == text

@@ -11,12 +11,13 @@ from dit_lens.architectures.cosmos import COSMOS
 from dit_lens.architectures.hunyuan import HUNYUAN_VIDEO
 from dit_lens.architectures.hunyuan15 import HUNYUAN_VIDEO_15
 from dit_lens.architectures.ltx import LTX_VIDEO
+from dit_lens.architectures.ltx2 import LTX_2
 from dit_lens.architectures.mochi import MOCHI
 from dit_lens.architectures.skyreels import SKYREELS
 from dit_lens.architectures.wan import WAN
 from dit_lens.errors import UnsupportedModel
 
-FAMILIES = (WAN, SKYREELS, COSMOS, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, COGVIDEOX, MOCHI, ALLEGRO, LTX_VIDEO)
+FAMILIES = (WAN, SKYREELS, COSMOS, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, COGVIDEOX, MOCHI, ALLEGRO, LTX_VIDEO, LTX_2)
 
 __all__ = ["FAMILIES", "Architecture", "Grid", "architecture_of", "register"]
 

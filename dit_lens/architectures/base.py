@@ -100,7 +100,8 @@ class Term:
         "attn", "cross_attn", "ffn", or a family's own ("a2v", "pos", "bias").
     stream : str
     needs : tuple of str
-        Events that must have been seen, in the order of `Block.events`.
+        Events that must have been seen, in the order of `Block.events`; of a block with ``absent`` events at least one
+        that always comes, and the term is met after the last that does.
     value : callable (Met) -> (B, N, D)
         What is added to the stream, after its gate.
     heads : callable (Met) -> (B, N, heads, D), optional
@@ -144,6 +145,10 @@ class Reader:
     part: Part = whole
 
 
+def nothing_absent(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Block:
     """One kind of block.
@@ -161,6 +166,8 @@ class Block:
     readers : tuple of Reader, in execution order
     carried : tuple of Stream
         Streams that the block takes and gives back but that cannot be addressed (the audio of LTX-2).
+    absent : callable (the block's call arguments by name) -> events that do not come in this call
+        Of modules that some calls leave out (audio and video not seeing each other in a branch of LTX-2).
     """
 
     kind: str
@@ -169,6 +176,7 @@ class Block:
     terms: tuple[Term, ...]
     readers: tuple[Reader, ...] = ()
     carried: tuple[Stream, ...] = ()
+    absent: Callable[[Mapping[str, Any]], tuple[str, ...]] = nothing_absent
 
     def stream(self, name: str) -> Stream:
         return next(s for s in self.streams if s.name == name)

@@ -38,7 +38,7 @@ class At:
     token_sigma : Tensor of shape (F, H, W) or None
         Where the family conditions every token on a noise level of its own.
     x0hat : Tensor of shape (B, C, F, H, W) or None
-        At ``latents``: the clean estimate of the step before; None at step 0.
+        At ``latents``: the clean estimate of the step before, whole whatever ``sites.tokens`` selects; None at step 0.
     """
 
     site: Site
@@ -111,7 +111,7 @@ def intervention(sites: Sites, *, reads_only: bool = False) -> Callable[[Callabl
     ... def halve(activation, at):
     ...     return activation / 2
     >>> print(halve.sites)
-    delta, steps all, layers 3
+    delta, steps all, layer 3
     """
 
     def decorate(function: Callable[..., Any]) -> FromFunction:

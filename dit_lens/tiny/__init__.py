@@ -10,6 +10,7 @@ from dit_lens.tiny.cosmos import COSMOS_T2W
 from dit_lens.tiny.hunyuan import HUNYUAN_VIDEO_T2V
 from dit_lens.tiny.hunyuan15 import HUNYUAN_VIDEO_15_T2V
 from dit_lens.tiny.ltx import LTX_VIDEO_T2V
+from dit_lens.tiny.ltx2 import LTX_2_T2V
 from dit_lens.tiny.mochi import MOCHI_T2V
 from dit_lens.tiny.skyreels import SKYREELS_I2V, SKYREELS_T2V
 from dit_lens.tiny.wan import WAN21_I2V, WAN21_T2V, WAN22_A14B, WAN22_TI2V, WAN22_TI2V_IMAGE
@@ -22,7 +23,7 @@ _ALL = (
     COGVIDEOX_10, COGVIDEOX_15,
     MOCHI_T2V,
     ALLEGRO_T2V,
-    LTX_VIDEO_T2V,
+    LTX_VIDEO_T2V, LTX_2_T2V,
 )  # fmt: skip
 
 TINY = {tiny.name: tiny for tiny in _ALL}

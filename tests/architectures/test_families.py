@@ -1,4 +1,4 @@
-"""What every family's file says of its transformer, against what torch's own hooks see in the pipeline called by hand."""
+"""What every family's file says of its transformer, against what torch's hooks see in the pipeline called by hand."""
 
 from __future__ import annotations
 
