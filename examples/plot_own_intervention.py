@@ -35,8 +35,8 @@ class Dim:
 
 
 # %%
-# A decorated function does for what has no settings. This one flips the video's rows in the attention's contribution, but
-# only while the state is mostly noise.
+# A decorated function does for what has no settings. This one turns what the attention adds upside down, but only while
+# the state is mostly noise.
 @dl.intervention(dl.Sites("attn", layers=LAYER))
 def upside_down(activation, at):
     return activation.flip(2) if at.site.sigma > 0.8 else None
@@ -53,9 +53,9 @@ print(f"norm of the last residual, mean over tokens: {float(plain[site].mean()):
       f"{float(changed[site].mean()):.2f} after")  # fmt: skip
 
 # %%
-# Now a question: which heads of the layer does the first step's answer need? Take each head's share away and see how far
-# x0hat moves, in units of how far it moves without the whole attention. The run is recorded once; each replay computes only
-# what lies behind the layer.
+# Now a question: which heads of the layer does the first step's answer need? Take each head's share away and see how
+# far x0hat moves, in units of how far it moves without the whole attention. The run is recorded once; each replay
+# computes only what lies behind the layer.
 before = dl.Capture(dl.Sites("resid", steps=0, layers=LAYER - 1, stream="all"))
 known = model.run(mazes, seed=0, record=True, stop_after=0, interventions=[before])
 
