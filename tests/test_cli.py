@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dit_lens.checks import CHECKED_WITH, versions
+from dit_lens.checks.checks import CHECKS, Failed
 from dit_lens.cli import main
+from dit_lens.tiny import TINY
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -58,3 +61,45 @@ def test_errors_are_one_line_and_status_two(capsys: pytest.CaptureFixture[str]) 
     assert captured.out == ""
     assert "no organism 'atlantis'" in captured.err
     assert "maze" in captured.err
+
+
+def test_families_are_listed_with_the_versions_that_were_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", "--json"]) == 0
+    data = printed(capsys)
+    assert [f["name"] for f in data["families"]] == list(TINY)  # type: ignore[attr-defined]
+    assert {"diffusers", "nnsight"} <= set(data["checked_with"])  # type: ignore[call-overload]
+    assert main(["families"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in TINY)
+    assert f"diffusers {CHECKED_WITH['diffusers']}, nnsight {CHECKED_WITH['nnsight']}" in listed
+
+
+def test_the_installed_versions_are_those_that_the_families_were_checked_with() -> None:
+    """When this fails after an update: run the checks, then say so in ``CHECKED_WITH``."""
+    assert CHECKED_WITH == {name: versions()[name] for name in CHECKED_WITH}
+
+
+def test_families_can_be_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", "--check", "--only", "wan2.1-t2v", "--json"]) == 0
+    data = printed(capsys)
+    (family,) = data["families"]  # type: ignore[misc]
+    assert (family["name"], family["passed"], data["passed"]) == ("wan2.1-t2v", True, True)
+    assert {name: check["passed"] for name, check in family["checks"].items()} == dict.fromkeys(CHECKS, True)
+    assert main(["families", "--check", "--only", "sora"]) == 2
+    assert "no family is named sora" in capsys.readouterr().err
+
+
+def test_a_folder_is_checked_and_a_check_that_fails_is_status_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TINY["mochi"].build().save_pretrained(tmp_path)
+    assert main(["check", "--model", str(tmp_path), "--json"]) == 0
+    assert printed(capsys)["passed"] is True
+
+    def fail(subject: object) -> str:
+        raise Failed("s00/cond/L00/delta/video differs by 99.0")
+
+    monkeypatch.setitem(CHECKS, "sum rule", fail)  # type: ignore[arg-type]
+    assert main(["check", "--model", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  sum rule        s00/cond/L00/delta/video differs by 99.0" in out
