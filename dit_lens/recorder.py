@@ -88,7 +88,7 @@ class Recorder:
 
 def _on_its_way(tensor: Tensor) -> bool:
     """Whether a copy from an accelerator into this memory may still be under way."""
-    return torch.cuda.is_available() and tensor.is_pinned()
+    return torch.cuda.is_initialized() and tensor.is_pinned()
 
 
 @dataclass

@@ -70,10 +70,12 @@ class Walk:
 
     def touched(self) -> list[str]:
         """Paths of the modules that the walk reads or edits."""
-        paths = [path for k, (path, _, _) in enumerate(self.layers) if k < self._first or self._busy(k)]
+        touched = dict[str, None]()
         for k, (path, _, block) in enumerate(self.layers):
-            paths += [f"{path}.{event.rpartition('.')[0]}" for event in self._events(k, block)]
-        return list(dict.fromkeys(paths))
+            if k < self._first or self._busy(k):
+                touched[path] = None
+                touched |= {f"{path}.{event.rpartition('.')[0]}": None for event in self._events(k, block)}
+        return list(touched)
 
     @property
     def _first(self) -> int:
@@ -85,17 +87,18 @@ class Walk:
 
     def _terms(self, layer: int, block: Block) -> list[Term]:
         """The terms of a block that are wanted, whole or by head."""
-        wanted = {(c, stream) for _, c, stream, _ in self._wants(layer, *TERM_COMPONENTS)}
-        wanted |= {("attn", stream) for _, _, stream, _ in self._wants(layer, "head")}
-        return [t for t in block.terms if (t.component, t.stream) in wanted]
+        wanted = {("attn" if c == "head" else c, s) for _, c, s, _ in self._wants(layer, "head", *TERM_COMPONENTS)}
+        return [t for t in block.terms if (t.component, t.stream) in wanted] if wanted else []
 
     def _events(self, layer: int, block: Block) -> list[str]:
         """The events of a block that must be met: what the wanted terms need, and the readers of what they may edit."""
         terms, needed = self._terms(layer, block), set[str]()
+        if not terms:
+            return []
         for term in terms:
             by_head = any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
             needed |= set(term.needs) | (set(term.head_needs) if by_head and term.component == "attn" else set())
-        if terms and any(not p.reads_only for place in self._wants(layer, *TERM_COMPONENTS, "head")
+        if any(not p.reads_only for place in self._wants(layer, *TERM_COMPONENTS, "head")
                          for p, _ in self._visits(place)):  # fmt: skip
             edited = {t.stream for t in terms}
             needed |= {r.event for r in block.readers if r.stream in edited}
@@ -309,7 +312,7 @@ class Walk:
         """Rows of one branch as interventions see them."""
         if latent:
             return self.context.architecture.unpack(tensor, self.context.latent)
-        return tensor.unflatten(1, self.context.geometry.grid) if stream == "video" else tensor
+        return tensor.reshape(len(tensor), *self.context.geometry.grid, -1) if stream == "video" else tensor
 
     def _packed(self, activation: Tensor, latent: bool) -> Tensor:
         """Inverse of `_shaped`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -78,11 +79,16 @@ class Capture:
     def _reducer(self) -> Reduce | None:
         return NAMED[self.reduce] if isinstance(self.reduce, str) else self.reduce
 
+    @cached_property
+    def _takes_at(self) -> bool:
+        reduce = self._reducer
+        return reduce is not None and takes_at(reduce)
+
     def _reduced(self, activation: Tensor, at: At) -> Tensor:
         reduce = self._reducer
         if reduce is None:
             return activation
-        reduced = reduce(activation, at) if takes_at(reduce) else reduce(activation)
+        reduced = reduce(activation, at) if self._takes_at else reduce(activation)
         if not isinstance(reduced, Tensor) or not reduced.ndim or len(reduced) != len(activation):
             given = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
             raise InputError(
