@@ -76,7 +76,7 @@ def test_families_are_listed_with_the_versions_that_were_checked(capsys: pytest.
 
 def test_the_installed_versions_are_those_that_the_families_were_checked_with() -> None:
     """When this fails after an update: run the checks, then say so in ``CHECKED_WITH``."""
-    assert CHECKED_WITH == {name: versions()[name] for name in CHECKED_WITH}
+    assert {name: versions()[name] for name in CHECKED_WITH} == CHECKED_WITH
 
 
 def test_families_can_be_checked(capsys: pytest.CaptureFixture[str]) -> None:
