@@ -130,8 +130,9 @@ def test_a_ratio_is_a_median_whose_interval_decides() -> None:
     assert ratio.median == 1.1
     assert ratio.extremes == (1.0, 9.0)
     assert ratio.low <= 1.1 <= ratio.high
-    assert [Ratio.of([1.2] * 5).verdict(limit) for limit in (1.1, 1.3, None)] == ["exceeded", "holds", ""]
-    assert Ratio(1.0, 0.9, 1.2, (0.9, 1.1), (0.9, 1.2)).verdict(1.1) == "open"
+    assert [Ratio.of([1.2] * 6).verdict(limit) for limit in (1.1, 1.3, None)] == ["exceeded", "holds", ""]
+    assert Ratio(1.0, 0.9, 1.2, (0.9, 1.1), (0.9, 1.2), 9).verdict(1.1) == "open"
+    assert Ratio.of([1.2] * 5).verdict(1.1) == "open"  # too few rounds to say
 
 
 def test_the_command_prints_a_table_and_writes_a_result(
@@ -147,7 +148,7 @@ def test_the_command_prints_a_table_and_writes_a_result(
     assert [case["case"] for case in result["cases"]] == ["nothing", "resumed"]
     for case in result["cases"]:
         assert len(case["seconds"]) == len(case["processor seconds"]) == result["rounds"] == 2
-        assert set(case["ratio"]) == {"median", "low", "high", "quartiles", "extremes"}
+        assert set(case["ratio"]) == {"median", "low", "high", "quartiles", "extremes", "rounds"}
     printed = capsys.readouterr().out
     assert "nothing" in printed
     assert "share 0.5" in printed
