@@ -133,9 +133,8 @@ class Dispatcher:
         resume = (
             self.resume if self.resume is not None and self.resume.step == call.step and self.resume.layer else None
         )
-        layers = len(self.architecture.blocks(tree.modules[""]))
         if not visits and resume is None and self.body is None:
-            self._count(call, layers)
+            self._count(call, self.context.geometry.layers)
             return forward(*args, **kwargs)
         visits = [(p, dressed(sites, call)) for p, sites in visits]
         walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._is_last(call))

@@ -37,11 +37,12 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
                     prompt=inputs.prompts, generator=inputs.generators(), return_dict=False,
                     output_type="np" if decode else "latent", **callback, **inputs.image_argument(), **arguments,
                 )[0]  # fmt: skip
-        except Enough:
-            return None
-        finally:
+        except BaseException as error:
             # What an early end leaves on the accelerator goes back as at the end of the pipeline.
             pipeline.maybe_free_model_hooks()
+            if isinstance(error, Enough):
+                return None
+            raise
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class VideoDiT:
         DidNotFire, NotFinite
             As soon as it is known, naming the sites visited.
         """
-        started = time.perf_counter()
+        started, own_id = time.perf_counter(), self.id
         refuse_modes(self.experts.values(), pipeline=self.pipeline)
         gathered = gather(inputs, seed)
         arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | pipeline_arguments
@@ -159,7 +159,7 @@ class VideoDiT:
         plan = make_plan(interventions, geometry, gathered.rows)
         check_stop(stop_after, geometry, plan)
         if resume is not None:
-            resume.check(self.id, context, settings)
+            resume.check(own_id, context, settings)
             check_reached(resume, plan)
         dispatcher = Dispatcher(
             self.pipeline, context, self._trees, plan, self.architecture.calls(self.pipeline, settings),
@@ -176,8 +176,8 @@ class VideoDiT:
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
         return Run(
-            id=run_id(self.id, gathered.rows, settings, [dispatcher.scales, *interventions, body]),
-            model_id=self.id,
+            id=run_id(own_id, gathered.rows, settings, [dispatcher.scales, *interventions, body]),
+            model_id=own_id,
             rows=gathered.rows,
             frames=frames,
             latents=latents,

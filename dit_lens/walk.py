@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import Block, Met, Reader, Stream, Term, bind
+from dit_lens.architectures.base import Block, Met, Reader, Term, bind
+from dit_lens.interventions.shapes import wide
 from dit_lens.plan import Planned
 from dit_lens.recorder import Visitor
 from dit_lens.run import Call, Context, Resume
@@ -96,13 +97,17 @@ class Walk:
         if not terms:
             return []
         for term in terms:
-            by_head = any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
-            needed |= set(term.needs) | (set(term.head_needs) if by_head and term.component == "attn" else set())
+            needed |= self._needs(term, layer)
         if any(not p.reads_only for place in self._wants(layer, *TERM_COMPONENTS, "head")
                          for p, _ in self._visits(place)):  # fmt: skip
             edited = {t.stream for t in terms}
             needed |= {r.event for r in block.readers if r.stream in edited}
         return [e for e in block.events if e in needed]
+
+    def _needs(self, term: Term, layer: int) -> set[str]:
+        """The events that a wanted term waits for, those of its heads included where they are wanted."""
+        by_head = term.component == "attn" and any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
+        return {*term.needs, *(term.head_needs if by_head else ())}
 
     def __call__(self, envoy: Any, find: Callable[[str], Any]) -> None:
         """Meet all sites; runs as one worker of the call's trace.
@@ -131,7 +136,7 @@ class Walk:
         for stream in block.streams:
             rows = [self.resume.residual(b, stream.name) for b in self.call.branches]
             streams[stream.name] = torch.cat([r.flatten(1, -2) for r in rows])
-        return _packed(None, block, streams)
+        return _output(None, block, streams)
 
     def _offer_input(self, envoy: Any) -> None:
         if self._wants(None, "model_input"):
@@ -197,7 +202,7 @@ class Walk:
             streams[stream.name] = before if changed is None else changed
         self.blocks_run -= 1
         streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
-        envoy.skip(_packed(None, block, streams))
+        envoy.skip(_output(None, block, streams))
 
     def _offer_terms(self, block: Block, layer: int, met: Met) -> dict[str, Tensor]:
         """Meet the block's terms; returns what their edits add to each stream, for the block's output."""
@@ -219,9 +224,7 @@ class Walk:
 
     def _complete(self, term: Term, layer: int, event: str, events: Sequence[str]) -> bool:
         """Whether ``event`` is the last one that a term waits for, of those that come."""
-        by_head = term.component == "attn" and any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
-        needs = {*term.needs, *(term.head_needs if by_head else ())}
-        return event == max(needs.intersection(events), key=events.index, default=None)
+        return event == max(self._needs(term, layer).intersection(events), key=events.index, default=None)
 
     def _read(self, inner: Any, readers: Sequence[Reader], pending: Mapping[str, Tensor], met: Met) -> Any:
         """A module's first argument, after what earlier edits add to the streams that it reads."""
@@ -237,28 +240,24 @@ class Walk:
 
     def _offer_term(self, term: Term, layer: int, met: Met, pending: dict[str, Tensor]) -> None:
         stream = term.stream
-        dtype = met.arguments[next(s.argument for s in self.layers[layer][2].streams if s.name == stream)].dtype
+        before = met.arguments[self.layers[layer][2].stream(stream).argument]
         heads = self._wants(layer, "head") if term.component == "attn" else []
         heads = sorted((p for p in heads if p[2] == stream), key=lambda p: p[3] or 0)
         if heads and term.heads is not None:
-            shares = term.heads(met).to(dtype)
+            shares = term.heads(met).to(before.dtype)
             for place in heads:
                 self._offer_addend(place, shares[..., place[3], :], pending)
         place = (layer, term.component, stream, None)
         if self._visits(place):
-            value = term.value(met)
-            whole = value.expand(*met.arguments[self._stream(layer, stream).argument].shape)
-            own = _added(whole, pending[stream]) if heads and stream in pending else whole.to(dtype)
+            whole = term.value(met).expand_as(before)
+            own = _added(whole, pending[stream]) if heads and stream in pending else whole.to(before.dtype)
             self._offer_addend(place, own, pending)
-
-    def _stream(self, layer: int, name: str) -> Stream:
-        return self.layers[layer][2].stream(name)
 
     def _offer_addend(self, place: Place, own: Tensor, pending: dict[str, Tensor]) -> None:
         """Offer what is added to a stream; the difference that an edit makes waits for the stream's next reader."""
         changed = self._offer(place, own)
         if changed is not None:
-            difference = changed.float() - own.float()
+            difference = wide(changed) - wide(own)
             pending[place[2]] = pending[place[2]] + difference if place[2] in pending else difference
 
     def _offer_block_output(
@@ -273,12 +272,12 @@ class Walk:
                 own = after - met.arguments[stream.argument]
                 changed = self._offer((layer, "delta", stream.name, None), own)
                 # Adding the difference keeps patching with one's own update the identity, bit for bit.
-                after = after if changed is None else _added(after, changed.float() - own.float())
+                after = after if changed is None else _added(after, wide(changed) - wide(own))
             changed = self._offer((layer, "resid", stream.name, None), after)
             streams[stream.name] = after if changed is None else changed
             changed_any |= streams[stream.name] is not given
         if changed_any:
-            envoy.output = _packed(output, block, streams)
+            envoy.output = _output(output, block, streams)
 
     def _offer(self, place: Place, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
         """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
@@ -344,11 +343,11 @@ def token_sigma(call: Call) -> Tensor | None:
 
 
 def _added(stream: Tensor, difference: Tensor) -> Tensor:
-    """Sum in float32, rounded once to the stream's own dtype."""
-    return (stream.float() + difference).to(stream.dtype)
+    """Sum in float32 at least, rounded once to the stream's own dtype."""
+    return (wide(stream) + difference).to(stream.dtype)
 
 
-def _packed(output: Any, block: Block, streams: Mapping[str, Tensor]) -> Any:
+def _output(output: Any, block: Block, streams: Mapping[str, Tensor]) -> Any:
     """A block's output with the given streams replaced; made anew where there is none."""
     everything = (*block.streams, *block.carried)
     if block.streams[0].element is None:

@@ -29,6 +29,7 @@ from dit_lens.architectures.base import (
 from dit_lens.architectures.common import (
     batched_calls,
     bias_share,
+    causal_latent,
     classifier_free_float32,
     head_shares,
     patch_of,
@@ -86,14 +87,9 @@ def refuse(pipeline: Any, settings: Settings) -> str | None:
 
 
 def latent(pipeline: Any, settings: Settings) -> Latent:
-    frames = (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1
-    spatial, (together, _, _) = pipeline.vae_scale_factor_spatial, patch_of(pipeline.transformer)
-    return (
-        pipeline.transformer.config.out_channels,
-        math.ceil(frames / together) * together,
-        settings["height"] // spatial,
-        settings["width"] // spatial,
-    )
+    channels, frames, high, wide = causal_latent("out_channels")(pipeline, settings)
+    together, _, _ = patch_of(pipeline.transformer)
+    return channels, math.ceil(frames / together) * together, high, wide
 
 
 def multiples(pipeline: Any) -> tuple[int, int, int]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Grid, Latent, Settings
-from dit_lens.architectures.common import patched_grid, width_of_heads
+from dit_lens.architectures.base import Architecture, Grid, Settings
+from dit_lens.architectures.common import causal_latent, patched_grid, width_of_heads
 from dit_lens.architectures.hunyuan import DUAL, decode, read_out
 
 
@@ -54,15 +54,6 @@ def pipeline_arguments(arguments: dict[str, Any], batch: int) -> dict[str, Any]:
     return {**arguments, "negative_prompt": [negative] * batch} if isinstance(negative, str) else arguments
 
 
-def latent(pipeline: Any, settings: Settings) -> Latent:
-    return (
-        pipeline.num_channels_latents,
-        (settings["num_frames"] - 1) // pipeline.vae_scale_factor_temporal + 1,
-        settings["height"] // pipeline.vae_scale_factor_spatial,
-        settings["width"] // pipeline.vae_scale_factor_spatial,
-    )
-
-
 def multiples(pipeline: Any) -> tuple[int, int, int]:
     """The pipeline checks nothing and rounds down: whole latent cells and whole patches."""
     spatial = pipeline.vae_scale_factor_spatial * pipeline.transformer.config.patch_size
@@ -80,7 +71,7 @@ HUNYUAN_VIDEO_15 = Architecture(
     stacks=(("transformer_blocks", DUAL),),
     conditioning=("time_embed",),
     calls=calls,
-    latent=latent,
+    latent=causal_latent("out_channels"),
     grid=patched_grid,
     width=width_of_heads,
     multiples=multiples,

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Reader, Settings, Stream, Term
+from dit_lens.architectures.base import Architecture, Block, Grid, Reader, Stream, Term
 from dit_lens.architectures.common import (
     batched_calls,
+    causal_latent,
     classifier_free_float32,
     patch_of,
     patched_grid,
@@ -64,15 +65,6 @@ class _Mochi(Architecture):
         ]
 
 
-def latent(pipeline: Any, settings: Settings) -> Latent:
-    return (
-        pipeline.transformer.config.in_channels,
-        (settings["num_frames"] - 1) // pipeline.vae_temporal_scale_factor + 1,
-        settings["height"] // pipeline.vae_spatial_scale_factor,
-        settings["width"] // pipeline.vae_spatial_scale_factor,
-    )
-
-
 def multiples(pipeline: Any) -> tuple[int, int, int]:
     spatial = pipeline.vae_spatial_scale_factor * pipeline.transformer.config.patch_size
     return spatial, spatial, pipeline.vae_temporal_scale_factor
@@ -104,7 +96,7 @@ MOCHI = _Mochi(
     stacks=(("transformer_blocks", BLOCK),),
     conditioning=("time_embed",),
     calls=batched_calls,
-    latent=latent,
+    latent=causal_latent("in_channels"),
     grid=patched_grid,
     width=width_of_heads,
     multiples=multiples,

@@ -13,7 +13,8 @@ import torch
 from dit_lens.architectures import architecture_of
 from dit_lens.checks.checks import CHECKS, Failed
 from dit_lens.checks.report import CheckReport, Result
-from dit_lens.checks.subject import PROMPTS, Subject, picture
+from dit_lens.checks.samples import two_pictures, two_prompts
+from dit_lens.checks.subject import Subject
 from dit_lens.model import VideoDiT
 
 __all__ = ["check_family", "check_model", "list_families"]
@@ -31,11 +32,9 @@ def check_model(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport
         Arguments of the pipeline, such as ``height`` or ``guidance_scale``.
     """
     settings = _smallest(model, settings)
-    inputs: tuple[dict[str, Any], ...] = tuple({"prompt": prompt} for prompt in PROMPTS)
-    if "image" in _parameters(model):
-        sizes = settings["height"], settings["width"]
-        inputs = tuple({**given, "image": picture(*sizes, seed=i)} for i, given in enumerate(inputs))
-    return _check(name or type(model.pipeline).__name__, Subject(model, (inputs[0], inputs[1]), settings))
+    takes_image = "image" in _parameters(model)
+    inputs = two_pictures(settings) if takes_image else two_prompts()
+    return _check(name or type(model.pipeline).__name__, Subject(model, inputs, settings))
 
 
 def check_family(name: str) -> CheckReport:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from dit_lens.architectures import Architecture
 from dit_lens.checks.observe import Observed, observed
 from dit_lens.interventions import Capture
@@ -17,8 +14,6 @@ from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.run import Run
 from dit_lens.sites import TERM_COMPONENTS, Sites
-
-PROMPTS = ("move the blue circle", "draw the red square then the star")
 
 
 @dataclass(frozen=True)
@@ -73,9 +68,3 @@ class Subject:
         around = Capture(Sites(("latents", "model_input", "velocity", "guided")))
         heads = [Capture(Sites("head", stream="all"))] if any(k.heads for k in geometry.kinds) else []
         return self.run([everywhere, around, *heads], record=True)
-
-
-def picture(height: int, width: int, seed: int) -> Image.Image:
-    """Smooth random colours, so that a VAE has something to see."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

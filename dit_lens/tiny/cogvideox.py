@@ -13,9 +13,10 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel
 
+from dit_lens.checks.samples import two_prompts
 from dit_lens.organisms.build import WORDS, build_tokenizer
 from dit_lens.tiny.base import Tiny
-from dit_lens.tiny.wan import SHORT, two_prompts
+from dit_lens.tiny.wan import SHORT
 
 _TEXT_WIDTH = 32
 

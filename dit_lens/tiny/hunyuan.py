@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffusers import (
     AutoencoderKLHunyuanVideo,
     FlowMatchEulerDiscreteScheduler,
@@ -12,14 +10,11 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
+from dit_lens.checks.samples import two_prompts
 from dit_lens.organisms.build import WORDS, build_tokenizer
 from dit_lens.tiny.base import Tiny
 
 _TEXT_WIDTH = 32
-
-
-def two_prompts() -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"prompt": "move the blue circle"}, {"prompt": "draw the red square then the star"}
 
 
 def _llama() -> LlamaModel:

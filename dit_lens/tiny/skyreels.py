@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import SkyReelsV2ImageToVideoPipeline, SkyReelsV2Pipeline, SkyReelsV2Transformer3DModel
 from transformers import CLIPVisionModelWithProjection
 
+from dit_lens.checks.samples import two_pictures, two_prompts
 from dit_lens.tiny.base import Tiny
 from dit_lens.tiny.wan import (
     NARROW,
@@ -16,8 +17,6 @@ from dit_lens.tiny.wan import (
     image_encoder,
     scheduler,
     text,
-    two_pictures,
-    two_prompts,
     vae,
 )
 

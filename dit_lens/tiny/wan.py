@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from diffusers import (
     AutoencoderKLWan,
     UniPCMultistepScheduler,
@@ -12,9 +11,9 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from dit_lens.checks.samples import two_pictures, two_prompts
 from dit_lens.organisms.build import OrganismConfig, build_text_encoder, build_tokenizer
 from dit_lens.tiny.base import Tiny
 
@@ -24,16 +23,6 @@ _TEXT = OrganismConfig()
 SIZE = {"height": 48, "width": 64, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": 3.0}
 SHORT = {"max_sequence_length": 16}
 _LARGE = {**SIZE, **SHORT, "height": 96, "width": 128}
-
-
-def two_prompts() -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"prompt": "move the blue circle"}, {"prompt": "draw the red square then the star"}
-
-
-def picture(height: int, width: int, seed: int) -> Image.Image:
-    """Smooth random colours, so that a VAE has something to see."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def text() -> dict[str, Any]:
@@ -109,17 +98,14 @@ def _token_times(kind: Any) -> Any:
     )
 
 
-def two_pictures(size: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    one, other = two_prompts()
-    first, second = (picture(size["height"], size["width"], seed) for seed in (0, 1))
-    return {**one, "image": first}, {**other, "image": second}
-
-
 WAN21_T2V = Tiny("wan2.1-t2v", _text_to_video, two_prompts, {**SIZE, **SHORT})
 # With an image encoder the text must have the full 512 tokens.
 WAN21_I2V = Tiny("wan2.1-i2v", _image_to_video, lambda: two_pictures(SIZE), SIZE)
 WAN22_A14B = Tiny("wan2.2-a14b", _two_experts, two_prompts, {**SIZE, **SHORT, "guidance_scale_2": 2.0})
 WAN22_TI2V = Tiny("wan2.2-ti2v", lambda: _token_times(WanPipeline), two_prompts, _LARGE)
 WAN22_TI2V_IMAGE = Tiny(
-    "wan2.2-ti2v-image", lambda: _token_times(WanImageToVideoPipeline), lambda: two_pictures(_LARGE), _LARGE
+    "wan2.2-ti2v-image",
+    lambda: _token_times(WanImageToVideoPipeline),
+    lambda: two_pictures(_LARGE),
+    _LARGE,
 )
