@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
+
+from dit_lens.errors import TaskError
+
+Split = Literal["train", "val", "test"]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Video = NDArray[np.uint8]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,7 @@ class Label:
     Attributes
     ----------
     role : "perception" or "reasoning"
+        What is where, or what the answer needs.
     values : array of shape (B, F, n, n)
         Boolean for classification, float for regression.
     """
@@ -34,7 +45,21 @@ class Label:
 
 @runtime_checkable
 class Instance(Protocol):
-    """One problem: what `VideoDiT.run` needs of it."""
+    """One problem: what `VideoDiT.run` and the analyses need of it.
+
+    Attributes
+    ----------
+    id : str
+        The same for the same problem.
+    prompt, image : what the model is given
+    video : uint8 array of shape (T, height, width, 3)
+        The true video.
+    variables : mapping
+        The latent variables that fix the problem, by name.
+    answer, candidates : the right answer, and all answers that the problem could have had
+    steps : int
+        Number of steps that a solution needs.
+    """
 
     @property
     def id(self) -> str: ...
@@ -45,32 +70,160 @@ class Instance(Protocol):
     @property
     def image(self) -> Image.Image: ...
 
+    @property
+    def video(self) -> Video: ...
+
+    @property
+    def variables(self) -> Mapping[str, Any]: ...
+
+    @property
+    def answer(self) -> Hashable: ...
+
+    @property
+    def candidates(self) -> tuple[Hashable, ...]: ...
+
+    @property
+    def steps(self) -> int: ...
+
+
+class Pair(NamedTuple):
+    """Two instances that differ in one latent variable."""
+
+    original: Any
+    counterfactual: Any
+
+    @property
+    def variable(self) -> str:
+        """Name of the variable in which they differ."""
+        one, other = self.original.variables, self.counterfactual.variables
+        return ", ".join(name for name in one if not np.array_equal(one[name], other[name]))
+
 
 class Scores(Protocol):
-    """Scores of B videos."""
+    """Scores of B videos.
+
+    Attributes
+    ----------
+    rules : mapping from the name of each rule to float (B,) in [0, 1]
+    total : float array of shape (B,)
+        Weighted sum of the rules in [0, 1].
+    strict : bool array of shape (B,)
+        Whether every rule holds in full.
+    """
 
     @property
-    def total(self) -> NDArray[np.float64]: ...
+    def rules(self) -> Mapping[str, Floats]: ...
 
     @property
-    def strict(self) -> NDArray[np.bool_]: ...
+    def total(self) -> Floats: ...
+
+    @property
+    def strict(self) -> Bools: ...
 
 
 class Task(Protocol):
-    """What an analysis needs of a task. A grid task of n x n cells draws one cell on one latent position."""
+    """What the analyses need of a task. A grid task of n x n cells draws one cell on one latent position.
 
-    @property
-    def name(self) -> str: ...
+    Attributes
+    ----------
+    name : str
+    size, frames : int
+        Cells n a side, and pixel frames T of a video.
+    kinds : mapping
+        The kinds of counterfactual pairs, the default first, and the variable that each changes.
+    weights : mapping
+        What each rule of the score is worth; they sum to 1.
+    """
+
+    name: ClassVar[str]
+    weights: ClassVar[Mapping[str, float]]
 
     @property
     def size(self) -> int: ...
 
-    def sample(self, count: int, seed: int = 0, split: Any = "test") -> list[Any]: ...
+    @property
+    def frames(self) -> int: ...
 
-    def pairs(self, count: int, seed: int = 0, kind: str = "goal", split: Any = "test") -> list[tuple[Any, Any]]: ...
+    @property
+    def kinds(self) -> Mapping[str, str]: ...
+
+    def sample(self, count: int, seed: int = 0, split: Split = "test") -> list[Any]: ...
+
+    def pair(self, seed: int = 0, kind: str | None = None, split: Split = "test") -> Pair: ...
+
+    def pairs(self, count: int, seed: int = 0, kind: str | None = None, split: Split = "test") -> list[Pair]: ...
 
     def labels(self, instances: Sequence[Any], latent_frames: int) -> dict[str, Label]: ...
 
-    def score(self, frames: NDArray[np.uint8], instances: Any) -> Scores: ...
+    def render(self, instances: Sequence[Any]) -> Video: ...
+
+    def score(self, frames: Video, instances: Any) -> Scores: ...
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+def generator(seed: int, size: int, split: Split) -> np.random.Generator:
+    """The random numbers of one (seed, size, split).
+
+    Raises
+    ------
+    TaskError
+        No such split.
+    """
+    if split not in SPLITS:
+        raise TaskError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
+    return np.random.default_rng([seed, size, SPLITS.index(split)])
+
+
+def check_frames(name: str, frames: int) -> None:
+    """Refuse numbers of frames that no pipeline makes.
+
+    Raises
+    ------
+    TaskError
+    """
+    if frames < 5 or frames % 4 != 1:
+        raise TaskError(f"{name}(frames={frames}): frames must be 1 + 4 k, such as 5, 9 or 13")
+
+
+def check_videos(task: Any, frames: Any, count: int, height: int, width: int) -> None:
+    """Refuse whatever is not ``count`` uint8 videos of the task's length and picture.
+
+    Raises
+    ------
+    TaskError
+    """
+    expected = (count, task.frames, height, width, 3)
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.shape != expected:
+        got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+        raise TaskError(f"{task}: expected uint8 videos of shape {expected}, got {got}")
+
+
+def null_floors(task: Any, count: int, seed: int) -> pd.DataFrame:
+    """Scores of the truth and of videos that cannot have solved the task.
+
+    "frozen": the first frame throughout. "noise": uniform random pixels. "shuffled": the true frames in random order.
+    "counterfactual": the true video of the other side of a pair, for each kind of pair; the worst kind counts.
+
+    Returns
+    -------
+    DataFrame with columns video, kind, total, strict, n
+    """
+    rng = np.random.default_rng(seed)
+    instances = task.sample(count, seed)
+    truth = task.render(instances)
+    orders = np.stack([rng.permutation(truth.shape[1]) for _ in instances])
+    videos = {
+        "truth": truth,
+        "frozen": np.repeat(truth[:, :1], truth.shape[1], axis=1),
+        "noise": rng.integers(0, 256, truth.shape, dtype=np.uint8),
+        "shuffled": truth[np.arange(count)[:, None], orders],
+    }
+    scored = [(name, "", task.score(video, instances)) for name, video in videos.items()]
+    for kind in task.kinds:
+        originals, others = zip(*task.pairs(count, seed, kind), strict=True)
+        scored.append(("counterfactual", kind, task.score(task.render(others), originals)))
+    rows = [(name, kind, s.total.mean(), s.strict.mean(), count) for name, kind, s in scored]
+    return pd.DataFrame(rows, columns=["video", "kind", "total", "strict", "n"])

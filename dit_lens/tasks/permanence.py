@@ -1,0 +1,173 @@
+"""Permanence: an object goes behind a wall and comes out as it went in, or stays there.
+
+Two objects stand in the first column, in rows of their own. The prompt names one by its shape and says whether it comes
+out. It walks to the right at an even pace, unseen while it is in the wall's columns 1 .. n - 2, and reaches the last
+column or stops in the middle of the wall. While it is hidden, its row, colour and shape are only in memory.
+
+Score:
+
+- *place* (.40): in the last frame the named object has left its cell, and the last column shows one object, in its row,
+  if it is to come out, and none if it is to stay.
+- *identity* (.30): *place*, and the object that came out has its colour and shape.
+- *passage* (.20): share of frame transitions that are legal: the object is seen at the start, then not at all, then, if
+  it is to come out, at the end, and nothing else is seen in between. A video in which it never leaves earns nothing.
+- *kept* (.10): share of the other cells, wall and other object, that are as in the first frame, over all later frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dit_lens.errors import TaskError
+from dit_lens.tasks.base import Bools, Floats, Ints
+from dit_lens.tasks.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL
+from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, distinct, length
+
+_OBJECTS = 2
+#: Glyph of each colour and shape: int (5, 3).
+_GLYPH = np.array([[NUMBER[f"{colour} {shape}"] for shape in SHAPES] for colour in COLOURS])
+#: Where the named object is seen.
+_START, _HIDDEN, _END, _NOWHERE = range(4)
+
+
+@dataclass(frozen=True)
+class Permanence(Puzzle):
+    """An object goes behind a wall and comes out, or stays; the prompt says which object and whether.
+
+    Examples
+    --------
+    >>> from dit_lens.tasks import Permanence
+    >>> original, counterfactual = Permanence().pair(seed=0, kind="colour")
+    >>> original.answer, counterfactual.answer
+    ('blue triangle', 'yellow triangle')
+    """
+
+    name: ClassVar[str] = "permanence"
+    weights: ClassVar[Mapping[str, float]] = {"place": 0.4, "identity": 0.3, "passage": 0.2, "kept": 0.1}
+    kinds: ClassVar[Mapping[str, str]] = {"exit": "out", "object": "mover", "colour": "colours"}
+    layout: ClassVar[tuple[str, ...]] = ("rows", "colours", "shapes")
+    sizes: ClassVar[tuple[int, int]] = (4, 16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frames <= self.size:
+            raise TaskError(f"{self}: {self.frames} frames are too few to cross {self.size} cells")
+
+    def draw(self, rng: np.random.Generator, count: int) -> Scenes:
+        return {
+            "rows": distinct(rng, count, self.size, _OBJECTS),
+            "shapes": distinct(rng, count, len(SHAPES), _OBJECTS),
+            "colours": distinct(rng, count, len(COLOURS), _OBJECTS),
+            "mover": rng.integers(0, _OBJECTS, count),
+            "out": rng.random(count) < 0.5,
+        }
+
+    def vary(self, scenes: Scenes, kind: str, rng: np.random.Generator) -> tuple[Scenes, Bools]:
+        """*exit*: comes out or stays; *object*: the other one goes; *colour*: the mover has a colour nobody has."""
+        here, possible = np.arange(length(scenes)), np.ones(length(scenes), dtype=bool)
+        if kind == "exit":
+            return scenes | {"out": ~scenes["out"]}, possible
+        if kind == "object":
+            # Were both to stay, both answers would be "nothing comes out".
+            return scenes | {"mover": 1 - scenes["mover"]}, scenes["out"]
+        free = np.ones((len(here), len(COLOURS)))
+        np.put_along_axis(free, scenes["colours"], 0, axis=1)
+        colours = scenes["colours"].copy()
+        colours[here, scenes["mover"]] = (rng.random(free.shape) * free).argmax(axis=1)
+        return scenes | {"colours": colours}, scenes["out"]
+
+    def codes(self, scenes: Scenes) -> Ints:
+        here, n = np.arange(length(scenes)), self.size
+        video = np.full((len(here), self.frames, n, n), FLOOR)
+        video[..., 1 : n - 1] = WALL
+        glyphs = _GLYPH[scenes["colours"], scenes["shapes"]]
+        other = 1 - scenes["mover"]
+        video[here, :, scenes["rows"][here, other], 0] = glyphs[here, other][:, None]
+        column = self._columns(scenes)
+        row, glyph = scenes["rows"][here, scenes["mover"]], glyphs[here, scenes["mover"]]
+        for t in range(self.frames):
+            seen = np.flatnonzero((column[:, t] == 0) | (column[:, t] == n - 1))
+            video[seen, t, row[seen], column[seen, t]] = glyph[seen]
+        return video
+
+    def _columns(self, scenes: Scenes) -> Ints:
+        """Column of the mover in each frame: int (B, T)."""
+        pace = (self.frames - 1) // (self.size - 1)
+        end = np.where(scenes["out"], self.size - 1, (self.size - 1) // 2)
+        return np.minimum(np.arange(self.frames) // pace, end[:, None])
+
+    def judge(self, codes: Ints, scenes: Scenes) -> dict[str, Floats]:
+        here, truth = np.arange(length(scenes)), self.codes(scenes)
+        row = scenes["rows"][here, scenes["mover"]]
+        shown, expected = codes[:, -1, :, -1], truth[:, -1, :, -1]
+        arrived = np.where(expected == FLOOR, shown == FLOOR, np.isin(shown, _GLYPH)).all(axis=1)
+        place = arrived & (codes[here, -1, row, 0] == FLOOR)
+        others = np.zeros((self.size, self.size), dtype=bool)[None].repeat(len(here), axis=0)
+        others[:, :, :-1] = True
+        others[here, row, 0] = False
+        kept = (codes[:, 1:] == truth[:, :1]) & others[:, None]
+        return {
+            "place": place.astype(np.float64),
+            "identity": (place & (shown == expected).all(axis=1)).astype(np.float64),
+            "passage": self._passage(codes, row, scenes["out"]),
+            "kept": kept.sum(axis=(1, 2, 3)) / (others.sum(axis=(1, 2)) * (self.frames - 1)),
+        }
+
+    def _passage(self, codes: Ints, row: Ints, out: Bools) -> Floats:
+        """The rule *passage*: the object is at the start, hidden or at the end of its row, one after the other."""
+        here, objects = np.arange(len(codes)), np.isin(codes, _GLYPH)
+        start, ends = objects[here, :, row, 0], objects[..., -1]
+        at_end, no_end = ends[here, :, row] & (ends.sum(axis=2) == 1), ~ends.any(axis=2)
+        place = np.full(start.shape, _NOWHERE)
+        place[start & no_end] = _START
+        place[~start & no_end & (codes[here, :, row, 0] == FLOOR)] = _HIDDEN
+        place[~start & at_end & out[:, None]] = _END
+        step = place[:, 1:] - place[:, :-1]
+        legal = ((step == 0) | (step == 1)) & (place[:, 1:] < _NOWHERE) & (place[:, :-1] < _NOWHERE)
+        return np.asarray(legal.mean(axis=1) * (place[:, -1] != _START))
+
+    def maps(self, scenes: Scenes) -> Maps:
+        """Perception: ``wall``, ``object`` (seen here), a label of each colour and shape. Reasoning: ``mover`` (the
+        cell in which the named object is, seen or not), ``hidden`` (it is here and not seen) and ``hidden_`` with its
+        colour, ``answer`` (what comes out is in this cell at the end) and ``answer_`` with its colour.
+        """
+        here, codes, n = np.arange(length(scenes)), self.codes(scenes), self.size
+        found: Maps = {"wall": ("perception", codes == WALL), "object": ("perception", np.isin(codes, _GLYPH))}
+        for c, colour in enumerate(COLOURS):
+            found[colour] = ("perception", np.isin(codes, _GLYPH[c]))
+        for s, shape in enumerate(SHAPES):
+            found[shape] = ("perception", np.isin(codes, _GLYPH[:, s]))
+        column, row = self._columns(scenes), scenes["rows"][here, scenes["mover"]]
+        mover = np.zeros(codes.shape, dtype=bool)
+        for t in range(self.frames):
+            mover[here, t, row, column[:, t]] = True
+        answer = np.zeros((len(here), n, n), dtype=bool)
+        answer[here, row, -1] = scenes["out"]
+        hidden, colours = mover & (codes == WALL), scenes["colours"][here, scenes["mover"]]
+        found |= {name: ("reasoning", x) for name, x in (("mover", mover), ("hidden", hidden), ("answer", answer))}
+        for c, colour in enumerate(COLOURS):
+            found[f"hidden_{colour}"] = ("reasoning", hidden & (colours == c)[:, None, None, None])
+            found[f"answer_{colour}"] = ("reasoning", answer & (colours == c)[:, None, None])
+        return found
+
+    def prompt(self, scene: Mapping[str, Any]) -> str:
+        shape = SHAPES[scene["shapes"][scene["mover"]]]
+        return f"the {shape} goes behind the wall and {'comes out' if scene['out'] else 'stays'}"
+
+    def answer(self, scene: Mapping[str, Any]) -> Hashable:
+        """Colour and shape of what comes out, or "nothing"."""
+        return self._name(scene, scene["mover"]) if scene["out"] else "nothing"
+
+    def candidates(self, scene: Mapping[str, Any]) -> tuple[Hashable, ...]:
+        return (*(self._name(scene, i) for i in range(_OBJECTS)), "nothing")
+
+    def necessary_steps(self, scene: Mapping[str, Any]) -> int:
+        """Cells that the object crosses."""
+        return self.size - 1 if scene["out"] else (self.size - 1) // 2
+
+    def _name(self, scene: Mapping[str, Any], which: int) -> str:
+        return f"{list(COLOURS)[scene['colours'][which]]} {SHAPES[scene['shapes'][which]]}"

@@ -1,0 +1,391 @@
+"""The machinery of every task whose cells show glyphs: a puzzle says what it draws and how it is judged.
+
+Letters: B scenes, T pixel frames, n cells a side. *Scenes* are the latent variables of B problems: a dict of arrays
+whose first axis is B. A puzzle gives, all vectorised over B,
+
+- ``draw``: random scenes;
+- ``vary``: scenes with one variable changed, for counterfactual pairs;
+- ``codes``: the true video as glyph numbers, int (B, T, n, n);
+- ``judge``: the rules of the score, read off glyph numbers;
+- ``maps``: what is where and what the answer needs, per pixel frame and cell;
+
+and, of one scene, ``prompt``, ``answer``, ``candidates`` and ``necessary_steps``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from dit_lens.errors import TaskError
+from dit_lens.tasks.base import (
+    SPLITS,
+    Bools,
+    Floats,
+    Ints,
+    Label,
+    Pair,
+    Split,
+    Video,
+    check_frames,
+    check_videos,
+    generator,
+    null_floors,
+)
+from dit_lens.tasks.glyphs import CELL, paint, read
+
+Scenes = dict[str, NDArray[Any]]
+#: Name of a label to its role and its values, bool or float of shape (B, T, n, n), or (B, n, n) if it never changes.
+Maps = dict[str, tuple[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class PuzzleInstance:
+    """One problem of a puzzle.
+
+    Attributes
+    ----------
+    task : Puzzle
+    scene : scenes of length 1
+    """
+
+    task: Puzzle
+    scene: Scenes
+
+    @cached_property
+    def id(self) -> str:
+        """A name that is the same for the same latent variables."""
+        content = b"".join(name.encode() + np.ascontiguousarray(x).tobytes() for name, x in sorted(self.scene.items()))
+        return f"{self.task.name}{self.task.size}-{hashlib.sha256(content).hexdigest()[:12]}"
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The latent variables by name, numpy arrays or scalars."""
+        return {name: values[0] for name, values in self.scene.items()}
+
+    @property
+    def prompt(self) -> str:
+        return self.task.prompt(self.variables)
+
+    @property
+    def video(self) -> Video:
+        """The true video, uint8 of shape (T, height, width, 3)."""
+        return np.asarray(self.task.render([self])[0])
+
+    @property
+    def image(self) -> Image.Image:
+        """The first frame, which the model is given."""
+        return Image.fromarray(self.video[0])
+
+    @property
+    def answer(self) -> Hashable:
+        return self.task.answer(self.variables)
+
+    @property
+    def candidates(self) -> tuple[Hashable, ...]:
+        """Every answer that the problem could have had, the right one among them."""
+        return self.task.candidates(self.variables)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that a solution needs."""
+        return self.task.necessary_steps(self.variables)
+
+    def __repr__(self) -> str:
+        return f"PuzzleInstance({self.id}, {self.prompt!r}, answer={self.answer!r})"
+
+
+@dataclass(frozen=True)
+class PuzzleScores:
+    """Scores of B videos.
+
+    Attributes
+    ----------
+    rules : dict from rule name to float (B,) in [0, 1]
+    weights : what each rule is worth
+    """
+
+    rules: Mapping[str, Floats]
+    weights: Mapping[str, float]
+
+    @property
+    def total(self) -> Floats:
+        """Weighted sum of the rules in [0, 1], shape (B,)."""
+        return np.asarray(sum(weight * self.rules[rule] for rule, weight in self.weights.items()))
+
+    @property
+    def strict(self) -> Bools:
+        """Whether every rule holds in full, shape (B,)."""
+        return np.asarray(np.logical_and.reduce([self.rules[rule] == 1 for rule in self.weights]))
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Base of the puzzles; see the module's docstring for what one must give.
+
+    Parameters
+    ----------
+    size : int
+        Cells n a side, of 8 x 8 pixels. An odd grid lies in the upper left of a picture one cell larger.
+    frames : int
+        Pixel frames T of the video, 1 + 4 k.
+
+    Raises
+    ------
+    TaskError
+        Sizes or lengths at which the puzzle does not exist.
+    """
+
+    size: int = 4
+    frames: int = 9
+
+    name: ClassVar[str]
+    weights: ClassVar[Mapping[str, float]]
+    #: Kinds of counterfactual pairs, the default first, and the variable that each changes.
+    kinds: ClassVar[Mapping[str, str]]
+    #: Variables that decide to which split a scene belongs: those that the picture shows and no pair by prompt changes.
+    layout: ClassVar[tuple[str, ...]]
+    sizes: ClassVar[tuple[int, int]] = (3, 16)
+
+    def __post_init__(self) -> None:
+        low, high = self.sizes
+        if not low <= self.size <= high:
+            raise TaskError(f"{type(self).__name__}(size={self.size}): size must be {low} to {high} cells")
+        check_frames(type(self).__name__, self.frames)
+
+    # What a puzzle gives.
+
+    def draw(self, rng: np.random.Generator, count: int) -> Scenes:
+        """``count`` random scenes."""
+        raise NotImplementedError
+
+    def vary(self, scenes: Scenes, kind: str, rng: np.random.Generator) -> tuple[Scenes, Bools]:
+        """Scenes with the variable of ``kind`` changed so that the answer is another, and where that was possible."""
+        raise NotImplementedError
+
+    def codes(self, scenes: Scenes) -> Ints:
+        """The true video as glyph numbers: int (B, T, n, n)."""
+        raise NotImplementedError
+
+    def judge(self, codes: Ints, scenes: Scenes) -> dict[str, Floats]:
+        """Each rule in [0, 1], shape (B,), of videos read as glyph numbers (B, T, n, n)."""
+        raise NotImplementedError
+
+    def maps(self, scenes: Scenes) -> Maps:
+        """Labels per pixel frame and cell."""
+        raise NotImplementedError
+
+    def prompt(self, scene: Mapping[str, Any]) -> str:
+        raise NotImplementedError
+
+    def answer(self, scene: Mapping[str, Any]) -> Hashable:
+        raise NotImplementedError
+
+    def candidates(self, scene: Mapping[str, Any]) -> tuple[Hashable, ...]:
+        raise NotImplementedError
+
+    def necessary_steps(self, scene: Mapping[str, Any]) -> int:
+        raise NotImplementedError
+
+    # What every puzzle has.
+
+    @property
+    def side(self) -> int:
+        """Cells a side of the picture, the margin of odd grids included."""
+        return self.size + self.size % 2
+
+    def sample(self, count: int, seed: int = 0, split: Split = "test") -> list[PuzzleInstance]:
+        """Draw instances; splits share no scene, not even under another prompt."""
+        return self._instances(self.sample_scenes(generator(seed, self.size, split), count, split))
+
+    def sample_scenes(self, rng: np.random.Generator, count: int, split: Split) -> Scenes:
+        """Draw ``count`` scenes of a split as arrays.
+
+        Raises
+        ------
+        TaskError
+            Nothing was asked for, or a hundred draws in a row held no scene of that split.
+        """
+        if count < 1:
+            raise TaskError(f"cannot sample {count} instances of {self.name}; ask for at least 1")
+        parts: list[Scenes] = []
+        for scenes in self._of_split(rng, 2 * count if split == "train" else 12 * count, split):
+            parts.append(scenes)
+            if sum(map(length, parts)) >= count:
+                break
+        return take(concatenate(parts), slice(count))
+
+    def sample_videos(self, rng: np.random.Generator, count: int, split: Split) -> tuple[Video, list[str]]:
+        """True videos of fresh scenes for training, uint8 (B, T, height, width, 3), and their prompts."""
+        scenes = self.sample_scenes(rng, count, split)
+        return paint(self.codes(scenes), self.side), [self.prompt(row) for row in rows(scenes)]
+
+    def pair(self, seed: int = 0, kind: str | None = None, split: Split = "test") -> Pair:
+        """One counterfactual pair, as `pairs` draws it."""
+        return self.pairs(1, seed, kind, split)[0]
+
+    def pairs(self, count: int, seed: int = 0, kind: str | None = None, split: Split = "test") -> list[Pair]:
+        """Pairs that differ in one latent variable and so in their answers.
+
+        Parameters
+        ----------
+        kind : str, optional
+            One of ``kinds``, by default the first. `Pair.variable` says in what a pair differs.
+
+        Raises
+        ------
+        TaskError
+            No such kind, or too few such pairs.
+        """
+        kind = next(iter(self.kinds)) if kind is None else kind
+        if kind not in self.kinds:
+            raise TaskError(f"{self.name}: unknown kind of pair {kind!r}; one of {', '.join(self.kinds)}")
+        if count < 1:
+            raise TaskError(f"cannot draw {count} pairs of {self.name}; ask for at least 1")
+        rng, found = generator(seed, self.size, split), list[Pair]()
+        for scenes in self._of_split(rng, 24 * count, split):
+            changed, possible = self.vary(scenes, kind, rng)
+            kept = possible & self.in_split(changed, split)
+            sides = (self._instances(take(s, kept)) for s in (scenes, changed))
+            found += [Pair(a, b) for a, b in zip(*sides, strict=True)]
+            if len(found) >= count:
+                break
+        return found[:count]
+
+    def in_split(self, scenes: Scenes, split: Split) -> Bools:
+        """Which scenes belong to a split: of ten parts, eight train, one validates, one tests. Shape (B,)."""
+        part = hash_rows(scenes, self.layout) % np.uint64(10)
+        bounds = {"train": (0, 8), "val": (8, 9), "test": (9, 10)}[split]
+        return np.asarray((part >= bounds[0]) & (part < bounds[1]))
+
+    def labels(self, instances: Sequence[PuzzleInstance], latent_frames: int) -> dict[str, Label]:
+        """Labels for probes, each of shape (B, F, n, n).
+
+        A latent frame after the first covers several pixel frames: a boolean label holds where it holds in one of them,
+        a number is their mean.
+        """
+        covered = pixel_frames(self.frames, latent_frames)
+        found = {}
+        for name, (role, values) in self.maps(self._scenes(instances)).items():
+            if values.ndim == 3:
+                values = np.repeat(values[:, None], self.frames, axis=1)
+            pool = np.any if values.dtype == np.bool_ else np.mean
+            found[name] = Label(name, role, np.stack([pool(values[:, part], axis=1) for part in covered], axis=1))
+        return found
+
+    def render(self, instances: Sequence[PuzzleInstance]) -> Video:
+        """True videos: uint8 (B, T, height, width, 3)."""
+        return paint(self.codes(self._scenes(instances)), self.side)
+
+    def score(self, frames: Video, instances: PuzzleInstance | Sequence[PuzzleInstance]) -> PuzzleScores:
+        """Score videos, uint8 (B, T, height, width, 3), one for each instance or several of one instance.
+
+        Raises
+        ------
+        TaskError
+            Videos of another size, type or number than the instances.
+        """
+        many = [instances] * len(frames) if isinstance(instances, PuzzleInstance) else list(instances)
+        check_videos(self, frames, len(many), CELL * self.side, CELL * self.side)
+        return PuzzleScores(self.judge(read(frames, self.size), self._scenes(many)), self.weights)
+
+    def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
+        """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.base.null_floors`."""
+        return null_floors(self, count, seed)
+
+    def describe(self) -> dict[str, Any]:
+        """What the task is, as JSON types: summary, an example prompt, rules with weights, kinds of pairs, labels."""
+        example = self.sample(1)[0]
+        labels = self.labels([example], latent_frames=(self.frames + 1) // 2)
+        return {
+            "name": self.name,
+            "summary": (type(self).__doc__ or "").strip().split("\n")[0],
+            "size": self.size,
+            "frames": self.frames,
+            "prompt": example.prompt,
+            "rules": dict(self.weights),
+            "kinds": dict(self.kinds),
+            "candidates": len(example.candidates),
+            "labels": {name: label.role for name, label in labels.items()},
+        }
+
+    def _of_split(self, rng: np.random.Generator, batch: int, split: Split) -> Iterator[Scenes]:
+        """Endless scenes of a split; a hundred batches in a row without one are an error."""
+        barren = 0
+        while barren < 100:
+            scenes = self.draw(rng, max(64, batch))
+            scenes = take(scenes, self.in_split(scenes, split))
+            barren = 0 if length(scenes) else barren + 1
+            if length(scenes):
+                yield scenes
+        raise TaskError(f"{self}: a hundred draws held nothing of split {split!r}; there are too few such scenes")
+
+    def _instances(self, scenes: Scenes) -> list[PuzzleInstance]:
+        return [PuzzleInstance(self, take(scenes, slice(b, b + 1))) for b in range(length(scenes))]
+
+    def _scenes(self, instances: Sequence[PuzzleInstance]) -> Scenes:
+        if not instances:
+            raise TaskError(f"{self.name}: no instances given")
+        if any(getattr(i, "task", None) != self for i in instances):
+            raise TaskError(f"{self}: the instances are of another task")
+        return concatenate([i.scene for i in instances])
+
+
+def length(scenes: Scenes) -> int:
+    """Number B of scenes."""
+    return len(next(iter(scenes.values())))
+
+
+def take(scenes: Scenes, which: slice | Ints | Bools) -> Scenes:
+    """Some of the scenes."""
+    return {name: values[which] for name, values in scenes.items()}
+
+
+def concatenate(parts: Sequence[Scenes]) -> Scenes:
+    """Join scenes."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows(scenes: Scenes) -> Iterator[dict[str, Any]]:
+    """The variables of one scene after the other."""
+    for b in range(length(scenes)):
+        yield {name: values[b] for name, values in scenes.items()}
+
+
+def distinct(rng: np.random.Generator, count: int, among: int, chosen: int) -> Ints:
+    """``chosen`` different numbers of 0 .. among - 1 in random order: int (count, chosen)."""
+    return rng.random((count, among)).argsort(axis=1)[:, :chosen]
+
+
+def hash_rows(scenes: Scenes, names: Sequence[str]) -> NDArray[np.uint64]:
+    """A 64-bit hash of the named variables of each scene (a random linear form, then the splitmix64 finaliser)."""
+    flat = np.concatenate([scenes[name].reshape(length(scenes), -1).astype(np.int64) for name in names], axis=1)
+    weights = np.random.default_rng(flat.shape[1]).integers(0, 2**64, flat.shape[1], dtype=np.uint64)
+    x = ((flat + 1).astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
+
+
+def pixel_frames(frames: int, latent_frames: int) -> list[slice]:
+    """Pixel frames that each latent frame covers: the first covers one, the others (T - 1) / (F - 1) each.
+
+    Raises
+    ------
+    TaskError
+        No whole number of pixel frames to a latent frame.
+    """
+    if latent_frames == 1 and frames == 1:
+        return [slice(0, 1)]
+    if latent_frames < 2 or (frames - 1) % (latent_frames - 1):
+        raise TaskError(f"{frames} pixel frames cannot be {latent_frames} latent frames")
+    covered = (frames - 1) // (latent_frames - 1)
+    return [slice(0, 1), *(slice(1 + f * covered, 1 + (f + 1) * covered) for f in range(latent_frames - 1))]
