@@ -1,23 +1,21 @@
 """Mazes as arrays: vectorised generation, distances, shortest paths, splits.
 
-Letters: B mazes, n cells a side. A wall belongs to the cell on its left or above it, so two arrays hold a layout:
-``right[b, i, j]`` (wall between ``(i, j)`` and ``(i, j+1)``) and ``down[b, i, j]``; the last column of ``right`` and
-the last row of ``down`` are always walls.
+Letters: B mazes, n cells a side, G goals (1 or 2). A wall belongs to the cell on its left or above it, so two arrays
+hold a layout: ``right[b, i, j]`` (wall between ``(i, j)`` and ``(i, j+1)``) and ``down[b, i, j]``; the last column of
+``right`` and the last row of ``down`` are always walls.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
-
-Split = Literal["train", "val", "test"]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
+from dit_lens.tasks.base import Bools, Ints, Split
 
 #: Row and column step of each move, in the order right, down, left, up.
 MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))
@@ -26,20 +24,26 @@ UNREACHED = 10_000
 
 @dataclass(frozen=True)
 class Boards:
-    """A batch of mazes with a start and a goal.
+    """A batch of mazes with a start and a goal, or two goals of which the prompt names one.
 
     Attributes
     ----------
     right, down : bool arrays of shape (B, n, n)
         Walls, as the module docstring says.
     start, goal : int arrays of shape (B, 2)
-        Row and column.
+        Row and column; ``goal`` is where the path shall lead.
+    other : int array of shape (B, 2), optional
+        The second goal, which the prompt does not name.
+    named : int array of shape (B,), optional
+        Where there is a second goal, the colour of ``goal``: 0 red, 1 purple. ``other`` has the other colour.
     """
 
     right: Bools
     down: Bools
     start: Ints
     goal: Ints
+    other: Ints | None = None
+    named: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.right)
@@ -53,14 +57,26 @@ class Boards:
         """Legal moves of every cell, as `open_moves` gives them."""
         return open_moves(self.right, self.down)
 
+    @property
+    def goals(self) -> Ints:
+        """Every goal in the order of colours, red before purple: int of shape (B, G, 2)."""
+        if self.other is None or self.named is None:
+            return self.goal[:, None]
+        both = np.stack([self.goal, self.other], axis=1)
+        return np.where(self.named[:, None, None] == 1, both[:, ::-1], both)
+
     def __getitem__(self, rows: slice | Ints | Bools) -> Boards:
-        return Boards(self.right[rows], self.down[rows], self.start[rows], self.goal[rows])
+        return Boards(*(None if column is None else column[rows] for column in _columns(self)))  # type: ignore[arg-type]
 
 
-def concatenate(parts: list[Boards]) -> Boards:
-    """Join batches of boards of one size."""
-    columns = zip(*((p.right, p.down, p.start, p.goal) for p in parts), strict=True)
-    return Boards(*(np.concatenate(c) for c in columns))
+def _columns(boards: Boards) -> list[NDArray[Any] | None]:
+    return [getattr(boards, field.name) for field in fields(boards)]
+
+
+def concatenate(parts: Sequence[Boards]) -> Boards:
+    """Join batches of boards of one size and one number of goals."""
+    columns = zip(*map(_columns, parts), strict=True)
+    return Boards(*(None if c[0] is None else np.concatenate(c) for c in columns))  # type: ignore[arg-type]
 
 
 def open_moves(right: Bools, down: Bools) -> Bools:
@@ -122,6 +138,13 @@ def shortest_path_cells(boards: Boards) -> Bools:
 def at(grid: NDArray[Any], cells: Ints) -> NDArray[Any]:
     """Values of ``grid`` (B, n, n) at one cell (B, 2) of each board: shape (B,)."""
     return grid[np.arange(len(grid)), cells[:, 0], cells[:, 1]]
+
+
+def mark(cells: Ints, size: int) -> Bools:
+    """Grids that hold at one cell (B, 2) each: bool of shape (B, n, n)."""
+    grid = np.zeros((len(cells), size, size), dtype=bool)
+    grid[np.arange(len(cells)), cells[:, 0], cells[:, 1]] = True
+    return grid
 
 
 def lengths(boards: Boards) -> Ints:
@@ -220,6 +243,31 @@ def _hash_bits(bits: Bools) -> NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)))
 
 
+def second_goal_cells(boards: Boards, allowed: tuple[int, int]) -> Bools:
+    """Where a second goal may lie: bool of shape (B, n, n).
+
+    Its distance from the start is ``allowed``, and neither goal lies on a shortest path to the other, so that neither
+    answer is a part of the other.
+    """
+    dist, apart = distances(boards.moves, boards.start), distances(boards.moves, boards.goal)
+    near = at(dist, boards.goal)[:, None, None]
+    return np.asarray((dist >= allowed[0]) & (dist <= allowed[1]) & (near + apart != dist) & (dist + apart != near))
+
+
+def goals_fit(boards: Boards, allowed: tuple[int, int]) -> Bools:
+    """Whether the second goal, where there is one, lies where it may: bool of shape (B,)."""
+    if boards.other is None:
+        return np.ones(len(boards), dtype=bool)
+    return np.asarray(at(second_goal_cells(boards, allowed), boards.other))
+
+
+def name_other(boards: Boards) -> Boards:
+    """The same boards with two goals when the prompt names the other one."""
+    if boards.other is None or boards.named is None:
+        raise TaskError("a maze with one goal has no other that its prompt could name; see Maze(goals=2)")
+    return replace(boards, goal=boards.other, other=boards.goal, named=1 - boards.named)
+
+
 def in_split(right: Bools, down: Bools, split: Split) -> Bools:
     """Which layouts belong to a split: of ten parts, eight train, one validates, one tests. Shape (B,)."""
     part = layout_keys(right, down) % np.uint64(10)
@@ -228,12 +276,20 @@ def in_split(right: Bools, down: Bools, split: Split) -> Bools:
 
 
 def sample_boards(
-    rng: np.random.Generator, count: int, size: int, *, loops: float, lengths: tuple[int, int], split: Split
+    rng: np.random.Generator,
+    count: int,
+    size: int,
+    *,
+    loops: float,
+    lengths: tuple[int, int],
+    split: Split,
+    goals: int = 1,
 ) -> Boards:
     """Boards of one split whose shortest path is as long as asked.
 
     Each board draws a length uniformly from ``lengths`` (both ends included), a random start, and a random goal at that
-    distance; starts from which no cell is that far are drawn again.
+    distance; starts from which no cell is that far are drawn again. A second goal comes as near to another such length
+    as `second_goal_cells` allows; boards without room for one are dropped. Which is named and which is red is drawn.
 
     Raises
     ------
@@ -252,7 +308,8 @@ def sample_boards(
         if not keep.any():
             barren += 1
             continue
-        parts.append(_place_ends(rng, right[keep], down[keep], lengths))
+        placed = _place_ends(rng, right[keep], down[keep], lengths)
+        parts.append(placed if goals == 1 else _place_second(rng, placed, lengths))
         barren = 0 if len(parts[-1]) else barren + 1
     return concatenate(parts)[:count]
 
@@ -274,3 +331,17 @@ def _place_ends(rng: np.random.Generator, right: Bools, down: Bools, lengths: tu
     merged = concatenate(done)
     # Later tries hold the longer paths; without a shuffle the first `count` boards would be too easy.
     return merged[rng.permutation(len(merged))]
+
+
+def _place_second(rng: np.random.Generator, boards: Boards, lengths: tuple[int, int]) -> Boards:
+    """Boards with a second goal, those without room for one dropped."""
+    free, dist = second_goal_cells(boards, lengths), distances(boards.moves, boards.start)
+    wanted = rng.integers(lengths[0], lengths[1] + 1, len(boards))[:, None, None]
+    # The fraction breaks ties; it is below the difference of one move.
+    score = np.where(free, rng.random(free.shape) - np.abs(dist - wanted), -np.inf).reshape(len(boards), -1)
+    second = np.stack(np.divmod(score.argmax(axis=1), boards.size), axis=1)
+    # The first goal's length is the more even one; a coin keeps the prompt from telling which goal that is.
+    swap, named = rng.integers(0, 2, (2, len(boards)))
+    goal, other = (np.where(swap[:, None] == s, boards.goal, second) for s in (0, 1))
+    room = np.asarray(free.any(axis=(1, 2)))
+    return replace(boards, goal=goal, other=other, named=named)[room]

@@ -7,29 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from dit_lens.tasks.maze.boards import (
-    Boards,
-    Bools,
-    Split,
-    distances,
-    in_split,
-    lengths,
-    shortest_path_cells,
-)
+from dit_lens.tasks.base import Bools, Split
+from dit_lens.tasks.maze.boards import Boards, goals_fit, in_split, lengths, name_other, second_goal_cells
 
 
 def move_goal(board: Boards, rng: np.random.Generator, allowed: tuple[int, int], split: Split) -> Boards | None:
     """The same walls and start with another goal; ``None`` where no cell qualifies.
 
-    Neither goal may lie on a shortest path to the other, so that neither answer is a part of the other.
+    Neither goal may lie on a shortest path to the other, so that neither answer is a part of the other. A second goal
+    stays where it is and is kept apart from the moved one in the same way.
     """
-    dist = distances(board.moves, board.start)
-    fits = np.argwhere((dist[0] >= allowed[0]) & (dist[0] <= allowed[1]) & ~shortest_path_cells(board)[0])
-    if not len(fits):
-        return None
-    options = _repeat(board, len(fits), goal=fits)
-    apart = ~shortest_path_cells(options)[:, board.goal[0, 0], board.goal[0, 1]]
-    return _choose(options, apart, rng)
+    fits = np.argwhere(second_goal_cells(board, allowed)[0])
+    options = replace(_repeat(board, len(fits)), goal=fits)
+    return _choose(options, goals_fit(options, allowed), rng)
+
+
+def name_other_goal(board: Boards, rng: np.random.Generator, allowed: tuple[int, int], split: Split) -> Boards:
+    """The same picture when the prompt names the other of two goals."""
+    return name_other(board)
 
 
 def change_wall(board: Boards, rng: np.random.Generator, allowed: tuple[int, int], split: Split) -> Boards | None:
@@ -43,13 +38,12 @@ def change_wall(board: Boards, rng: np.random.Generator, allowed: tuple[int, int
         walls[rows, edges[rows, 1], edges[rows, 2]] ^= True
     length, old = lengths(options), int(lengths(board)[0])
     # An opened wall must shorten the way, a closed one must lengthen it: then no old shortest path is still one.
-    fits = (length != old) & (length >= allowed[0]) & (length <= allowed[1])
+    fits = (length != old) & (length >= allowed[0]) & (length <= allowed[1]) & goals_fit(options, allowed)
     return _choose(options, fits & in_split(options.right, options.down, split), rng)
 
 
-def _repeat(board: Boards, count: int, goal: np.ndarray | None = None) -> Boards:
-    repeated = board[np.zeros(count, dtype=np.int64)]
-    return repeated if goal is None else replace(repeated, goal=goal)
+def _repeat(board: Boards, count: int) -> Boards:
+    return board[np.zeros(count, dtype=np.int64)]
 
 
 def _choose(options: Boards, fits: Bools, rng: np.random.Generator) -> Boards | None:
@@ -58,6 +52,7 @@ def _choose(options: Boards, fits: Bools, rng: np.random.Generator) -> Boards | 
 
 
 KINDS: dict[str, Callable[[Boards, np.random.Generator, tuple[int, int], Split], Boards | None]] = {
+    "prompt": name_other_goal,
     "goal": move_goal,
     "wall": change_wall,
 }

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_lens.tasks.base import Label
-from dit_lens.tasks.maze.boards import Boards, Bools, Ints, distances, open_moves, shortest_path_cells
-from dit_lens.tasks.maze.render import start_and_goal, walk
+from dit_lens.tasks.base import Bools, Ints, Label
+from dit_lens.tasks.maze.boards import Boards, distances, mark, open_moves, shortest_path_cells
+from dit_lens.tasks.maze.render import GOAL_NAMES, walk
 
 
 def maze_labels(
@@ -21,20 +21,26 @@ def maze_labels(
     (walls that the neighbouring cell shows), ``start``, ``goal``. Reasoning: ``dead_end``, ``on_path`` (on some
     shortest path), ``distance`` (moves to the goal, a regression target), ``agent`` (the true walk is here in this
     latent frame) and, where the drawn trails are given, ``drawn`` (on the trail that this run finally shows).
+
+    With two goals ``goal`` is the one that the prompt names, which the picture alone does not tell: reasoning, as are
+    ``on_path`` and ``distance``, which mean that goal. ``goal_red`` and ``goal_purple`` are perception.
     """
     walls = ~open_moves(boards.right, boards.down)
-    start, goal = start_and_goal(boards)
+    two = boards.other is not None
     still: dict[str, tuple[str, NDArray[Any]]] = {
         "wall_right": ("perception", walls[:, 0]),
         "wall_down": ("perception", walls[:, 1]),
         "wall_left": ("perception", walls[:, 2]),
         "wall_up": ("perception", walls[:, 3]),
-        "start": ("perception", start),
-        "goal": ("perception", goal),
+        "start": ("perception", mark(boards.start, boards.size)),
+        "goal": ("reasoning" if two else "perception", mark(boards.goal, boards.size)),
         "dead_end": ("reasoning", walls.sum(axis=1) == 3),
         "on_path": ("reasoning", shortest_path_cells(boards)),
         "distance": ("reasoning", distances(boards.moves, boards.goal).astype(np.float64)),
     }
+    if two:
+        of_colour = zip(GOAL_NAMES, np.moveaxis(boards.goals, 1, 0), strict=True)
+        still |= {f"goal_{name}": ("perception", mark(cells, boards.size)) for name, cells in of_colour}
     if drawn is not None:
         still["drawn"] = ("reasoning", drawn)
     labels = {

@@ -13,31 +13,30 @@ the VBVR-Bench maze rule (valid .45, complete .30, contiguous .20, walls kept .0
   agent makes at most ``speed`` legal moves. A video in which the agent never moves earns nothing.
 - *walls*: share of walls, start and goal that the last frame shows as the board has them.
 
-Strict success is all four at 1.
+Strict success is all four at 1. Of two goals the rules mean the one that the prompt names, and *walls* wants both kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dit_lens.tasks.maze.boards import UNREACHED, Boards, Bools, Ints, at, distances, restrict, shift
+from dit_lens.tasks.base import Bools, Floats, Video
+from dit_lens.tasks.maze.boards import UNREACHED, Boards, at, distances, restrict, shift
 from dit_lens.tasks.maze.render import (
     AGENT,
     ANSWER,
     FLOOR,
-    GOAL,
-    START,
     WALLED,
     read_centres,
     read_rings,
     read_walls,
-    start_and_goal,
+    rings,
 )
 
-Floats = NDArray[np.float64]
 WEIGHTS = {"legal": 0.45, "complete": 0.30, "continuous": 0.20, "walls": 0.05}
 
 
@@ -58,21 +57,27 @@ class MazeScores:
     continuous: Floats
     walls: Floats
     trail: Bools
+    weights: ClassVar[Mapping[str, float]] = WEIGHTS
+
+    @property
+    def rules(self) -> dict[str, Floats]:
+        """Each rule by its name."""
+        return {rule: getattr(self, rule) for rule in self.weights}
 
     @property
     def total(self) -> Floats:
         """Weighted sum of the rules in [0, 1], shape (B,)."""
-        return np.asarray(sum(weight * getattr(self, rule) for rule, weight in WEIGHTS.items()))
+        return np.asarray(sum(weight * self.rules[rule] for rule, weight in self.weights.items()))
 
     @property
     def strict(self) -> Bools:
         """Whether every rule holds in full, shape (B,)."""
-        return np.asarray(np.logical_and.reduce([getattr(self, rule) == 1 for rule in WEIGHTS]))
+        return np.asarray(np.logical_and.reduce([self.rules[rule] == 1 for rule in self.weights]))
 
 
-def score_videos(videos: NDArray[np.uint8], boards: Boards, speed: int) -> MazeScores:
+def score_videos(videos: Video, boards: Boards, speed: int) -> MazeScores:
     """Score uint8 videos of shape (B, T, height, width, 3) against their boards."""
-    centres = read_centres(videos, boards.size)
+    centres = read_centres(videos, boards.size, boards.goals.shape[1])
     trails, agents = np.isin(centres, ANSWER), centres == AGENT
     legal, complete = judge_trails(trails[:, -1], boards)
     return MazeScores(
@@ -116,14 +121,12 @@ def _dilate(cells: Bools, moves: Bools, steps: int) -> Bools:
     return cells
 
 
-def _walls_kept(frames: NDArray[np.uint8], boards: Boards) -> Floats:
+def _walls_kept(frames: Video, boards: Boards) -> Floats:
     """The rule *walls* of one frame each: frames of shape (B, height, width, 3)."""
     right, down = read_walls(frames, boards.size)
-    start, goal = start_and_goal(boards)
-    rings: Ints = np.where(start, START, np.where(goal, GOAL, FLOOR))
     kept = [
         right == np.where(boards.right, WALLED, FLOOR),
         down == np.where(boards.down, WALLED, FLOOR),
-        read_rings(frames, boards.size) == rings,
+        read_rings(frames, boards.size, boards.goals.shape[1]) == rings(boards),
     ]
     return np.asarray(np.stack(kept).mean(axis=(0, 2, 3)))

@@ -3,62 +3,107 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from PIL import Image
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.base import Label
+from dit_lens.tasks.base import (
+    Bools,
+    Floats,
+    Ints,
+    Label,
+    Pair,
+    Split,
+    Video,
+    check_frames,
+    check_videos,
+    generator,
+    null_floors,
+)
 from dit_lens.tasks.maze import counterfactual
 from dit_lens.tasks.maze.boards import (
     Boards,
-    Bools,
-    Split,
     concatenate,
+    name_other,
     sample_boards,
     sample_paths,
+    shortest_path_cells,
 )
 from dit_lens.tasks.maze.labels import maze_labels
-from dit_lens.tasks.maze.render import ANSWER, frame_sides, read_centres, render_video
-from dit_lens.tasks.maze.scorer import Floats, MazeScores, judge_trails, score_videos
-
-Video = NDArray[np.uint8]
+from dit_lens.tasks.maze.render import ANSWER, CELL, GOAL_NAMES, frame_sides, read_centres, render_video
+from dit_lens.tasks.maze.scorer import WEIGHTS, MazeScores, judge_trails, score_videos
 
 
 @dataclass(frozen=True, eq=False)
 class MazeInstance:
-    """One maze with a start, a goal, and one of its shortest paths.
+    """One maze with a start, a goal (or two, of which the prompt names one), and one of its shortest paths.
 
     Attributes
     ----------
     task : Maze
     board : Boards of length 1
     path : tuple of int
-        Cell numbers ``i * n + j`` from start to goal, the true answer that the video shows.
+        Cell numbers ``i * n + j`` from start to the named goal, the true answer that the video shows.
     """
 
     task: Maze
     board: Boards
     path: tuple[int, ...]
-    prompt: ClassVar[str] = "draw the path from green to red"
 
     @cached_property
     def id(self) -> str:
-        """A name that is the same for the same walls, start and goal."""
+        """A name that is the same for the same walls, start and goals, the same one named."""
         b = self.board
-        content = b"".join(x.tobytes() for x in (b.right, b.down, b.start, b.goal))
+        content = b"".join(x.tobytes() for x in (b.right, b.down, b.start, b.goals))
+        content += b"" if b.named is None else b.named.tobytes()
         return f"maze{b.size}-{hashlib.sha256(content).hexdigest()[:12]}"
+
+    @property
+    def prompt(self) -> str:
+        return prompts(self.board)[0]
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The latent variables by name.
+
+        ``walls`` (bool (2, n, n): right and lower ones) and ``start`` (row, column); with one goal ``goal`` (row,
+        column); with two ``goals`` (the red one's row and column, the purple one's) and ``named``, the goal's colour.
+        """
+        b = self.board
+        fixed = {"walls": np.stack([b.right[0], b.down[0]]), "start": b.start[0]}
+        if b.named is None:
+            return fixed | {"goal": b.goal[0]}
+        return fixed | {"goals": b.goals[0], "named": GOAL_NAMES[b.named[0]]}
+
+    @property
+    def answer(self) -> frozenset[tuple[int, int]]:
+        """Cells (row, column) of all shortest paths from start to the named goal."""
+        return _on_paths(self.board)
+
+    @property
+    def candidates(self) -> tuple[frozenset[tuple[int, int]], ...]:
+        """The answers of the red and of the purple goal; with one goal its answer alone."""
+        b = self.board
+        if b.named is None:
+            return (_on_paths(b),)
+        red, purple = (b, name_other(b)) if b.named[0] == 0 else (name_other(b), b)
+        return _on_paths(red), _on_paths(purple)
+
+    @property
+    def steps(self) -> int:
+        """Moves on a shortest path."""
+        return self.length
 
     @property
     def video(self) -> Video:
         """The true video, uint8 of shape (T, height, width, 3)."""
-        return np.asarray(render_video(self.board, np.array([self.path]), self.task.frames, self.task.speed)[0])
+        return np.asarray(self.task.render([self])[0])
 
     @property
     def image(self) -> Image.Image:
@@ -91,6 +136,9 @@ class Maze:
         Chance that a wall of the spanning tree is opened; loops give some mazes several shortest paths.
     speed : int
         Moves of the agent per frame in the true video.
+    goals : 1 or 2
+        With two goals, red and purple, the prompt says which one to draw the path to. Neither lies on a shortest path
+        to the other, and ``lengths`` holds for both.
 
     Raises
     ------
@@ -112,14 +160,17 @@ class Maze:
     lengths: tuple[int, int] | None = None
     loops: float = 0.1
     speed: int = 2
+    goals: int = 1
     name: ClassVar[str] = "maze"
+    weights: ClassVar[Mapping[str, float]] = WEIGHTS
 
     def __post_init__(self) -> None:
         low, high = self.path_lengths
         if not 2 <= self.size <= 16:
             raise TaskError(f"Maze(size={self.size}): size must be 2 to 16 cells")
-        if self.frames < 5 or self.frames % 4 != 1:
-            raise TaskError(f"Maze(frames={self.frames}): frames must be 1 + 4 k, such as 5, 9 or 13")
+        check_frames("Maze", self.frames)
+        if self.goals not in (1, 2):
+            raise TaskError(f"Maze(goals={self.goals}): a maze has 1 or 2 goals")
         # A path can wind through every cell. Lengths that exist but are too rare to draw are refused when drawing.
         limit = self.size**2 - 1
         if not 1 <= low <= high or low > limit:
@@ -143,47 +194,66 @@ class Maze:
         """Cells a side of the picture, the margin of odd boards included."""
         return frame_sides(self.size)
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kinds of counterfactual pairs, the default first, and the variable that each changes."""
+        if self.goals == 1:
+            return {"goal": "goal", "wall": "walls"}
+        return {"prompt": "named", "goal": "goals", "wall": "walls"}
+
     def sample(self, count: int, seed: int = 0, split: Split = "test") -> list[MazeInstance]:
         """Draw instances; splits share no wall layout, not even turned or mirrored."""
-        rng = self._rng(seed, split)
+        rng = generator(seed, self.size, split)
         return self._instances(self.sample_boards(rng, count, split), rng)
 
     def sample_boards(self, rng: np.random.Generator, count: int, split: Split) -> Boards:
         """Draw ``count`` boards as arrays, without choosing paths."""
         if count < 1:
             raise TaskError(f"cannot sample {count} mazes; ask for at least 1")
-        return sample_boards(rng, count, self.size, loops=self.loops, lengths=self.path_lengths, split=split)
+        return sample_boards(
+            rng, count, self.size, loops=self.loops, lengths=self.path_lengths, split=split, goals=self.goals
+        )
 
-    def sample_videos(self, rng: np.random.Generator, count: int, split: Split) -> Video:
-        """True videos of fresh mazes for training: uint8 (B, T, height, width, 3)."""
+    def sample_videos(self, rng: np.random.Generator, count: int, split: Split) -> tuple[Video, list[str]]:
+        """True videos of fresh mazes for training, uint8 (B, T, height, width, 3), and their prompts."""
         boards = self.sample_boards(rng, count, split)
-        return render_video(boards, sample_paths(boards, rng), self.frames, self.speed)
+        return render_video(boards, sample_paths(boards, rng), self.frames, self.speed), prompts(boards)
 
-    def pair(self, seed: int = 0, kind: str = "goal", split: Split = "test") -> tuple[MazeInstance, MazeInstance]:
+    def pair(self, seed: int = 0, kind: str | None = None, split: Split = "test") -> Pair:
         """One counterfactual pair, as `pairs` draws it."""
         return self.pairs(1, seed, kind, split)[0]
 
-    def pairs(
-        self, count: int, seed: int = 0, kind: str = "goal", split: Split = "test"
-    ) -> list[tuple[MazeInstance, MazeInstance]]:
-        """Pairs that differ in one thing.
+    def pairs(self, count: int, seed: int = 0, kind: str | None = None, split: Split = "test") -> list[Pair]:
+        """Pairs that differ in one latent variable and so in their answers.
 
         Parameters
         ----------
-        kind : "goal" or "wall"
-            "goal": same walls and start, the goal moved so that neither goal lies on a shortest path to the other.
+        kind : "prompt", "goal" or "wall", by default the first of ``kinds``
+            "prompt": same picture with two goals, the prompt names the other one.
+            "goal": same walls and start, the goal moved so that neither goal lies on a shortest path to the other. Of
+            two goals it is the named one that moves.
             "wall": one wall opened or closed so that no old shortest path stays one. Both layouts are of ``split``.
         """
-        if kind not in counterfactual.KINDS:
-            raise TaskError(f"unknown kind of pair {kind!r}; one of {', '.join(counterfactual.KINDS)}")
-        rng, found = self._rng(seed, split), []
+        kind = next(iter(self.kinds)) if kind is None else kind
+        if kind not in self.kinds:
+            raise TaskError(f"{self}: unknown kind of pair {kind!r}; one of {', '.join(self.kinds)}")
+        if count < 1:
+            raise TaskError(f"cannot draw {count} pairs of mazes; ask for at least 1")
+        rng, found = generator(seed, self.size, split), list[Pair]()
         for board in self._stream(rng, split, limit=200 * count):
             changed = counterfactual.KINDS[kind](board, rng, self.path_lengths, split)
             if changed is not None:
-                found.append((self._instances(board, rng)[0], self._instances(changed, rng)[0]))
+                found.append(Pair(self._instances(board, rng)[0], self._instances(changed, rng)[0]))
             if len(found) == count:
                 return found
         raise TaskError(f"{self}: only {len(found)} of {count} pairs of kind {kind!r} found; widen lengths or loops")
+
+    def render(self, instances: Sequence[MazeInstance]) -> Video:
+        """True videos: uint8 (B, T, height, width, 3)."""
+        boards, longest = self._boards(instances), max(len(i.path) for i in instances)
+        # A walk that has arrived stays at its goal.
+        walks = np.array([(*i.path, *i.path[-1:] * (longest - len(i.path))) for i in instances])
+        return render_video(boards, walks, self.frames, self.speed)
 
     def labels(
         self, instances: Sequence[MazeInstance], latent_frames: int, frames: Video | None = None
@@ -192,7 +262,7 @@ class Maze:
 
         See `dit_lens.tasks.maze.labels.maze_labels` for what each says.
         """
-        boards = concatenate([i.board for i in instances])
+        boards = self._boards(instances)
         drawn = None if frames is None else self.score(frames, instances).trail
         paths = [i.path for i in instances]
         return maze_labels(boards, paths, latent_frames, self.frames, self.speed, drawn)
@@ -206,43 +276,45 @@ class Maze:
             Videos of another size, type or number than the instances.
         """
         many = [instances] * len(frames) if isinstance(instances, MazeInstance) else list(instances)
-        self._check_videos(frames, len(many))
-        return score_videos(frames, concatenate([i.board for i in many]), self.speed)
+        check_videos(self, frames, len(many), CELL * self.side, CELL * self.side)
+        return score_videos(frames, self._boards(many), self.speed)
 
     def read_answer(self, images: Video) -> Bools:
         """Cells that the last of the given frames (..., height, width, 3) shows as trail or agent: bool (..., n, n)."""
-        return np.isin(read_centres(images, self.size), ANSWER)
+        return np.isin(read_centres(images, self.size, self.goals), ANSWER)
 
     def judge_answer(self, answers: Bools, instances: Sequence[MazeInstance]) -> tuple[Floats, Floats]:
         """The rules *legal* and *complete* of answers (B, n, n) as `read_answer` gives them: two float arrays (B,)."""
-        return judge_trails(answers, concatenate([i.board for i in instances]))
+        return judge_trails(answers, self._boards(instances))
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
-        """Scores of the truth and of two videos that know nothing: a frozen first frame, and uniform noise.
+        """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.base.null_floors`."""
+        return null_floors(self, count, seed)
 
-        Returns
-        -------
-        DataFrame with columns video, total, strict, n
-        """
-        instances = self.sample(count, seed)
-        truth = np.stack([i.video for i in instances])
-        noise = np.random.default_rng(seed).integers(0, 256, truth.shape, dtype=np.uint8)
-        frozen = np.repeat(truth[:, :1], self.frames, axis=1)
-        rows = []
-        for name, video in (("truth", truth), ("frozen", frozen), ("noise", noise)):
-            scores = self.score(video, instances)
-            rows.append({"video": name, "total": scores.total.mean(), "strict": scores.strict.mean(), "n": count})
-        return pd.DataFrame(rows)
+    def describe(self) -> dict[str, Any]:
+        """What the task is, as JSON types: summary, an example prompt, rules with weights, kinds of pairs, labels."""
+        example = self.sample(1, split="train")[0]
+        labels = self.labels([example], latent_frames=(self.frames + 1) // 2)
+        return {
+            "name": self.name,
+            "summary": (type(self).__doc__ or "").strip().split("\n")[0],
+            "size": self.size,
+            "frames": self.frames,
+            "goals": self.goals,
+            "prompt": example.prompt,
+            "rules": dict(self.weights),
+            "kinds": dict(self.kinds),
+            "candidates": len(example.candidates),
+            "labels": {name: label.role for name, label in labels.items()},
+        }
 
-    def _check_videos(self, frames: Video, count: int) -> None:
-        expected = (count, self.frames, 8 * self.side, 8 * self.side, 3)
-        if frames.dtype != np.uint8 or frames.shape != expected:
-            raise TaskError(f"{self}: expected uint8 videos of shape {expected}, got {frames.dtype} {frames.shape}")
-
-    def _rng(self, seed: int, split: Split) -> np.random.Generator:
-        if split not in ("train", "val", "test"):
-            raise TaskError(f"unknown split {split!r}; one of train, val, test")
-        return np.random.default_rng([seed, self.size, ("train", "val", "test").index(split)])
+    def _boards(self, instances: Sequence[MazeInstance]) -> Boards:
+        if not instances:
+            raise TaskError(f"{self}: no mazes given")
+        found = {(i.board.size, i.board.goals.shape[1]) for i in instances}
+        if found != {(self.size, self.goals)}:
+            raise TaskError(f"{self}: the mazes are of other (size, goals): {sorted(found)}")
+        return concatenate([i.board for i in instances])
 
     def _stream(self, rng: np.random.Generator, split: Split, limit: int) -> Iterator[Boards]:
         for _ in range(0, limit, 32):
@@ -255,3 +327,13 @@ class Maze:
             moves = int((np.diff(walk) != 0).sum())
             made.append(MazeInstance(self, boards[b : b + 1], tuple(int(c) for c in walk[: moves + 1])))
         return made
+
+
+def prompts(boards: Boards) -> list[str]:
+    """The prompt of each board."""
+    named: Ints = np.zeros(len(boards), dtype=np.int64) if boards.named is None else boards.named
+    return [f"draw the path from green to {GOAL_NAMES[colour]}" for colour in named]
+
+
+def _on_paths(board: Boards) -> frozenset[tuple[int, int]]:
+    return frozenset((int(i), int(j)) for i, j in np.argwhere(shortest_path_cells(board)[0]))
