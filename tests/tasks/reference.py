@@ -42,9 +42,16 @@ def ends(board: Any) -> tuple[Cell, Cell]:
     return start, goal
 
 
-def shortest_paths(board: Any) -> list[tuple[Cell, ...]]:
-    """Every shortest path from start to goal, cell by cell."""
-    start, goal = ends(board)
+def goals(board: Any) -> tuple[Cell, Cell]:
+    """The named goal and the other one."""
+    named, other = (tuple(int(x) for x in goal[0]) for goal in (board.goal, board.other))
+    return named, other
+
+
+def shortest_paths(board: Any, goal: Cell | None = None) -> list[tuple[Cell, ...]]:
+    """Every shortest path from start to a goal, by default the one that the prompt names, cell by cell."""
+    start, named = ends(board)
+    goal = named if goal is None else goal
     to_goal, _ = search(board, goal)
     found, growing = [], [(start,)]
     while growing:
@@ -55,9 +62,9 @@ def shortest_paths(board: Any) -> list[tuple[Cell, ...]]:
     return found
 
 
-def cells_on_paths(board: Any) -> set[Cell]:
-    """Cells on at least one shortest path."""
-    return {cell for path in shortest_paths(board) for cell in path}
+def cells_on_paths(board: Any, goal: Cell | None = None) -> set[Cell]:
+    """Cells on at least one shortest path from start to a goal, by default the one that the prompt names."""
+    return {cell for path in shortest_paths(board, goal) for cell in path}
 
 
 def canonical(right: Any, down: Any) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import cache
 
 import numpy as np
 import pytest
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks import Instance, Maze, MazeInstance
+from dit_lens.tasks import Instance, Maze, MazeInstance, Pair, Task
 from dit_lens.tasks.maze.boards import in_split
 from tests.tasks import reference
 
@@ -16,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 
 @cache
-def pairs(kind: str, split: str, size: int = 6) -> list[tuple[MazeInstance, MazeInstance]]:
+def pairs(kind: str, split: str, size: int = 6) -> list[Pair]:
     return Maze(size, lengths=(3, 10)).pairs(20, kind=kind, split=split)
 
 
@@ -59,6 +61,21 @@ def test_both_of_a_pair_are_mazes_of_the_task_with_another_answer(kind: str) -> 
             assert maze.task.score(maze.video[None], maze).strict[0]
         assert not one.task.score(other.video[None], one).strict[0]
         assert not one.task.score(one.video[None], other).strict[0]
+
+
+@pytest.mark.parametrize("kind", ["goal", "wall"])
+def test_a_pair_differs_in_the_one_variable_of_its_kind_and_in_its_answer(kind: str) -> None:
+    for pair in pairs(kind, "test"):
+        assert pair.variable == pair.original.task.kinds[kind]
+        assert pair.original.answer != pair.counterfactual.answer
+        assert pair.original.prompt == pair.counterfactual.prompt
+        assert not np.array_equal(pair.original.image, pair.counterfactual.image)
+    assert list(pairs(kind, "test")[0].original.variables) == ["walls", "start", "goal"]
+
+
+def test_a_pair_is_of_the_first_kind_unless_told() -> None:
+    assert [m.id for m in Maze(5).pair(3)] == [m.id for m in Maze(5).pair(3, "goal")]
+    assert [m.id for m in Maze(5).pair(3)] != [m.id for m in Maze(5).pair(3, "wall")]
 
 
 def test_walls_are_both_opened_and_closed() -> None:
@@ -152,3 +169,39 @@ def test_the_id_of_an_instance_is_of_its_walls_start_and_goal() -> None:
 
 def test_an_instance_is_what_a_run_takes() -> None:
     assert isinstance(Maze(5).sample(1)[0], Instance)
+
+
+def test_the_answer_is_the_cells_of_all_shortest_paths_and_the_only_candidate_of_one_goal() -> None:
+    for maze in mazes():
+        assert maze.answer == reference.cells_on_paths(maze.board)
+        assert maze.candidates == (maze.answer,)
+        assert maze.steps == maze.length == length(maze)
+
+
+def test_the_mazes_that_seeds_and_ids_of_published_results_stand_for_stay_what_they_are() -> None:
+    assert [maze.id for maze in Maze().sample(2)] == ["maze5-f13d80445555", "maze5-c18ba161bee1"]
+    assert [maze.id for maze in Maze(6).sample(2, 1, "val")] == ["maze6-f071db8b8659", "maze6-46be9b5cad18"]
+    assert [maze.id for maze in Maze(6).pair(1, "goal")] == ["maze6-4f06a3b0b633", "maze6-926d7a79b319"]
+    assert [maze.id for maze in Maze(6).pair(1, "wall")] == ["maze6-aa777119e07a", "maze6-f46a6ba9839f"]
+    assert hashlib.sha256(np.asarray(Maze().sample(1)[0].image).tobytes()).hexdigest()[:12] == "bcbf89cb9469"
+
+
+def test_a_maze_is_a_task() -> None:
+    members = [name for name in (*vars(Task), *Task.__annotations__) if not name.startswith("_")]
+    assert {"kinds", "weights", "name", "sample", "render", "describe"} <= set(members)
+    assert [name for name in members if not hasattr(Maze(), name)] == []
+    described = json.loads(json.dumps(Maze(6).describe()))
+    assert described["kinds"] == {"goal": "goal", "wall": "walls"}
+    assert sum(described["rules"].values()) == pytest.approx(1)
+    assert described["labels"]["on_path"] == "reasoning"
+    assert described["prompt"] == "draw the path from green to red"
+
+
+def test_rendered_together_mazes_are_what_each_shows_alone() -> None:
+    assert len({maze.length for maze in mazes()}) > 1
+    assert np.array_equal(Maze(5, loops=0.2).render(mazes()), np.stack([maze.video for maze in mazes()]))
+
+
+def test_latent_frames_that_do_not_divide_the_video_are_refused() -> None:
+    with pytest.raises(TaskError, match="9 pixel frames cannot be 4"):
+        Maze(5, loops=0.2).labels(mazes(), 4)

@@ -257,11 +257,34 @@ def test_scores_survive_the_noise_that_a_decoder_leaves() -> None:
 @pytest.mark.parametrize("size", [4, 5, 6])
 def test_videos_that_know_nothing_score_low_and_are_never_strictly_right(size: int) -> None:
     floors = Maze(size, lengths=(3, 8)).floors(60).set_index("video")
+    assert list(floors) == ["kind", "total", "strict", "n"]
+    assert floors.loc["counterfactual", "kind"].tolist() == ["goal", "wall"]
+    assert floors.loc["counterfactual", "strict"].tolist() == [0.0, 0.0]
+    assert floors.loc["shuffled", "strict"] == 0.0
     assert floors.loc["truth", ["total", "strict"]].tolist() == pytest.approx([1.0, 1.0])
     assert floors.loc[["frozen", "noise"], "strict"].tolist() == [0.0, 0.0]
     assert floors.loc["frozen", "total"] < 0.3
     assert floors.loc["noise", "total"] < 0.1
     assert set(floors["n"]) == {60}
+
+
+def test_the_rules_are_given_by_name_with_the_tasks_weights() -> None:
+    scores = score(trail_blinks())
+    assert dict(MazeScores.weights) == dict(Maze.weights)
+    assert list(scores.rules) == list(RULES)
+    assert all(scores.rules[rule] is getattr(scores, rule) for rule in RULES)
+    assert scores.total[0] == pytest.approx(sum(Maze.weights[rule] * scores.rules[rule][0] for rule in RULES))
+
+
+def test_mazes_of_another_size_or_number_of_goals_are_refused() -> None:
+    task, video = Maze(4, lengths=(3, 8)), serpentine().video[None]
+    for other in (Maze(3, lengths=(2, 4)), Maze(4, lengths=(3, 8), goals=2)):
+        with pytest.raises(TaskError, match=r"other \(size, goals\)"):
+            task.score(video, other.sample(1))
+        with pytest.raises(TaskError, match=r"other \(size, goals\)"):
+            task.judge_answer(np.zeros((1, 4, 4), bool), other.sample(1))
+    with pytest.raises(TaskError, match="no mazes"):
+        task.render([])
 
 
 def test_the_total_is_the_weighted_sum_of_the_benchmarks_rules() -> None:

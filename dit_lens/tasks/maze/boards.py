@@ -300,8 +300,9 @@ def sample_boards(
     barren = 0
     while sum(map(len, parts)) < count:
         if barren == 100:
+            found = "a path" if goals == 1 else "two goals, apart and each at the end of a path"
             raise TaskError(
-                f"no {size} x {size} maze of split {split!r} has a path of {lengths[0]} to {lengths[1]} moves"
+                f"no {size} x {size} maze of split {split!r} has {found} of {lengths[0]} to {lengths[1]} moves"
             )
         right, down = random_layouts(rng, max(64, 2 * count if split == "train" else 16 * count), size, loops)
         keep = in_split(right, down, split)
@@ -338,7 +339,7 @@ def _place_second(rng: np.random.Generator, boards: Boards, lengths: tuple[int, 
     free, dist = second_goal_cells(boards, lengths), distances(boards.moves, boards.start)
     wanted = rng.integers(lengths[0], lengths[1] + 1, len(boards))[:, None, None]
     # The fraction breaks ties; it is below the difference of one move.
-    score = np.where(free, rng.random(free.shape) - np.abs(dist - wanted), -np.inf).reshape(len(boards), -1)
+    score = np.where(free, rng.random(free.shape) - np.abs(dist - wanted), -np.inf).reshape(-1, boards.size**2)
     second = np.stack(np.divmod(score.argmax(axis=1), boards.size), axis=1)
     # The first goal's length is the more even one; a coin keeps the prompt from telling which goal that is.
     swap, named = rng.integers(0, 2, (2, len(boards)))

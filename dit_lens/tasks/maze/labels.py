@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dit_lens.tasks.base import Bools, Ints, Label
 from dit_lens.tasks.maze.boards import Boards, distances, mark, open_moves, shortest_path_cells
 from dit_lens.tasks.maze.render import GOAL_NAMES, walk
+from dit_lens.tasks.puzzle import pixel_frames
 
 
 def maze_labels(
@@ -54,9 +55,8 @@ def maze_labels(
 def _agent(size: int, paths: list[tuple[int, ...]], latent_frames: int, frames: int, speed: int) -> Bools:
     """Where the true agent is seen during each latent frame (the first covers one pixel frame, the others several)."""
     here = np.zeros((len(paths), latent_frames, size * size), dtype=bool)
-    covered = (frames - 1) // (latent_frames - 1)
     for b, path in enumerate(paths):
         cells: Ints = np.array(path)[walk(np.array([path]), frames, speed)]
-        for t, cell in enumerate(cells):
-            here[b, -(-t // covered), cell] = True
+        for f, covered in enumerate(pixel_frames(frames, latent_frames)):
+            here[b, f, cells[covered]] = True
     return here.reshape(len(paths), latent_frames, size, size)

@@ -121,12 +121,13 @@ class MazeInstance:
 
 @dataclass(frozen=True)
 class Maze:
-    """Mazes of ``size`` x ``size`` cells of 8 x 8 pixels.
+    """The path from green to red through a maze; of two goals the prompt says which.
 
     Parameters
     ----------
     size : int, 2 to 16
-        Cells a side. An odd board lies in the upper left of a picture one cell larger, so that sides divide by 16.
+        Cells a side, of 8 x 8 pixels. An odd board lies in the upper left of a picture one cell larger, so that sides
+        divide by 16.
     frames : int
         Pixel frames T of the video, 1 + 4 k.
     lengths : (int, int), optional
@@ -153,6 +154,9 @@ class Maze:
     (9, 48, 48, 3)
     >>> bool(Maze(size=6).score(maze.video[None], maze).strict[0])
     True
+    >>> pair = Maze(size=6, goals=2).pair(seed=0)
+    >>> pair.original.prompt, pair.counterfactual.prompt, pair.variable
+    ('draw the path from green to purple', 'draw the path from green to red', 'named')
     """
 
     size: int = 5
