@@ -72,6 +72,23 @@ def _check(pipeline: Any, architecture: Architecture, settings: Settings, inputs
     sizes = {image.size for image in inputs.images or []}
     if len(sizes) > 1:
         raise InputError(f"images of one run must share a size, got {sorted(sizes)}")
+    _check_words(getattr(pipeline, "tokenizer", None), {*inputs.prompts, settings.get("negative_prompt") or ""})
+
+
+def _check_words(tokenizer: Any, prompts: set[Any]) -> None:
+    """Refuse words that a word-level tokenizer does not know: the model would be asked something else, silently.
+
+    Tokenizers of published models know pieces of words, and so all words.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "model", None)).__name__ != "WordLevel":
+        return
+    vocabulary = tokenizer.get_vocab()
+    for prompt in sorted(filter(None, prompts)):
+        pieces = backend.pre_tokenizer.pre_tokenize_str(prompt)
+        if unknown := [word for word, _ in pieces if word not in vocabulary]:
+            known = ", ".join(sorted(word for word in vocabulary if word.isalpha()))
+            raise InputError(f"the model knows no {', '.join(map(repr, unknown))} (in {prompt!r}); it knows {known}")
 
 
 def check_size(multiples: tuple[int, int, int], settings: Settings) -> None:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-#: The vocabulary of the organisms' prompts. Words that no task uses yet are left for the tasks to come.
+from dit_lens.organisms.confine import confine
+
+#: The vocabulary of the organisms' prompts.
 _VOCABULARY = """
 <pad> </s> <unk> draw the path from green to red blue yellow orange purple move circle square triangle star and then
-behind wall left right up down sort by size next in pattern play x o win goes stays comes out
+behind wall left right up down sort by size next in pattern play x o win goes stays comes out bars fill gap
 """
 WORDS = tuple(_VOCABULARY.split())
 
@@ -33,6 +36,13 @@ class OrganismConfig:
         Pixel frames T = 1 + 4 k; the VAE halves time, so there are (T + 1) / 2 latent frames.
     shift : float
         Flow shift of the scheduler and of training: sigma -> shift sigma / (1 + (shift - 1) sigma).
+    frame_local_vae : bool
+        Whether the autoencoder mixes no frames: a latent frame then says nothing of the others, neither encoded nor
+        decoded, and the condition of every frame but the first is the same for all pictures.
+    frame_attention : tuple of int, optional
+        The only blocks in which self-attention crosses latent frames; by default all.
+    text_attention : tuple of int, optional
+        The only blocks that read the prompt; by default all.
     """
 
     layers: int = 8
@@ -45,7 +55,14 @@ class OrganismConfig:
     shift: float = 3.0
     max_prompt_tokens: int = 16
     text_width: int = 32
+    frame_local_vae: bool = False
+    frame_attention: tuple[int, ...] | None = None
+    text_attention: tuple[int, ...] | None = None
     words: tuple[str, ...] = field(default=WORDS, repr=False)
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.frames + 1) // 2
 
     @property
     def run_defaults(self) -> dict[str, float]:
@@ -68,7 +85,7 @@ def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder(config: OrganismConfig) -> UMT5EncoderModel:
-    """A one-layer UMT5 encoder; it stays random, its word vectors are distinct and that is all the tasks need."""
+    """A one-layer UMT5 encoder."""
     width = config.text_width
     return UMT5EncoderModel(
         UMT5Config(
@@ -80,23 +97,42 @@ def build_text_encoder(config: OrganismConfig) -> UMT5EncoderModel:
 
 def build_vae(config: OrganismConfig) -> AutoencoderKLWan:
     """A Wan VAE that turns one 8 x 8 pixel cell into one latent position and halves time."""
-    return AutoencoderKLWan(
+    vae = AutoencoderKLWan(
         base_dim=config.vae_base, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True], patch_size=4,
         in_channels=48, out_channels=48, z_dim=config.latent_channels,
         latents_mean=[0.0] * config.latent_channels, latents_std=[1.0] * config.latent_channels,
         scale_factor_temporal=2, scale_factor_spatial=8,
     )  # fmt: skip
+    if config.frame_local_vae:
+        separate_frames(vae)
+    return vae
+
+
+def separate_frames(vae: AutoencoderKLWan) -> None:
+    """Zero every weight by which a latent frame of a Wan VAE reads an earlier one, when encoding and when decoding.
+
+    Its causal convolutions have three taps in time, of which the last is now. The one that halves time reads one frame
+    of the past and the two that it joins. The gradients of these weights are zeroed too, where there are any: an
+    optimiser that shares an update out among all entries of a matrix would waste most of it on them.
+    """
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+            past = 1 if name.startswith("encoder") and name.endswith("time_conv") else 2
+            module.weight.data[:, :, :past] = 0
+            if module.weight.grad is not None:
+                module.weight.grad[:, :, :past] = 0
 
 
 def build_transformer(config: OrganismConfig) -> WanTransformer3DModel:
     """A Wan image-to-video transformer: noisy latents | frame mask | condition latents in, velocity out."""
     z = config.latent_channels
-    return WanTransformer3DModel(
+    transformer = WanTransformer3DModel(
         patch_size=(1, 1, 1), num_attention_heads=config.heads, attention_head_dim=config.head_width,
         in_channels=2 * z + 2, out_channels=z, text_dim=config.text_width, freq_dim=64, ffn_dim=config.ffn,
         num_layers=config.layers, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=1e-6,
         image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=64,
     )  # fmt: skip
+    return confine(transformer, config.frame_attention, config.text_attention, config.latent_frames)
 
 
 def build_pipeline(

@@ -1,107 +1,229 @@
-"""How well an organism solves its task, on held-out instances."""
+"""How well an organism solves its tasks on held-out instances, and whether it reads its prompt."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.training.data import encode, to_tensor
 from dit_lens.statistics import Interval, wilson
-from dit_lens.tasks.maze import Maze
+
+#: A task counts as solved only where the lower end of its normalised score is above this.
+CLAIM = 0.3
 
 
 @dataclass(frozen=True)
-class SizeResult:
-    """Strict success on one board size.
+class TaskResult:
+    """Strict success on one task.
 
     Attributes
     ----------
     strict : Interval
-        Wilson's 95 % interval.
+        Wilson's 95 % interval of the share of n videos that are strictly right.
+    floor : float
+        The highest strict success of a video that cannot have solved it; see `dit_lens.tasks.base.null_floors`.
+    score : float
+        Mean partial score.
     rules : dict from rule name to the share of videos that satisfy it in full
-    by_path_length : list of {low, high, strict, n}, over bins of the shortest path's length
+    by_steps : list of {from, to, strict, low, high, n}, over bins of the number of steps that a solution needs
     reconstruction : Interval
         Strict score of the true videos after a round trip through the autoencoder.
     seconds_per_sample : float
         Wall time of generation over samples, at the batch size used.
     """
 
+    task: str
     size: int
-    default: bool
     n: int
     strict: Interval
+    floor: float
+    score: float
     rules: dict[str, float]
-    by_path_length: list[dict[str, Any]]
+    by_steps: list[dict[str, Any]]
     reconstruction: Interval
     seconds_per_sample: float
 
+    @property
+    def normalised(self) -> Interval:
+        """(strict - floor) / (1 - floor)."""
+        return Interval(*((x - self.floor) / (1 - self.floor) for x in self.strict))
+
+    @property
+    def claimed(self) -> bool:
+        return self.normalised.low > CLAIM
+
     def __str__(self) -> str:
-        mark = " (default)" if self.default else ""
-        bins = ", ".join(f"{b['from']}-{b['to']}: {b['strict']:.2f} (n={b['n']})" for b in self.by_path_length)
+        bins = ", ".join(f"{b['from']}-{b['to']}: {b['strict']:.2f} (n={b['n']})" for b in self.by_steps)
         rules = ", ".join(f"{rule} {share:.2f}" for rule, share in self.rules.items())
         return (
-            f"{self.size} x {self.size}{mark}: strict {self.strict}, n={self.n}; by path length {bins}; "
-            f"rules in full {rules}; autoencoder alone {self.reconstruction}; "
-            f"{self.seconds_per_sample:.2f} s per sample"
+            f"{self.task} {self.size} x {self.size}: strict {self.strict}, n={self.n}, floor {self.floor:.3f}"
+            f"{'' if self.claimed else ' (not claimed)'}; mean score {self.score:.3f}; by steps {bins}; rules in full "
+            f"{rules}; autoencoder alone {self.reconstruction}; {self.seconds_per_sample:.2f} s per sample"
         )
 
     def to_json(self) -> dict[str, Any]:
         value, low, high = self.strict
-        return {
-            "size": self.size, "default": self.default, "strict": value, "low": low, "high": high, "n": self.n,
-            "by_path_length": self.by_path_length, "rules": self.rules,
-            "reconstruction": dict(self.reconstruction._asdict()), "seconds_per_sample": self.seconds_per_sample,
+        return asdict(self) | {
+            "strict": value, "low": low, "high": high, "claimed": self.claimed,
+            "normalised": dict(self.normalised._asdict()), "reconstruction": dict(self.reconstruction._asdict()),
         }  # fmt: skip
 
 
-def evaluate_maze(
-    model: VideoDiT,
-    sizes: tuple[int, ...] = (4, 5, 6),
-    default: int = Maze.size,
-    count: int = 300,
-    seed: int = 0,
-    batch: int = 20,
-) -> list[SizeResult]:
-    """Strict success on held-out mazes of every size, one video each."""
-    return [_evaluate_size(model, Maze(size), size == default, count, seed, batch) for size in sizes]
+@dataclass(frozen=True)
+class SwapResult:
+    """What happens when only the prompt is exchanged for its counterfactual.
+
+    Attributes
+    ----------
+    original, swapped : Interval
+        Strict success, judged by the original problem, with the original prompt and with the other one.
+    followed : Interval
+        Strict success of the videos with the other prompt, judged by the other problem.
+    guided : dict from guidance scale to the strict success with the original prompt
+    """
+
+    task: str
+    kind: str
+    n: int
+    original: Interval
+    swapped: Interval
+    followed: Interval
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task}, prompt exchanged ({self.kind}): the original answer {self.original} -> {self.swapped}, "
+            f"the other answer {self.followed}, n={self.n}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {k: dict(getattr(self, k)._asdict()) for k in ("original", "swapped", "followed")}
 
 
-def _evaluate_size(model: VideoDiT, task: Maze, default: bool, count: int, seed: int, batch: int) -> SizeResult:
-    mazes = task.sample(count, seed=seed, split="test")
-    videos, started = [], time.perf_counter()
-    for i in tqdm(range(0, count, batch), desc=f"{task.size} x {task.size}", unit="batch"):
-        part = mazes[i : i + batch]
-        videos.append(model.run(part, seed=list(range(seed + i, seed + i + len(part)))).frames)
+@dataclass(frozen=True)
+class GuidanceResult:
+    """Strict success at several guidance scales, over the same instances and seeds.
+
+    Attributes
+    ----------
+    strict : dict from guidance scale to Interval
+    changed : dict from guidance scale to the share of videos that differ in a pixel by more than a tenth of its range
+        from those at scale 1
+    """
+
+    task: str
+    n: int
+    strict: dict[float, Interval]
+    changed: dict[float, float]
+
+    def __str__(self) -> str:
+        scales = "; ".join(f"{s:g}: {v} ({self.changed[s]:.2f} changed)" for s, v in self.strict.items())
+        return f"{self.task}, guidance {scales}, n={self.n}"
+
+    def to_json(self) -> dict[str, Any]:
+        strict = {str(scale): dict(v._asdict()) for scale, v in self.strict.items()}
+        return {
+            "task": self.task,
+            "n": self.n,
+            "strict": strict,
+            "changed": {str(s): v for s, v in self.changed.items()},
+        }
+
+
+def evaluate(
+    model: VideoDiT, tasks: Sequence[Any], count: int = 300, seed: int = 0, batch: int = 20
+) -> list[TaskResult]:
+    """Strict success on held-out instances of every task, one video each."""
+    return [_evaluate(model, task, count, seed, batch) for task in tasks]
+
+
+def _evaluate(model: VideoDiT, task: Any, count: int, seed: int, batch: int) -> TaskResult:
+    instances = task.sample(count, seed=seed, split="test")
+    started = time.perf_counter()
+    videos = generate(model, instances, seed, batch)
     seconds = (time.perf_counter() - started) / count
-    scores = task.score(np.concatenate([v for v in videos if v is not None]), mazes)
-    lengths = np.array([maze.length for maze in mazes])
-    by_length = [_in_bin(scores.strict, lengths, low, low + 2) for low in (3, 6, 9, 12) if (lengths >= low).any()]
-    return SizeResult(
-        task.size, default, count, wilson(int(scores.strict.sum()), count),
-        {rule: float((getattr(scores, rule) == 1).mean()) for rule in ("legal", "complete", "continuous", "walls")},
-        by_length,
-        _reconstruction(model, task, mazes), seconds,
+    scores = task.score(videos, instances)
+    nulls = task.floors(count, seed).query("video != 'truth'")
+    return TaskResult(
+        title(task), task.size, count, wilson(int(scores.strict.sum()), count), float(nulls["strict"].max()),
+        float(scores.total.mean()), {rule: float((values == 1).mean()) for rule, values in scores.rules.items()},
+        _by_steps(scores.strict, np.array([i.steps for i in instances])),
+        _reconstruction(model, task, instances), seconds,
     )  # fmt: skip
 
 
-def _in_bin(strict: np.ndarray, lengths: np.ndarray, low: int, high: int) -> dict[str, Any]:
-    inside = (lengths >= low) & (lengths <= high)
-    value, least, most = wilson(int(strict[inside].sum()), int(inside.sum()))
-    return {"from": low, "to": high, "strict": value, "low": least, "high": most, "n": int(inside.sum())}
+def exchange_prompts(
+    model: VideoDiT, task: Any, kind: str, count: int = 300, seed: int = 0, batch: int = 20
+) -> SwapResult:
+    """Run pairs that differ in the prompt alone: the picture and the noise of the original, the words of the other."""
+    pairs = task.pairs(count, seed, kind, split="test")
+    originals, others = [pair.original for pair in pairs], [pair.counterfactual for pair in pairs]
+    clean, swapped = (generate(model, side, seed, batch) for side in (originals, others))
+    judged = ((clean, originals), (swapped, originals), (swapped, others))
+    rates = [wilson(int(task.score(videos, by).strict.sum()), count) for videos, by in judged]
+    return SwapResult(title(task), kind, count, *rates)
+
+
+def prompt_kinds(task: Any) -> list[str]:
+    """The kinds of pairs whose two pictures are the same: only the prompt tells them apart."""
+    pairs = {kind: task.pair(0, kind) for kind in task.kinds}
+    return [k for k, p in pairs.items() if np.array_equal(p.original.video[0], p.counterfactual.video[0])]
+
+
+def compare_guidance(
+    model: VideoDiT, task: Any, scales: Sequence[float] = (1.0, 2.0, 4.0), count: int = 100, seed: int = 0,
+    batch: int = 20,
+) -> GuidanceResult:  # fmt: skip
+    """Strict success at each guidance scale, over the same instances and seeds."""
+    instances = task.sample(count, seed=seed, split="test")
+    videos = {s: generate(model, instances, seed, batch, guidance_scale=s) for s in scales}
+    strict = {s: wilson(int(task.score(v, instances).strict.sum()), count) for s, v in videos.items()}
+    plain = videos[scales[0]].astype(np.int64)
+    changed = {s: float((np.abs(v - plain) > 25).any(axis=(1, 2, 3, 4)).mean()) for s, v in videos.items()}
+    return GuidanceResult(title(task), count, strict, changed)
+
+
+def generate(model: VideoDiT, instances: Sequence[Any], seed: int, batch: int, **options: Any) -> NDArray[np.uint8]:
+    """Videos of instances, uint8 (B, T, height, width, 3); instance i runs with seed ``seed + i``."""
+    videos = []
+    for i in tqdm(range(0, len(instances), batch), desc=title(instances[0].task), unit="batch"):
+        part = list(instances[i : i + batch])
+        frames = model.run(part, seed=list(range(seed + i, seed + i + len(part))), **options).frames
+        assert frames is not None
+        videos.append(frames)
+    return np.concatenate(videos)
+
+
+def title(task: Any) -> str:
+    """Name of a task, with what sets it apart from others of its name."""
+    return "two-goal maze" if getattr(task, "goals", 1) > 1 else str(task.name)
+
+
+def _by_steps(strict: NDArray[np.bool_], steps: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Strict success by the number of necessary steps, three to a bin."""
+    found = []
+    for low in range(3 * (int(steps.min()) // 3), int(steps.max()) + 1, 3):
+        inside = (steps >= low) & (steps < low + 3)
+        value, least, most = wilson(int(strict[inside].sum()), int(inside.sum()))
+        if inside.any():
+            row = {"from": low, "to": low + 2, "strict": value, "low": least, "high": most, "n": int(inside.sum())}
+            found.append(row)
+    return found
 
 
 @torch.no_grad()
-def _reconstruction(model: VideoDiT, task: Maze, mazes: list[Any]) -> Interval:
-    truth = np.stack([maze.video for maze in mazes])
+def _reconstruction(model: VideoDiT, task: Any, instances: Sequence[Any]) -> Interval:
+    truth = task.render(instances)
     vae = model.pipeline.vae
     decoded = [
         model.decode(encode(vae, to_tensor(part).to(vae.device)))
         for part in np.array_split(truth, len(truth) // 20 + 1)
     ]
-    return wilson(int(task.score(np.concatenate(decoded), mazes).strict.sum()), len(mazes))
+    return wilson(int(task.score(np.concatenate(decoded), instances).strict.sum()), len(instances))

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from dit_lens.errors import InputError
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import OrganismConfig, build_transformer
+from dit_lens.organisms.confine import confine
 from dit_lens.store import write_atomic
+from dit_lens.tasks import task_named
 
 _HERE = Path(__file__).parent
 CARD = "organism.json"
@@ -26,41 +30,88 @@ CARD = "organism.json"
 
 def organism_names() -> list[str]:
     """Names of the organisms that are in the package."""
-    return sorted(path.parent.name for path in _HERE.glob(f"*/{CARD}"))
+    return sorted(path.parent.relative_to(_HERE).as_posix() for path in _HERE.rglob(CARD))
 
 
 def load_organism(
-    name: str = "maze", *, random: bool = False, seed: int = 0, folder: str | Path | None = None
+    name: str = "puzzles",
+    *,
+    random: bool = False,
+    seed: int = 0,
+    checkpoint: int | None = None,
+    folder: str | Path | None = None,
 ) -> VideoDiT:
     """Load a small trained model.
 
     Parameters
     ----------
     name : str
-        One of `organism_names`, such as "maze".
+        One of `organism_names`: "puzzles" solves several tasks as its prompt says, "maze" larger mazes without one.
     random : bool
         Give the transformer random weights (of ``seed``) instead of the trained ones: the same architecture with
-        nothing to find in it. The autoencoder stays as it is, so that mazes still look like mazes.
+        nothing to find in it. The autoencoder stays as it is, so that pictures still look like pictures.
+    checkpoint : int, optional
+        The weights as they were after so many training steps, one of `organism_checkpoints`.
     folder : path, optional
         Load an organism that `save_organism` wrote elsewhere.
 
     Raises
     ------
     InputError
-        No such organism; the message names those there are.
+        No such organism or checkpoint; the message names those there are.
     """
-    place = Path(folder) if folder is not None else _HERE / name
-    if not (place / CARD).exists():
-        raise InputError(f"no organism {name!r} in {place.parent}; there are: {', '.join(organism_names()) or 'none'}")
-    card = json.loads((place / CARD).read_text())
+    place, card = _card(name, folder)
+    config = _config(card)
     # The weights are kept in half precision to be small; they run in single precision.
     with _without_progress_bars():
-        pipeline = WanImageToVideoPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+        shared = {} if card.get("vae_of") is None else {"vae": _vae(card["vae_of"])}
+        pipeline = WanImageToVideoPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True, **shared)
+    if checkpoint is not None:
+        _load_checkpoint(pipeline, place, checkpoint)
     if random:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pipeline.transformer = build_transformer(_config(card)).eval()
+            pipeline.transformer = build_transformer(config).eval()
+    confine(pipeline.transformer, config.frame_attention, config.text_attention, config.latent_frames)
     return VideoDiT(pipeline, defaults=card["defaults"])
+
+
+def organism_tasks(name: str = "puzzles", *, folder: str | Path | None = None) -> list[Any]:
+    """The tasks that an organism was trained on, its default first."""
+    _, card = _card(name, folder)
+    return [task_named(task) for task in card["tasks"]]
+
+
+def organism_config(name: str = "puzzles", *, folder: str | Path | None = None) -> OrganismConfig:
+    """The architecture of an organism."""
+    return _config(_card(name, folder)[1])
+
+
+def organism_checkpoints(name: str = "puzzles", *, folder: str | Path | None = None) -> list[int]:
+    """The training steps whose weights are kept for `load_organism`'s ``checkpoint``."""
+    place, _ = _card(name, folder)
+    return sorted(int(path.stem.removeprefix("step-")) for path in place.glob("checkpoints/step-*.safetensors"))
+
+
+def _card(name: str, folder: str | Path | None) -> tuple[Path, dict[str, Any]]:
+    place = Path(folder) if folder is not None else _HERE / name
+    if not (place / CARD).exists():
+        raise InputError(f"no organism {name!r} in {place.parent}; there are: {', '.join(organism_names()) or 'none'}")
+    return place, json.loads((place / CARD).read_text())
+
+
+def _vae(name: str) -> AutoencoderKLWan:
+    return AutoencoderKLWan.from_pretrained(_HERE / name / "vae", dtype=torch.float32, local_files_only=True)
+
+
+def _load_checkpoint(pipeline: WanImageToVideoPipeline, place: Path, step: int) -> None:
+    path = place / "checkpoints" / f"step-{step:05d}.safetensors"
+    if not path.exists():
+        kept = ", ".join(map(str, organism_checkpoints(folder=place))) or "none"
+        raise InputError(f"no checkpoint of step {step} is kept; there are: {kept}")
+    for name, values in load_file(path).items():
+        part, _, parameter = name.partition(".")
+        getattr(pipeline, part).get_parameter(parameter).data.copy_(values)
 
 
 @contextmanager
@@ -76,23 +127,43 @@ def _without_progress_bars() -> Iterator[None]:
             part.enable_progress_bar()
 
 
-def _config(card: dict[str, object]) -> OrganismConfig:
-    stored = card["config"]
-    assert isinstance(stored, dict)
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+def _config(card: dict[str, Any]) -> OrganismConfig:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
     return OrganismConfig(**values)
 
 
-def save_organism(pipeline: WanImageToVideoPipeline, config: OrganismConfig, folder: Path, steps: int = 10) -> Path:
+def save_organism(
+    pipeline: WanImageToVideoPipeline,
+    config: OrganismConfig,
+    folder: Path,
+    tasks: Sequence[str] = ("maze:5",),
+    vae_of: str | None = None,
+    **defaults: float,
+) -> Path:
     """Write a pipeline as an organism, in half precision, with the card that says how to run it.
 
     The card is written last: a folder without one is no organism.
+
+    Parameters
+    ----------
+    tasks : names of the tasks that it was trained on, as `dit_lens.tasks.task_named` reads them, the default first
+    vae_of : str, optional
+        A shipped organism whose autoencoder this one shares; it is then not written again.
+    **defaults
+        Arguments of a run that differ from the configuration's.
     """
     small = copy.deepcopy(pipeline)
     for part in (small.transformer, small.vae, small.text_encoder):
         # Not ModelMixin.half, which warns of modules that compute in single precision: only the file is to be small.
         nn.Module.half(part)
     small.save_pretrained(folder, safe_serialization=True)
-    card = {"config": vars(config), "defaults": config.run_defaults | {"num_inference_steps": steps}}
+    if vae_of is not None:
+        shutil.rmtree(folder / "vae")
+    card = {
+        "config": vars(config),
+        "defaults": config.run_defaults | defaults,
+        "tasks": list(tasks),
+        "vae_of": vae_of,
+    }
     write_atomic(folder / CARD, json.dumps(card, indent=1).encode())
     return folder

@@ -27,7 +27,6 @@ from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks.base import (
-    SPLITS,
     Bools,
     Floats,
     Ints,

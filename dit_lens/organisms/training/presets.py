@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dit_lens.organisms.build import OrganismConfig
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a curriculum: how many optimiser steps, and the share of each board size in the batches."""
+    """One part of a curriculum.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps.
+    mix : dict
+        Share of each kind of video, named as in `data.source`: "maze:5" is mazes of 5 x 5 cells.
+    parts : int
+        How many kinds, drawn by their shares, make up one batch; more than one need pictures of one size.
+    """
 
     steps: int
-    sizes: dict[int, float]
+    mix: dict[str, float]
     learning_rate: float = 2e-3
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -30,53 +42,121 @@ class VaeRecipe:
 
 @dataclass(frozen=True)
 class DenoiserRecipe:
-    """Training of the transformer. Every encoded batch is used ``reuse`` times, each time with fresh noise."""
+    """Training of the transformer.
+
+    Attributes
+    ----------
+    reuse : int
+        Every encoded batch is used so many times in a row, each time with fresh noise.
+    drop_prompt : float
+        Share of samples trained with an empty prompt, which is what guidance is guided away from.
+    train_text : bool
+        Whether the text encoder is trained along. Where words have to be bound to each other it must be.
+    keep : tuple of int
+        Steps after which the averaged weights are kept beside the final ones.
+    """
 
     stages: tuple[Stage, ...]
     batch: int = 32
     reuse: int = 1
+    drop_prompt: float = 0.0
+    train_text: bool = False
+    keep: tuple[int, ...] = ()
     warmup: int = 100
     decay: float = 0.3
     ema: float = 0.999
     check_every: int = 200
-    check_mazes: int = 32
+    check_count: int = 32
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One reproducible training run."""
+    """One reproducible training run.
+
+    Attributes
+    ----------
+    vae : VaeRecipe or str
+        How to train the autoencoder, or the shipped organism whose autoencoder is taken.
+    """
 
     config: OrganismConfig
-    vae: VaeRecipe
+    vae: VaeRecipe | str
     denoiser: DenoiserRecipe
     seed: int = 0
     device: str = "cpu"
     autocast: bool = False
 
 
-CPU = Preset(
+_MAZE_CPU = Preset(
     config=OrganismConfig(),
     vae=VaeRecipe(
-        stages=(Stage(1000, {6: 0.5, 5: 0.2, 4: 0.3}, 3e-3),),
-        decoder_stages=(Stage(700, {6: 0.5, 5: 0.2, 4: 0.3}, 1e-3),),
+        stages=(Stage(1000, {"maze:6": 0.5, "maze:5": 0.2, "maze:4": 0.3}, 3e-3),),
+        decoder_stages=(Stage(700, {"maze:6": 0.5, "maze:5": 0.2, "maze:4": 0.3}, 1e-3),),
         batch=8,
     ),
-    denoiser=DenoiserRecipe(stages=(Stage(400, {4: 1.0}), Stage(1300, {4: 0.1, 5: 0.2, 6: 0.7}))),
+    denoiser=DenoiserRecipe(
+        stages=(Stage(400, {"maze:4": 1.0}), Stage(1300, {"maze:4": 0.1, "maze:5": 0.2, "maze:6": 0.7}))
+    ),
 )
 
-GPU = Preset(
+_MAZE_GPU = Preset(
     config=OrganismConfig(layers=12, heads=6, ffn=512),
     vae=VaeRecipe(
-        stages=(Stage(4000, {8: 0.2, 6: 0.6, 4: 0.2}, 3e-3),),
-        decoder_stages=(Stage(2000, {8: 0.2, 6: 0.6, 4: 0.2}, 1e-3),),
+        stages=(Stage(4000, {"maze:8": 0.2, "maze:6": 0.6, "maze:4": 0.2}, 3e-3),),
+        decoder_stages=(Stage(2000, {"maze:8": 0.2, "maze:6": 0.6, "maze:4": 0.2}, 1e-3),),
         batch=64,
     ),
     denoiser=DenoiserRecipe(
-        stages=(Stage(1500, {4: 1.0}), Stage(12000, {4: 0.1, 5: 0.1, 6: 0.5, 7: 0.3})),
-        batch=128, warmup=300, check_every=500, check_mazes=128,
+        stages=(
+            Stage(1500, {"maze:4": 1.0}),
+            Stage(12000, {"maze:4": 0.1, "maze:5": 0.1, "maze:6": 0.5, "maze:7": 0.3}),
+        ),
+        batch=128, warmup=300, check_every=500, check_count=128,
     ),
     device="cuda",
     autocast=True,
 )  # fmt: skip
 
-PRESETS = {"cpu": CPU, "gpu": GPU}
+#: The autoencoder of the puzzles learns cells in random arrangements, and mazes, whose cells join at their walls.
+_GLYPHS = {"glyphs:4": 0.5, "glyphs:6": 0.1, "two-goal maze:4": 0.4}
+_PUZZLES = {
+    "two-goal maze:4": 0.28, "move:4": 0.2, "sort:4": 0.2, "permanence:4": 0.12, "pattern:4": 0.12, "tictactoe:3": 0.08,
+}  # fmt: skip
+
+_PUZZLES_CPU = Preset(
+    config=OrganismConfig(vae_base=24, frame_local_vae=True),
+    vae=VaeRecipe(
+        stages=(Stage(1400, _GLYPHS, 3e-3),),
+        decoder_stages=(Stage(300, _GLYPHS, 1e-3),),
+        batch=12,
+    ),
+    denoiser=DenoiserRecipe(
+        stages=(Stage(6000, _PUZZLES, parts=8),),
+        reuse=2,
+        drop_prompt=0.1,
+        train_text=True,
+        check_every=500,
+        check_count=24,
+    ),
+)
+
+
+def _planted(**blocks: Any) -> Preset:
+    """Permanence alone, with attention across frames or the prompt left to a few of six blocks."""
+    return Preset(
+        config=OrganismConfig(layers=6, head_width=24, ffn=192, vae_base=24, frame_local_vae=True, **blocks),
+        vae="puzzles",
+        denoiser=DenoiserRecipe(
+            stages=(Stage(1200, {"permanence:4": 1.0}),), drop_prompt=0.1, reuse=2, check_every=300, check_count=48
+        ),
+    )
+
+
+_PLACES = {"early": (0, 1), "middle": (2, 3), "late": (4, 5)}
+
+PRESETS = {
+    "maze": {"cpu": _MAZE_CPU, "gpu": _MAZE_GPU},
+    "puzzles": {"cpu": _PUZZLES_CPU},
+    **{f"planted/frames-{place}": {"cpu": _planted(frame_attention=blocks)} for place, blocks in _PLACES.items()},
+    **{f"planted/text-{place}": {"cpu": _planted(text_attention=blocks)} for place, blocks in _PLACES.items()},
+}

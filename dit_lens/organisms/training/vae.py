@@ -9,11 +9,12 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
-from dit_lens.organisms.build import build_vae
-from dit_lens.organisms.training.data import sample_videos, still_then_gray
+from dit_lens.organisms.build import build_vae, separate_frames
+from dit_lens.organisms.load import load_organism
+from dit_lens.organisms.training.data import draw, still_then_gray, to_tensor
 from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
 from dit_lens.organisms.training.optim import MuonAdamW, learning_rate_at
-from dit_lens.organisms.training.presets import Preset, Stage
+from dit_lens.organisms.training.presets import Preset, Stage, VaeRecipe
 
 
 def decode_unclamped(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
@@ -33,69 +34,84 @@ def decode_unclamped(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
 def train_vae(preset: Preset, folder: Path) -> AutoencoderKLWan:
     """Train (or finish) the autoencoder of a preset and set its latents' mean and standard deviation.
 
+    Where the preset names an organism instead of a recipe, its autoencoder is loaded.
+
     First both halves, then the decoder alone: what is left by then are rare large errors (a goal that shows the agent
     one frame too early), which the second stage's fourth-power term weighs up while the latents stay as they are.
     """
     recipe = preset.vae
+    if isinstance(recipe, str):
+        shipped: AutoencoderKLWan = load_organism(recipe).pipeline.vae
+        return shipped.to(preset.device)
     torch.manual_seed(preset.seed)
     vae = build_vae(preset.config).to(preset.device)
-    _train(vae, vae, "vae", recipe.stages, preset, folder)
+    _train(vae, vae, "vae", recipe, recipe.stages, preset, folder)
     for half in (vae.encoder, vae.quant_conv):
         half.requires_grad_(False)
     decoder = nn.ModuleDict({"conv": vae.post_quant_conv, "decoder": vae.decoder})
-    _train(vae, decoder, "decoder", recipe.decoder_stages, preset, folder)
-    _normalise(vae, preset)
+    if recipe.decoder_stages:
+        _train(vae, decoder, "decoder", recipe, recipe.decoder_stages, preset, folder)
+    _normalise(vae, recipe, preset)
     return vae
 
 
 def _train(
-    vae: AutoencoderKLWan, part: nn.Module, name: str, stages: tuple[Stage, ...], preset: Preset, folder: Path
+    vae: AutoencoderKLWan,
+    part: nn.Module,
+    name: str,
+    recipe: VaeRecipe,
+    stages: tuple[Stage, ...],
+    preset: Preset,
+    folder: Path,
 ) -> None:
     """Train one part of the autoencoder through its curriculum."""
-    recipe, total = preset.vae, total_steps(stages)
+    total = total_steps(stages)
     optimiser = MuonAdamW(part, stages[0].learning_rate, keep_adamw=("decoder.conv_out", "decoder.decoder.conv_out"))
 
     def advance(step: int) -> float:
-        loss = _loss(vae, stages, preset, step, name)
+        loss = _loss(vae, recipe, stages, preset, step, alone=name == "decoder")
         loss.backward()
+        if preset.config.frame_local_vae:
+            separate_frames(vae)
         peak = stage_at(stages, step).learning_rate
         optimiser.step(learning_rate_at(step, total, peak, recipe.warmup, decay=0.5))
         return float(loss.detach())
 
     loop = Loop(name, folder, total, {"part": part, "optimiser": optimiser})
-    loop.run(advance, lambda step: {"psnr": _psnr(vae, preset)})
+    loop.run(advance, lambda step: {"psnr": _psnr(vae, recipe, preset)})
 
 
-def _batch(stages: tuple[Stage, ...], preset: Preset, step: int, stream: int) -> Tensor:
-    recipe, stage = preset.vae, stage_at(stages, step)
-    video = sample_videos(stage, recipe.batch, preset.config.frames, preset.seed, step, stream).to(preset.device)
-    gray = round(recipe.gray * len(video))
-    return torch.cat([still_then_gray(video[:gray]), video[gray:]])
+def _batch(recipe: VaeRecipe, stages: tuple[Stage, ...], preset: Preset, step: int, stream: int) -> Tensor:
+    videos = draw(stage_at(stages, step), recipe.batch, preset.config.frames, preset.seed, step, stream)
+    pixels = to_tensor(videos.pixels).to(preset.device)
+    gray = round(recipe.gray * len(pixels))
+    return torch.cat([still_then_gray(pixels[:gray]), pixels[gray:]])
 
 
-def _loss(vae: AutoencoderKLWan, stages: tuple[Stage, ...], preset: Preset, step: int, name: str) -> Tensor:
+def _loss(
+    vae: AutoencoderKLWan, recipe: VaeRecipe, stages: tuple[Stage, ...], preset: Preset, step: int, alone: bool
+) -> Tensor:
     """L1 + L2 (+ L4 for the decoder alone) of reconstructions from noised latents, and a light pull to the origin."""
-    alone = name == "decoder"
-    video = _batch(stages, preset, step, stream=3 if alone else 0)
+    video = _batch(recipe, stages, preset, step, stream=3 if alone else 0)
     generator = torch.Generator(preset.device).manual_seed(preset.seed * 1_000_003 + step)
     mean = vae.encode(video).latent_dist.mean
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    error = decode_unclamped(vae, mean + preset.vae.latent_noise * noise) - video
+    error = decode_unclamped(vae, mean + recipe.latent_noise * noise) - video
     loss: Tensor = 0.5 * error.abs().mean() + error.square().mean() + 1e-4 * mean.square().mean()
     return loss + error.pow(4).mean() if alone else loss
 
 
 @torch.no_grad()
-def _psnr(vae: AutoencoderKLWan, preset: Preset) -> float:
-    video = _batch(preset.vae.stages, preset, step=0, stream=1)
+def _psnr(vae: AutoencoderKLWan, recipe: VaeRecipe, preset: Preset) -> float:
+    video = _batch(recipe, recipe.stages, preset, step=0, stream=1)
     decoded = vae.decode(vae.encode(video).latent_dist.mean).sample
     return float(10 * torch.log10(4 / (decoded - video).square().mean()))
 
 
 @torch.no_grad()
-def _normalise(vae: AutoencoderKLWan, preset: Preset) -> None:
+def _normalise(vae: AutoencoderKLWan, recipe: VaeRecipe, preset: Preset) -> None:
     """Write per-channel statistics of the latents into the configuration, as the Wan VAE carries them."""
-    means = [vae.encode(_batch(preset.vae.stages, preset, step, stream=1)).latent_dist.mean for step in range(8)]
+    means = [vae.encode(_batch(recipe, recipe.stages, preset, step, stream=1)).latent_dist.mean for step in range(8)]
     channels = torch.cat([m.transpose(0, 1).flatten(1) for m in means], dim=1).double()
     vae.register_to_config(
         latents_mean=[round(x, 5) for x in channels.mean(1).tolist()],

@@ -139,7 +139,8 @@ class Maze:
         Moves of the agent per frame in the true video.
     goals : 1 or 2
         With two goals, red and purple, the prompt says which one to draw the path to. Neither lies on a shortest path
-        to the other, and ``lengths`` holds for both.
+        to the other, and ``lengths`` holds for both; the longest ways are rarer than with one goal, since a board must
+        have room for two.
 
     Raises
     ------
