@@ -17,8 +17,19 @@ from hypothesis.extra import numpy as npst
 from dit_lens.errors import TaskError
 from dit_lens.tasks import Maze, MazeInstance, Pair
 from dit_lens.tasks.glyphs import COLOURS
-from dit_lens.tasks.maze.boards import Boards, in_split, name_other
-from dit_lens.tasks.maze.render import FLOOR, GOAL, PALETTE, SECOND, START, UNREADABLE, read_rings, render_video
+from dit_lens.tasks.maze.boards import Boards, in_split, lengths, name_other
+from dit_lens.tasks.maze.render import (
+    AGENT,
+    FLOOR,
+    GOAL,
+    PALETTE,
+    SECOND,
+    START,
+    UNREADABLE,
+    read_centres,
+    read_rings,
+    render_video,
+)
 from tests.tasks import reference
 from tests.tasks.test_maze_scorer import LAYOUT_DOWN, LAYOUT_RIGHT, PATH, RULES, paint, paint_wall, ring
 
@@ -115,6 +126,13 @@ def test_all_lengths_occur_for_either_goal() -> None:
         counts = Counter(len(reference.shortest_paths(board)[0]) - 1 for board in ways)
         assert set(counts) == {3, 4, 5, 6, 7}
         assert min(counts.values()) > 40
+
+
+def test_the_second_goal_is_no_nearer_than_its_drawn_length_where_there_is_room() -> None:
+    # A second goal anywhere in reach would be mostly near: 23 % of the ways would have 9 to 11 moves, not 28 %.
+    boards = Maze(6, goals=2).sample_boards(np.random.default_rng(0), 2000, "train")
+    both = np.concatenate([lengths(boards), lengths(name_other(boards))])
+    assert ((both >= 9) & (both <= 11)).mean() > 0.26
 
 
 @pytest.mark.parametrize("goals", [1, 2])
@@ -294,6 +312,8 @@ def test_purple_is_read_only_where_there_are_two_goals() -> None:
     two, one = read_rings(still, 4, goals=2), read_rings(still, 4)
     assert two.ravel()[[0, 1, 4, 13]].tolist() == [START, FLOOR, GOAL, SECOND]
     assert one.ravel()[[0, 1, 4, 13]].tolist() == [START, FLOOR, GOAL, UNREADABLE]
+    assert read_centres(still, 4, goals=2).ravel()[[0, 1, 4, 13]].tolist() == [AGENT, FLOOR, GOAL, SECOND]
+    assert read_centres(still, 4).ravel()[[0, 1, 4, 13]].tolist() == [AGENT, FLOOR, GOAL, UNREADABLE]
 
 
 def test_scores_survive_the_noise_that_a_decoder_leaves() -> None:
