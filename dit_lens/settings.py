@@ -80,7 +80,7 @@ def _check_words(tokenizer: Any, prompts: set[Any]) -> None:
 
     Tokenizers of published models know pieces of words, and so all words.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if type(getattr(backend, "model", None)).__name__ != "WordLevel":
         return
     vocabulary = tokenizer.get_vocab()

@@ -54,9 +54,9 @@ def train(name: str, preset: Preset, folder: Path) -> Path:
         (saved / "checkpoints").mkdir(exist_ok=True)
         shutil.copy(kept, saved / "checkpoints")
     write_atomic(saved / "recipe.json", json.dumps(asdict(preset), indent=1).encode())
-    for log in ("vae", "decoder", "denoiser"):
-        if (folder / f"{log}.json").exists():
-            shutil.copy(folder / f"{log}.json", saved / f"log-{log}.json")
+    phases = [] if isinstance(preset.vae, str) else [phase.name for phase in preset.vae.phases]
+    for log in (*phases, "denoiser"):
+        shutil.copy(folder / f"{log}.json", saved / f"log-{log}.json")
     return saved
 
 

@@ -27,15 +27,22 @@ State = dict[str, Tensor]
 
 MICRO = Preset(
     config=OrganismConfig(layers=2, heads=2, head_width=12, ffn=24, vae_base=8),
-    vae=VaeRecipe(stages=(Stage(3, {4: 1.0}, 3e-3),), decoder_stages=(Stage(2, {4: 1.0}, 1e-3),), batch=4, warmup=1),
+    vae=VaeRecipe(
+        phases=(
+            Phase("vae", (Stage(3, {"maze:4": 1.0}, 3e-3),)),
+            Phase("decoder", (Stage(2, {"maze:4": 1.0}, 1e-3),), decoder_only=True),
+        ),
+        batch=4,
+        warmup=1,
+    ),
     # Every batch is used twice and a stage ends in the middle of a pair: resuming at step 3 must find the same half.
     denoiser=DenoiserRecipe(
-        stages=(Stage(3, {4: 1.0}), Stage(4, {4: 0.5, 5: 0.5})),
+        stages=(Stage(3, {"maze:4": 1.0}), Stage(4, {"maze:4": 0.5, "maze:5": 0.5})),
         batch=4,
         reuse=2,
         warmup=2,
         check_every=3,
-        check_mazes=2,
+        check_count=2,
     ),
 )
 

@@ -29,11 +29,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """One training of the autoencoder, with an optimiser of its own: of both halves, or of the decoder alone."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    decoder_only: bool = False
+
+
+@dataclass(frozen=True)
 class VaeRecipe:
     """Training of the autoencoder: steps of ``batch`` videos, ``gray`` of them stills followed by gray frames."""
 
-    stages: tuple[Stage, ...]
-    decoder_stages: tuple[Stage, ...]
+    phases: tuple[Phase, ...]
     batch: int = 16
     gray: float = 0.15
     latent_noise: float = 0.1
@@ -90,8 +98,10 @@ class Preset:
 _MAZE_CPU = Preset(
     config=OrganismConfig(),
     vae=VaeRecipe(
-        stages=(Stage(1000, {"maze:6": 0.5, "maze:5": 0.2, "maze:4": 0.3}, 3e-3),),
-        decoder_stages=(Stage(700, {"maze:6": 0.5, "maze:5": 0.2, "maze:4": 0.3}, 1e-3),),
+        phases=(
+            Phase("vae", (Stage(1000, {"maze:6": 0.5, "maze:5": 0.2, "maze:4": 0.3}, 3e-3),)),
+            Phase("decoder", (Stage(700, {"maze:6": 0.5, "maze:5": 0.2, "maze:4": 0.3}, 1e-3),), decoder_only=True),
+        ),
         batch=8,
     ),
     denoiser=DenoiserRecipe(
@@ -102,8 +112,10 @@ _MAZE_CPU = Preset(
 _MAZE_GPU = Preset(
     config=OrganismConfig(layers=12, heads=6, ffn=512),
     vae=VaeRecipe(
-        stages=(Stage(4000, {"maze:8": 0.2, "maze:6": 0.6, "maze:4": 0.2}, 3e-3),),
-        decoder_stages=(Stage(2000, {"maze:8": 0.2, "maze:6": 0.6, "maze:4": 0.2}, 1e-3),),
+        phases=(
+            Phase("vae", (Stage(4000, {"maze:8": 0.2, "maze:6": 0.6, "maze:4": 0.2}, 3e-3),)),
+            Phase("decoder", (Stage(2000, {"maze:8": 0.2, "maze:6": 0.6, "maze:4": 0.2}, 1e-3),), decoder_only=True),
+        ),
         batch=64,
     ),
     denoiser=DenoiserRecipe(
@@ -117,8 +129,13 @@ _MAZE_GPU = Preset(
     autocast=True,
 )  # fmt: skip
 
-#: The autoencoder of the puzzles learns cells in random arrangements, and mazes, whose cells join at their walls.
+#: The autoencoder of the puzzles learns cells in random arrangements first, then as the tasks arrange them. In mazes,
+#: the hardest, cells join at their walls.
 _GLYPHS = {"glyphs:4": 0.5, "glyphs:6": 0.1, "two-goal maze:4": 0.4}
+_CELLS = {
+    "glyphs:4": 0.1, "two-goal maze:4": 0.4, "move:4": 0.1, "sort:4": 0.1, "permanence:4": 0.1, "pattern:4": 0.1,
+    "tictactoe:3": 0.1,
+}  # fmt: skip
 _PUZZLES = {
     "two-goal maze:4": 0.28, "move:4": 0.2, "sort:4": 0.2, "permanence:4": 0.12, "pattern:4": 0.12, "tictactoe:3": 0.08,
 }  # fmt: skip
@@ -126,12 +143,15 @@ _PUZZLES = {
 _PUZZLES_CPU = Preset(
     config=OrganismConfig(vae_base=24, frame_local_vae=True),
     vae=VaeRecipe(
-        stages=(Stage(1400, _GLYPHS, 3e-3),),
-        decoder_stages=(Stage(300, _GLYPHS, 1e-3),),
+        phases=(
+            Phase("vae", (Stage(1400, _GLYPHS, 3e-3),)),
+            Phase("tasks", (Stage(800, _CELLS, 2e-3, parts=6),)),
+            Phase("decoder", (Stage(400, _CELLS, 1e-3, parts=6),), decoder_only=True),
+        ),
         batch=12,
     ),
     denoiser=DenoiserRecipe(
-        stages=(Stage(6000, _PUZZLES, parts=8),),
+        stages=(Stage(5000, _PUZZLES, parts=8),),
         reuse=2,
         drop_prompt=0.1,
         train_text=True,

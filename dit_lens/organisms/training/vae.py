@@ -14,7 +14,7 @@ from dit_lens.organisms.load import load_organism
 from dit_lens.organisms.training.data import draw, still_then_gray, to_tensor
 from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
 from dit_lens.organisms.training.optim import MuonAdamW, learning_rate_at
-from dit_lens.organisms.training.presets import Preset, Stage, VaeRecipe
+from dit_lens.organisms.training.presets import Phase, Preset, Stage, VaeRecipe
 
 
 def decode_unclamped(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
@@ -36,8 +36,10 @@ def train_vae(preset: Preset, folder: Path) -> AutoencoderKLWan:
 
     Where the preset names an organism instead of a recipe, its autoencoder is loaded.
 
+    Where the preset names an organism instead of a recipe, its autoencoder is loaded.
+
     First both halves, then the decoder alone: what is left by then are rare large errors (a goal that shows the agent
-    one frame too early), which the second stage's fourth-power term weighs up while the latents stay as they are.
+    one frame too early), which the last phase's fourth-power term weighs up while the latents stay as they are.
     """
     recipe = preset.vae
     if isinstance(recipe, str):
@@ -45,31 +47,25 @@ def train_vae(preset: Preset, folder: Path) -> AutoencoderKLWan:
         return shipped.to(preset.device)
     torch.manual_seed(preset.seed)
     vae = build_vae(preset.config).to(preset.device)
-    _train(vae, vae, "vae", recipe, recipe.stages, preset, folder)
-    for half in (vae.encoder, vae.quant_conv):
-        half.requires_grad_(False)
-    decoder = nn.ModuleDict({"conv": vae.post_quant_conv, "decoder": vae.decoder})
-    if recipe.decoder_stages:
-        _train(vae, decoder, "decoder", recipe, recipe.decoder_stages, preset, folder)
+    for stream, phase in enumerate(recipe.phases):
+        # Stream 1 is that of the measurements.
+        _train(vae, recipe, phase, preset, folder, stream=0 if stream == 0 else 2 + stream)
     _normalise(vae, recipe, preset)
     return vae
 
 
-def _train(
-    vae: AutoencoderKLWan,
-    part: nn.Module,
-    name: str,
-    recipe: VaeRecipe,
-    stages: tuple[Stage, ...],
-    preset: Preset,
-    folder: Path,
-) -> None:
-    """Train one part of the autoencoder through its curriculum."""
-    total = total_steps(stages)
+def _train(vae: AutoencoderKLWan, recipe: VaeRecipe, phase: Phase, preset: Preset, folder: Path, stream: int) -> None:
+    """One phase of the autoencoder's training."""
+    part: nn.Module = vae
+    for half in (vae.encoder, vae.quant_conv):
+        half.requires_grad_(not phase.decoder_only)
+    if phase.decoder_only:
+        part = nn.ModuleDict({"conv": vae.post_quant_conv, "decoder": vae.decoder})
+    total, stages = total_steps(phase.stages), phase.stages
     optimiser = MuonAdamW(part, stages[0].learning_rate, keep_adamw=("decoder.conv_out", "decoder.decoder.conv_out"))
 
     def advance(step: int) -> float:
-        loss = _loss(vae, recipe, stages, preset, step, alone=name == "decoder")
+        loss = _loss(vae, recipe, phase, preset, step, stream)
         loss.backward()
         if preset.config.frame_local_vae:
             separate_frames(vae)
@@ -77,7 +73,7 @@ def _train(
         optimiser.step(learning_rate_at(step, total, peak, recipe.warmup, decay=0.5))
         return float(loss.detach())
 
-    loop = Loop(name, folder, total, {"part": part, "optimiser": optimiser})
+    loop = Loop(phase.name, folder, total, {"part": part, "optimiser": optimiser})
     loop.run(advance, lambda step: {"psnr": _psnr(vae, recipe, preset)})
 
 
@@ -88,22 +84,20 @@ def _batch(recipe: VaeRecipe, stages: tuple[Stage, ...], preset: Preset, step: i
     return torch.cat([still_then_gray(pixels[:gray]), pixels[gray:]])
 
 
-def _loss(
-    vae: AutoencoderKLWan, recipe: VaeRecipe, stages: tuple[Stage, ...], preset: Preset, step: int, alone: bool
-) -> Tensor:
+def _loss(vae: AutoencoderKLWan, recipe: VaeRecipe, phase: Phase, preset: Preset, step: int, stream: int) -> Tensor:
     """L1 + L2 (+ L4 for the decoder alone) of reconstructions from noised latents, and a light pull to the origin."""
-    video = _batch(recipe, stages, preset, step, stream=3 if alone else 0)
+    video = _batch(recipe, phase.stages, preset, step, stream)
     generator = torch.Generator(preset.device).manual_seed(preset.seed * 1_000_003 + step)
     mean = vae.encode(video).latent_dist.mean
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     error = decode_unclamped(vae, mean + recipe.latent_noise * noise) - video
     loss: Tensor = 0.5 * error.abs().mean() + error.square().mean() + 1e-4 * mean.square().mean()
-    return loss + error.pow(4).mean() if alone else loss
+    return loss + error.pow(4).mean() if phase.decoder_only else loss
 
 
 @torch.no_grad()
 def _psnr(vae: AutoencoderKLWan, recipe: VaeRecipe, preset: Preset) -> float:
-    video = _batch(recipe, recipe.stages, preset, step=0, stream=1)
+    video = _batch(recipe, recipe.phases[-1].stages, preset, step=0, stream=1)
     decoded = vae.decode(vae.encode(video).latent_dist.mean).sample
     return float(10 * torch.log10(4 / (decoded - video).square().mean()))
 
@@ -111,7 +105,8 @@ def _psnr(vae: AutoencoderKLWan, recipe: VaeRecipe, preset: Preset) -> float:
 @torch.no_grad()
 def _normalise(vae: AutoencoderKLWan, recipe: VaeRecipe, preset: Preset) -> None:
     """Write per-channel statistics of the latents into the configuration, as the Wan VAE carries them."""
-    means = [vae.encode(_batch(recipe, recipe.stages, preset, step, stream=1)).latent_dist.mean for step in range(8)]
+    stages = recipe.phases[-1].stages
+    means = [vae.encode(_batch(recipe, stages, preset, step, stream=1)).latent_dist.mean for step in range(8)]
     channels = torch.cat([m.transpose(0, 1).flatten(1) for m in means], dim=1).double()
     vae.register_to_config(
         latents_mean=[round(x, 5) for x in channels.mean(1).tolist()],
