@@ -12,15 +12,24 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit_lens.organisms.build import OrganismConfig
+from dit_lens.errors import TaskError
+from dit_lens.organisms.build import (
+    OrganismConfig,
+    build_pipeline,
+    build_text_encoder,
+    build_transformer,
+    build_vae,
+    separate_frames,
+)
 from dit_lens.organisms.load import load_organism, save_organism
-from dit_lens.organisms.training.data import sample_videos, still_then_gray
+from dit_lens.organisms.training.data import draw, encode, encode_condition, source, still_then_gray, to_tensor
 from dit_lens.organisms.training.denoiser import Trainer, train_denoiser
 from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
 from dit_lens.organisms.training.optim import Ema, Muon, MuonAdamW, learning_rate_at, orthogonalise
-from dit_lens.organisms.training.presets import PRESETS, DenoiserRecipe, Preset, Stage, VaeRecipe
+from dit_lens.organisms.training.presets import PRESETS, DenoiserRecipe, Phase, Preset, Stage, VaeRecipe
 from dit_lens.organisms.training.vae import decode_unclamped, train_vae
 
 State = dict[str, Tensor]
@@ -97,7 +106,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     resumed = train_denoiser(MICRO, vae, tmp_path).transformer.state_dict()
     assert same(resumed, weights)
     one, two = (checkpoint(place)["parts"] for place in (tmp_path, folder))
-    assert same(one["transformer"], two["transformer"])
+    assert same(one["model"], two["model"])
     assert [r["step"] for r in checkpoint(tmp_path)["log"]] == [3, 6, 7]
 
 
@@ -127,28 +136,31 @@ def test_the_log_is_kept_as_json_with_loss_time_and_solve_rate(trained: tuple[Pa
     log = json.loads((folder / "denoiser.json").read_text())
     assert [row["step"] for row in log] == [3, 6, 7]
     for row in log:
-        assert set(row) == {"step", "loss", "seconds", "solved", "score"}
+        assert set(row) >= {"step", "loss", "seconds", "maze:4 solved", "maze:4 score"}
         assert 0 < row["loss"] < 100
-        assert 0 <= row["solved"] <= row["score"] <= 1
+        assert 0 <= row["maze:4 solved"] <= row["maze:4 score"] <= 1
+    assert "maze:5 solved" not in log[0]
+    assert "maze:5 solved" in log[-1]
     assert sorted(p.name for p in folder.iterdir()) == ["denoiser.ckpt", "denoiser.json"]
 
 
 def test_training_ends_with_the_averaged_weights(trained: tuple[Path, State, Any]) -> None:
     folder, weights, _ = trained
     parts = checkpoint(folder)["parts"]
-    assert all(torch.equal(weights[name], average) for name, average in parts["ema"].items())
-    assert not same({n: parts["transformer"][n] for n in parts["ema"]}, parts["ema"])
+    averages = {name.removeprefix("transformer."): average for name, average in parts["ema"].items()}
+    assert all(torch.equal(weights[name], average) for name, average in averages.items())
+    assert not same({n: parts["model"][n] for n in parts["ema"]}, parts["ema"])
 
 
 def test_measuring_the_solve_rate_leaves_the_weights_in_training_as_they_were(
     vae: AutoencoderKLWan, trained: tuple[Path, State, Any]
 ) -> None:
     pipeline = trained[2]
-    trainer = Trainer(MICRO, pipeline, pipeline.transformer)
+    trainer = Trainer(MICRO, pipeline, trained[0])
     with torch.no_grad():
         pipeline.transformer.blocks[0].ffn.net[2].bias.add_(1)
     before = {n: p.clone() for n, p in pipeline.transformer.state_dict().items()}
-    assert 0 <= trainer.solve_rate(0)["score"] <= 1
+    assert 0 <= trainer.solve_rates(0)["maze:4 score"] <= 1
     assert same(pipeline.transformer.state_dict(), before)
     trainer.load_average()
 
@@ -168,7 +180,7 @@ def test_an_interrupted_training_of_the_autoencoder_goes_on_to_the_same_bits(
 
 
 def test_the_latents_are_normalised_by_their_own_mean_and_deviation(vae: AutoencoderKLWan) -> None:
-    video = sample_videos(MICRO.vae.stages[0], 16, 9, seed=3, step=0, stream=0)
+    video = batch_of({"maze:4": 1.0}, 16, seed=3)
     latents = vae.encode(video).latent_dist.mean.transpose(0, 1).flatten(1)
     normed = (latents - torch.tensor(vae.config.latents_mean)[:, None]) / torch.tensor(vae.config.latents_std)[:, None]
     assert normed.mean(dim=1).abs().max() < 0.3
@@ -185,7 +197,7 @@ def test_decoding_without_the_clamp_is_the_autoencoders_own_decoding_before_it(v
 def test_a_saved_organism_is_the_pipeline_in_half_precision(trained: tuple[Path, State, Any], tmp_path: Path) -> None:
     _, _, pipeline = trained
     weights = pipeline.transformer.state_dict()
-    save_organism(pipeline, MICRO.config, tmp_path / "micro", steps=4)
+    save_organism(pipeline, MICRO.config, tmp_path / "micro", num_inference_steps=4)
     assert same(pipeline.transformer.state_dict(), weights), "saving changed what was saved"
     loaded = load_organism(folder=tmp_path / "micro")
     for name, tensor in loaded.pipeline.transformer.state_dict().items():
@@ -199,24 +211,44 @@ def test_a_saved_organism_is_the_pipeline_in_half_precision(trained: tuple[Path,
 
 
 def test_a_batch_is_a_function_of_seed_step_and_stream() -> None:
-    stage = Stage(1, {4: 1.0})
-    one = sample_videos(stage, 2, 9, seed=0, step=5, stream=0)
-    assert one.shape == (2, 3, 9, 32, 32)
+    mix = {"maze:4": 0.5, "permanence:4": 0.5}
+    one = batch_of(mix, 4, seed=0, step=5)
+    assert one.shape == (4, 3, 9, 32, 32)
     assert one.abs().max() <= 1
-    assert torch.equal(one, sample_videos(stage, 2, 9, seed=0, step=5, stream=0))
-    others = [
+    assert torch.equal(one, batch_of(mix, 4, seed=0, step=5))
+    others: list[dict[str, int]] = [
         {"seed": 1, "step": 5, "stream": 0},
         {"seed": 0, "step": 6, "stream": 0},
         {"seed": 0, "step": 5, "stream": 1},
     ]
-    assert not any(torch.equal(one, sample_videos(stage, 2, 9, **other)) for other in others)
+    assert not any(torch.equal(one, batch_of(mix, 4, **other)) for other in others)
 
 
-def test_board_sizes_are_drawn_by_their_shares() -> None:
-    stage = Stage(1, {4: 0.75, 6: 0.25})
-    widths = [sample_videos(stage, 1, 9, 0, step, 0).shape[-1] for step in range(60)]
+def test_kinds_of_video_are_drawn_by_their_shares() -> None:
+    widths = [batch_of({"maze:4": 0.75, "maze:6": 0.25}, 1, step=step).shape[-1] for step in range(60)]
     assert set(widths) == {32, 48}
     assert 0.55 < np.mean([width == 32 for width in widths]) < 0.9
+
+
+def test_a_batch_of_several_parts_holds_several_tasks_each_with_its_prompts() -> None:
+    stage = Stage(1, {"permanence:4": 0.5, "sort:4": 0.5}, parts=8)
+    videos = draw(stage, 16, 9, seed=0, step=0, stream=0)
+    first = {prompt.split()[0] for prompt in videos.prompts}
+    assert videos.pixels.shape[0] == len(videos.prompts) == 16
+    assert first == {"the", "sort"}
+
+
+@pytest.mark.parametrize("name", ["chess:4", "maze", "two-goal sort:4", "glyphs:"])
+def test_unknown_kinds_of_video_are_refused_or_take_their_default_size(name: str) -> None:
+    if name == "maze":
+        assert source(name, 9).size == 5
+        return
+    with pytest.raises((TaskError, ValueError)):
+        source(name, 9)
+
+
+def batch_of(mix: dict[str, float], count: int, seed: int = 0, step: int = 0, stream: int = 0) -> Tensor:
+    return to_tensor(draw(Stage(1, mix), count, 9, seed, step, stream).pixels)
 
 
 def test_the_condition_is_the_first_frame_and_then_gray() -> None:
@@ -251,16 +283,95 @@ def test_a_loop_resumes_at_its_last_checkpoint_whole(tmp_path: Path) -> None:
 
 
 def test_a_step_belongs_to_its_stage() -> None:
-    stages = (Stage(2, {4: 1.0}), Stage(3, {5: 1.0}))
+    stages = (Stage(2, {"maze:4": 1.0}), Stage(3, {"maze:5": 1.0}))
     assert total_steps(stages) == 5
-    assert [max(stage_at(stages, step).sizes) for step in range(7)] == [4, 4, 5, 5, 5, 5, 5]
+    assert [next(iter(stage_at(stages, step).mix)) for step in range(7)] == ["maze:4"] * 2 + ["maze:5"] * 5
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
-def test_presets_train_on_boards_that_the_pipeline_takes(preset: Preset) -> None:
-    for stages in (preset.vae.stages, preset.vae.decoder_stages, preset.denoiser.stages):
-        assert all(sum(stage.sizes.values()) == pytest.approx(1) for stage in stages)
-    assert preset.config.layers >= 8
+@pytest.mark.parametrize(
+    "preset", [p for presets in PRESETS.values() for p in presets.values()],
+    ids=[f"{name}-{kind}" for name, presets in PRESETS.items() for kind in presets],
+)  # fmt: skip
+def test_presets_train_on_pictures_that_the_pipeline_takes(preset: Preset) -> None:
+    phases = () if isinstance(preset.vae, str) else preset.vae.phases
+    for stages in (*(phase.stages for phase in phases), preset.denoiser.stages):
+        assert all(sum(stage.mix.values()) == pytest.approx(1) for stage in stages)
+        for stage in stages:
+            sides = {
+                draw(replace(stage, mix={kind: 1.0}, parts=1), 1, 9, 0, 0, 0).pixels.shape[2:4] for kind in stage.mix
+            }
+            assert all(side % 16 == 0 for shape in sides for side in shape)
+            assert stage.parts == 1 or len(sides) == 1
+
+
+# -- prompts and frames ------------------------------------------------------------------------------------------------
+
+
+WORDY = replace(
+    MICRO,
+    config=replace(MICRO.config, frame_local_vae=True),
+    denoiser=replace(
+        MICRO.denoiser, stages=(Stage(4, {"permanence:4": 0.5, "two-goal maze:4": 0.5}, parts=2),), drop_prompt=0.5,
+        train_text=True, keep=(2, 4),
+    ),
+)  # fmt: skip
+
+
+def test_the_text_encoder_is_trained_averaged_kept_and_saved(tmp_path: Path) -> None:
+    vae = build_vae(WORDY.config).eval().requires_grad_(False)
+    pipeline = train_denoiser(WORDY, vae, tmp_path)
+    averaged = checkpoint(tmp_path)["parts"]["ema"]
+    words = "text_encoder.shared.weight"
+    assert torch.equal(pipeline.text_encoder.shared.weight, averaged[words])
+    torch.manual_seed(WORDY.seed + 1)
+    fresh = build_text_encoder(WORDY.config)
+    assert not torch.equal(pipeline.text_encoder.shared.weight, fresh.shared.weight)
+    kept = load_file(tmp_path / "step-00004.safetensors")
+    assert kept.keys() == averaged.keys()
+    assert all(torch.equal(values, averaged[name].half()) for name, values in kept.items())
+    assert (tmp_path / "step-00002.safetensors").exists()
+
+
+def test_dropped_prompts_are_empty_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = build_vae(WORDY.config).eval().requires_grad_(False)
+    config = WORDY.config
+    torch.manual_seed(0)
+    pipeline = build_pipeline(config, vae, build_transformer(config), build_text_encoder(config))
+    asked: list[str] = []
+    trainer = Trainer(replace(WORDY, denoiser=replace(WORDY.denoiser, batch=64)), pipeline, tmp_path)
+    original = trainer._text
+    monkeypatch.setattr(trainer, "_text", lambda prompts: (asked.extend(prompts), original(prompts))[1])
+    trainer.advance(0)
+    assert 0.3 < np.mean([prompt == "" for prompt in asked]) < 0.7
+    text = original(["", "sort the bars up", ""])
+    stock = pipeline.encode_prompt(["sort the bars up"], do_classifier_free_guidance=False, max_sequence_length=16)[0]
+    assert torch.equal(text[0], text[2])
+    torch.testing.assert_close(text[1], stock[0], rtol=0, atol=1e-6)
+
+
+def test_an_autoencoder_that_mixes_no_frames_mixes_none_and_its_condition_is_what_the_pipeline_encodes() -> None:
+    vae = build_vae(OrganismConfig(vae_base=8, frame_local_vae=True)).eval()
+    video = batch_of({"permanence:4": 1.0}, 2)
+    other = video.clone()
+    other[:, :, 3:5] = -other[:, :, 3:5]
+    with torch.no_grad():
+        one, two = encode(vae, video), encode(vae, other)
+        same_frames = [f for f in range(5) if torch.equal(one[:, :, f], two[:, :, f])]
+        assert same_frames == [0, 1, 3, 4]
+        decoded = [vae.decode(z).sample for z in (one, torch.cat([one[:, :, :2], two[:, :, 2:3], one[:, :, 3:]], 2))]
+        same_pixels = [t for t in range(9) if torch.equal(decoded[0][:, :, t], decoded[1][:, :, t])]
+        assert same_pixels == [0, 1, 2, 5, 6, 7, 8]
+        short = encode_condition(vae, video, one, frame_local=True)
+        torch.testing.assert_close(short, encode(vae, still_then_gray(video)), rtol=0, atol=1e-6)
+        assert torch.equal(short[0, :, 1:], short[1, :, 1:])
+
+
+def test_training_keeps_the_frames_of_an_autoencoder_apart(tmp_path: Path) -> None:
+    assert isinstance(MICRO.vae, VaeRecipe)
+    vae = train_vae(replace(WORDY, vae=MICRO.vae), tmp_path)
+    before = {name: p.clone() for name, p in vae.named_parameters()}
+    separate_frames(vae)
+    assert all(torch.equal(p, before[name]) for name, p in vae.named_parameters())
 
 
 # -- optimiser ---------------------------------------------------------------------------------------------------------
