@@ -23,7 +23,7 @@ from dit_lens.statistics import bootstrap_weights, weighted_means
 Floats = NDArray[np.float64]
 
 #: Labels that the bands are read from; a task's further labels are probed and reported too.
-PERCEPTION = ("wall_right", "wall_down", "wall_left", "wall_up", "start", "goal")
+PERCEPTION = ("wall_right", "wall_down", "wall_left", "wall_up", "start", "goal", "goal_red", "goal_purple")
 REASONING = ("on_path", "distance")
 ANSWER = "on_path"
 
@@ -154,6 +154,7 @@ def localize(
     """
     config = replace(config or LocalizeConfig(), **changes)
     limits = thresholds or Thresholds()
+    _check_labels(task)
     probes = _probe(model, task, config)
     patching = patching_sweep(
         model, task, task.pairs(config.pairs, seed=config.seed + 1), step=config.step,
@@ -167,14 +168,18 @@ def localize(
     return Localization(name, task.name, config, limits, find_bands(curves, limits), curves, probes, patching, lens)
 
 
+def _check_labels(task: Any) -> None:
+    """Refuse a task whose labels the bands cannot be read from, before anything runs."""
+    roles = task.describe()["labels"]
+    for role, names in (("perception", PERCEPTION), ("reasoning", REASONING)):
+        if not any(roles.get(name) == role for name in names):
+            raise EvidenceError(f"task {task.name!r} has none of the {role} labels {', '.join(names)}")
+
+
 def _probe(model: VideoDiT, task: Any, config: LocalizeConfig) -> ProbeGrid:
     instances = task.sample(config.probe_instances, seed=config.seed)
     steps: Select = sorted({config.step, *indices(config.probe_steps, model.geometry(instances[0]).steps, "step")})
     data = collect(model, task, instances, steps=steps, seed=config.seed, decode=True)
-    available = next(iter(data.values())).labels
-    for role, names in (("perception", PERCEPTION), ("reasoning", REASONING)):
-        if not set(names) & set(available):
-            raise EvidenceError(f"task {task.name!r} has none of the {role} labels {', '.join(names)}")
     if config.permute:
         data = {step: _permuted(part) for step, part in data.items()}
     return probe_grid(data, folds=config.folds, seed=config.seed)
@@ -200,12 +205,13 @@ def _curves(
         for i, count in enumerate((probes.groups, patching.share.shape[1], lens.legality.shape[1]))
     )
 
-    def excess(names: Sequence[str]) -> Floats:
-        known = [probes.excess(config.step, readouts, name, of_probes) for name in names if name in probes.labels]
-        return np.asarray(np.mean(known, axis=0))
+    def excess(role: str, names: Sequence[str]) -> Floats:
+        known = [name for name in names if probes.labels.get(name) == role]
+        return np.asarray(np.mean([probes.excess(config.step, readouts, name, of_probes) for name in known], axis=0))
 
     return Curves(
-        perception=excess(PERCEPTION), reasoning=excess(REASONING), path=excess((ANSWER,)),
+        perception=excess("perception", PERCEPTION), reasoning=excess("reasoning", REASONING),
+        path=excess("reasoning", (ANSWER,)),
         share=weighted_means(patching.share, of_pairs), unrelated=weighted_means(patching.unrelated, of_pairs),
         legality=weighted_means(lens.legality, of_lens),
     )  # fmt: skip

@@ -35,14 +35,14 @@ class Planted:
         What the blocks do, as a sentence.
     blocks : tuple of int
         The blocks that alone do it ("identity": that do nothing); empty where there is nothing to find.
-    task : Task
+    task : Task, optional
         The task that needs it.
     """
 
     model: VideoDiT
     fact: str
     blocks: tuple[int, ...]
-    task: Any
+    task: Any = None
 
 
 def load_planted(kind: str, place: str = "middle", seed: int = 0) -> Planted:
@@ -63,7 +63,8 @@ def load_planted(kind: str, place: str = "middle", seed: int = 0) -> Planted:
         raise InputError(f"no planted model {kind!r} at {place!r}; kinds are {KINDS}, places {PLACES}")
     if kind == "random":
         model = load_organism("planted/frames-middle", random=True, seed=seed)
-        return Planted(model, "the weights are random: no block does anything for the task", (), organism_tasks()[0])
+        task = organism_tasks("planted/frames-middle")[0]
+        return Planted(model, "the weights are random: no block does anything for the task", (), task)
     name = f"planted/{kind}-{place}"
     config = organism_config(name)
     fact, blocks = {
@@ -102,5 +103,4 @@ def with_identity_blocks(model: VideoDiT, at: Sequence[int]) -> Planted:
         VideoDiT(pipeline, defaults=model.defaults),
         "these blocks add exactly zero to the residual stream",
         tuple(wanted),
-        organism_tasks()[0],
     )

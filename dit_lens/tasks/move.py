@@ -30,7 +30,7 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Bools, Floats, Ints
 from dit_lens.tasks.glyphs import COLOURS, FLOOR, NUMBER, SHAPES
 from dit_lens.tasks.glyphs import numbers as glyph_numbers
-from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, concatenate, distinct, length, take
+from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, concatenate, distinct, in_order, length, take
 
 _OBJECTS, _TARGETS = 2, 3
 #: Glyph of each colour and shape: int (5, 3).
@@ -82,6 +82,9 @@ class Move(Puzzle):
             }
             parts.append(take(scenes, ~self._collide(scenes)))
         return take(concatenate(parts), slice(count))
+
+    def shown(self, scenes: Scenes) -> Scenes:
+        return in_order(scenes, "shapes", "cells", "colours") | in_order(scenes, "ring_colours", "rings")
 
     def vary(self, scenes: Scenes, kind: str, rng: np.random.Generator) -> tuple[Scenes, Bools]:
         """*word*: an object is sent to the third target; *ring*: a named ring is in a cell where nothing was; *shape*:

@@ -9,8 +9,9 @@ Score:
 - *place* (.40): in the last frame the named object has left its cell, and the last column shows one object, in its row,
   if it is to come out, and none if it is to stay.
 - *identity* (.30): *place*, and the object that came out has its colour and shape.
-- *passage* (.20): share of frame transitions that are legal: the object is seen at the start, then not at all, then, if
-  it is to come out, at the end, and nothing else is seen in between. A video in which it never leaves earns nothing.
+- *passage* (.20): share of frame transitions that are legal: the object is seen as it is at the start, then not at
+  all, then, if it is to come out, some object at the end, which stays as it came out; the rest of the last column, and
+  the cell that it left, show floor. Nothing if it is never away or is back where it was in the last frame.
 - *kept* (.10): share of the other cells, wall and other object, that are as in the first frame, over all later frames.
 """
 
@@ -25,7 +26,7 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Bools, Floats, Ints
 from dit_lens.tasks.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL
-from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, distinct, length
+from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, distinct, in_order, length
 
 _OBJECTS = 2
 #: Glyph of each colour and shape: int (5, 3).
@@ -55,7 +56,8 @@ class Permanence(Puzzle):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.frames <= self.size:
-            raise TaskError(f"{self}: {self.frames} frames are too few to cross {self.size} cells")
+            least = 1 + 4 * -(-self.size // 4)
+            raise TaskError(f"{self}: {self.frames} frames are too few for {self.size} cells; ask for at least {least}")
 
     def draw(self, rng: np.random.Generator, count: int) -> Scenes:
         return {
@@ -65,6 +67,9 @@ class Permanence(Puzzle):
             "mover": rng.integers(0, _OBJECTS, count),
             "out": rng.random(count) < 0.5,
         }
+
+    def shown(self, scenes: Scenes) -> Scenes:
+        return in_order(scenes, "rows", "colours", "shapes")
 
     def vary(self, scenes: Scenes, kind: str, rng: np.random.Generator) -> tuple[Scenes, Bools]:
         """*exit*: comes out or stays; *object*: the other one goes; *colour*: the mover has a colour nobody has."""
@@ -102,7 +107,7 @@ class Permanence(Puzzle):
 
     def judge(self, codes: Ints, scenes: Scenes) -> dict[str, Floats]:
         here, truth = np.arange(length(scenes)), self.codes(scenes)
-        row = scenes["rows"][here, scenes["mover"]]
+        row, glyph = (x[here, scenes["mover"]] for x in (scenes["rows"], _GLYPH[scenes["colours"], scenes["shapes"]]))
         shown, expected = codes[:, -1, :, -1], truth[:, -1, :, -1]
         arrived = np.where(expected == FLOOR, shown == FLOOR, np.isin(shown, _GLYPH)).all(axis=1)
         place = arrived & (codes[here, -1, row, 0] == FLOOR)
@@ -113,22 +118,24 @@ class Permanence(Puzzle):
         return {
             "place": place.astype(np.float64),
             "identity": (place & (shown == expected).all(axis=1)).astype(np.float64),
-            "passage": self._passage(codes, row, scenes["out"]),
+            "passage": self._passage(codes, row, glyph, scenes["out"]),
             "kept": kept.sum(axis=(1, 2, 3)) / (others.sum(axis=(1, 2)) * (self.frames - 1)),
         }
 
-    def _passage(self, codes: Ints, row: Ints, out: Bools) -> Floats:
+    def _passage(self, codes: Ints, row: Ints, glyph: Ints, out: Bools) -> Floats:
         """The rule *passage*: the object is at the start, hidden or at the end of its row, one after the other."""
-        here, objects = np.arange(len(codes)), np.isin(codes, _GLYPH)
-        start, ends = objects[here, :, row, 0], objects[..., -1]
-        at_end, no_end = ends[here, :, row] & (ends.sum(axis=2) == 1), ~ends.any(axis=2)
+        here, last = np.arange(len(codes)), codes[..., -1]
+        start, end, floors = codes[here, :, row, 0], last[here, :, row], (last == FLOOR).sum(axis=2)
+        emerged = np.isin(end, _GLYPH) & (floors == self.size - 1) & out[:, None]
         place = np.full(start.shape, _NOWHERE)
-        place[start & no_end] = _START
-        place[~start & no_end & (codes[here, :, row, 0] == FLOOR)] = _HIDDEN
-        place[~start & at_end & out[:, None]] = _END
-        step = place[:, 1:] - place[:, :-1]
-        legal = ((step == 0) | (step == 1)) & (place[:, 1:] < _NOWHERE) & (place[:, :-1] < _NOWHERE)
-        return np.asarray(legal.mean(axis=1) * (place[:, -1] != _START))
+        place[(start == glyph[:, None]) & (floors == self.size)] = _START
+        place[(start == FLOOR) & (floors == self.size)] = _HIDDEN
+        place[(start == FLOOR) & emerged] = _END
+        before, after = place[:, :-1], place[:, 1:]
+        same = (before == after) & ((after != _END) | (end[:, :-1] == end[:, 1:]))
+        legal = (same | (after - before == 1)) & (after < _NOWHERE)
+        away = ((place == _HIDDEN) | (place == _END)).any(axis=1) & (place[:, -1] != _START)
+        return np.asarray(legal.mean(axis=1) * away)
 
     def maps(self, scenes: Scenes) -> Maps:
         """Perception: ``wall``, ``object`` (seen here), a label of each colour and shape. Reasoning: ``mover`` (the

@@ -36,6 +36,7 @@ from dit_lens.tasks.base import (
     Video,
     check_frames,
     check_videos,
+    describe_task,
     generator,
     null_floors,
 )
@@ -194,6 +195,10 @@ class Puzzle:
     def necessary_steps(self, scene: Mapping[str, Any]) -> int:
         raise NotImplementedError
 
+    def shown(self, scenes: Scenes) -> Scenes:
+        """The variables of ``layout``, the same for the same picture: things that have no order are put into one."""
+        return {name: scenes[name] for name in self.layout}
+
     # What every puzzle has.
 
     @property
@@ -261,7 +266,7 @@ class Puzzle:
 
     def in_split(self, scenes: Scenes, split: Split) -> Bools:
         """Which scenes belong to a split: of ten parts, eight train, one validates, one tests. Shape (B,)."""
-        part = hash_rows(scenes, self.layout) % np.uint64(10)
+        part = hash_rows(self.shown(scenes)) % np.uint64(10)
         bounds = {"train": (0, 8), "val": (8, 9), "test": (9, 10)}[split]
         return np.asarray((part >= bounds[0]) & (part < bounds[1]))
 
@@ -301,20 +306,8 @@ class Puzzle:
         return null_floors(self, count, seed)
 
     def describe(self) -> dict[str, Any]:
-        """What the task is, as JSON types: summary, an example prompt, rules with weights, kinds of pairs, labels."""
-        example = self.sample(1)[0]
-        labels = self.labels([example], latent_frames=(self.frames + 1) // 2)
-        return {
-            "name": self.name,
-            "summary": (type(self).__doc__ or "").strip().split("\n")[0],
-            "size": self.size,
-            "frames": self.frames,
-            "prompt": example.prompt,
-            "rules": dict(self.weights),
-            "kinds": dict(self.kinds),
-            "candidates": len(example.candidates),
-            "labels": {name: label.role for name, label in labels.items()},
-        }
+        """What the task is, as JSON types; see `dit_lens.tasks.base.describe_task`."""
+        return describe_task(self)
 
     def _of_split(self, rng: np.random.Generator, batch: int, split: Split) -> Iterator[Scenes]:
         """Endless scenes of a split; a hundred batches in a row without one are an error."""
@@ -359,14 +352,20 @@ def rows(scenes: Scenes) -> Iterator[dict[str, Any]]:
         yield {name: values[b] for name, values in scenes.items()}
 
 
+def in_order(scenes: Scenes, by: str, *names: str) -> Scenes:
+    """The variables ``by`` and ``names``, (B, K), with their K entries in ascending order of ``by``."""
+    order = scenes[by].argsort(axis=1)
+    return {name: np.take_along_axis(scenes[name], order, axis=1) for name in (by, *names)}
+
+
 def distinct(rng: np.random.Generator, count: int, among: int, chosen: int) -> Ints:
     """``chosen`` different numbers of 0 .. among - 1 in random order: int (count, chosen)."""
     return rng.random((count, among)).argsort(axis=1)[:, :chosen]
 
 
-def hash_rows(scenes: Scenes, names: Sequence[str]) -> NDArray[np.uint64]:
-    """A 64-bit hash of the named variables of each scene (a random linear form, then the splitmix64 finaliser)."""
-    flat = np.concatenate([scenes[name].reshape(length(scenes), -1).astype(np.int64) for name in names], axis=1)
+def hash_rows(scenes: Scenes) -> NDArray[np.uint64]:
+    """A 64-bit hash of each scene (a random linear form, then the splitmix64 finaliser)."""
+    flat = np.concatenate([x.reshape(length(scenes), -1).astype(np.int64) for x in scenes.values()], axis=1)
     weights = np.random.default_rng(flat.shape[1]).integers(0, 2**64, flat.shape[1], dtype=np.uint64)
     x = ((flat + 1).astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

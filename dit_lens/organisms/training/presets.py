@@ -146,17 +146,18 @@ _PUZZLES_CPU = Preset(
         phases=(
             Phase("vae", (Stage(1400, _GLYPHS, 3e-3),)),
             Phase("tasks", (Stage(800, _CELLS, 2e-3, parts=6),)),
-            Phase("decoder", (Stage(400, _CELLS, 1e-3, parts=6),), decoder_only=True),
+            Phase("decoder", (Stage(1000, _CELLS, 2e-3, parts=6),), decoder_only=True),
         ),
         batch=12,
     ),
     denoiser=DenoiserRecipe(
-        stages=(Stage(5000, _PUZZLES, parts=8),),
+        stages=(Stage(3000, _PUZZLES, parts=8),),
         reuse=2,
         drop_prompt=0.1,
         train_text=True,
+        keep=(250, 500, 1000, 1750),
         check_every=500,
-        check_count=24,
+        check_count=16,
     ),
 )
 
@@ -167,7 +168,7 @@ def _planted(**blocks: Any) -> Preset:
         config=OrganismConfig(layers=6, head_width=24, ffn=192, vae_base=24, frame_local_vae=True, **blocks),
         vae="puzzles",
         denoiser=DenoiserRecipe(
-            stages=(Stage(1200, {"permanence:4": 1.0}),), drop_prompt=0.1, reuse=2, check_every=300, check_count=48
+            stages=(Stage(900, {"permanence:4": 1.0}),), drop_prompt=0.1, reuse=2, check_every=300, check_count=48
         ),
     )
 
