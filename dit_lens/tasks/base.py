@@ -227,3 +227,26 @@ def null_floors(task: Any, count: int, seed: int) -> pd.DataFrame:
         scored.append(("counterfactual", kind, task.score(task.render(others), originals)))
     rows = [(name, kind, s.total.mean(), s.strict.mean(), count) for name, kind, s in scored]
     return pd.DataFrame(rows, columns=["video", "kind", "total", "strict", "n"])
+
+
+def describe_task(task: Any) -> dict[str, Any]:
+    """What a task is, as JSON types: summary, an example prompt, rules with weights, kinds of pairs, labels with roles.
+
+    ``candidates`` is the largest number of candidate answers among a hundred instances, ``steps`` the fewest and the
+    most necessary steps.
+    """
+    examples = task.sample(100, split="train")
+    steps = [example.steps for example in examples]
+    labels = task.labels(examples[:1], latent_frames=(task.frames + 1) // 2)
+    return {
+        "name": task.name,
+        "summary": (type(task).__doc__ or "").strip().split("\n")[0],
+        "size": task.size,
+        "frames": task.frames,
+        "prompt": examples[0].prompt,
+        "rules": dict(task.weights),
+        "kinds": dict(task.kinds),
+        "candidates": max(len(example.candidates) for example in examples),
+        "steps": [min(steps), max(steps)],
+        "labels": {name: label.role for name, label in labels.items()},
+    }

@@ -23,6 +23,7 @@ from dit_lens.tasks.base import (
     Video,
     check_frames,
     check_videos,
+    describe_task,
     generator,
     null_floors,
 )
@@ -297,21 +298,8 @@ class Maze:
         return null_floors(self, count, seed)
 
     def describe(self) -> dict[str, Any]:
-        """What the task is, as JSON types: summary, an example prompt, rules with weights, kinds of pairs, labels."""
-        example = self.sample(1, split="train")[0]
-        labels = self.labels([example], latent_frames=(self.frames + 1) // 2)
-        return {
-            "name": self.name,
-            "summary": (type(self).__doc__ or "").strip().split("\n")[0],
-            "size": self.size,
-            "frames": self.frames,
-            "goals": self.goals,
-            "prompt": example.prompt,
-            "rules": dict(self.weights),
-            "kinds": dict(self.kinds),
-            "candidates": len(example.candidates),
-            "labels": {name: label.role for name, label in labels.items()},
-        }
+        """What the task is, as JSON types; see `dit_lens.tasks.base.describe_task`."""
+        return describe_task(self) | {"goals": self.goals}
 
     def _boards(self, instances: Sequence[MazeInstance]) -> Boards:
         if not instances:

@@ -1,0 +1,74 @@
+"""``dit-lens localize`` and ``dit-lens steps``: look into a model that solves mazes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from dit_lens.cli.common import Commands, Printed, common_options, load
+
+
+def add_commands(commands: Commands) -> None:
+    common = common_options()
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument(
+        "--model",
+        default="maze",
+        help="shipped organism, random:NAME for its architecture with random weights, or a folder",
+    )
+    model.add_argument("--size", type=int, default=5, help="cells a side of the mazes")
+
+    localize = commands.add_parser(
+        "localize", parents=[common, model], help="say which layers perceive, reason, consolidate"
+    )
+    localize.add_argument("--out", type=Path, default=Path("localization"), help="folder for report, figures and table")
+    localize.add_argument(
+        "--permute", action="store_true", help="the null: labels and pairs permuted between instances"
+    )
+    localize.set_defaults(command=_localize)
+
+    steps = commands.add_parser("steps", parents=[common, model], help="draw x0hat at every denoising step")
+    steps.add_argument("--count", type=int, default=4, help="number of mazes")
+    steps.add_argument("--out", type=Path, default=Path("steps.png"))
+    steps.set_defaults(command=_steps)
+
+
+def _localize(options: argparse.Namespace) -> Printed:
+    from dit_lens.analysis import LocalizeConfig, localize
+    from dit_lens.report.tables import summary
+    from dit_lens.tasks import Maze
+
+    started = time.perf_counter()
+    config = LocalizeConfig.quick() if options.quick else LocalizeConfig()
+    result = localize(load(options.model), Maze(options.size), config, seed=options.seed, permute=options.permute)
+    report = result.report(options.out / "localization.html")
+    seconds = time.perf_counter() - started
+    files = {"report": str(report), "table": str(report.with_suffix(".csv"))}
+    text = f"{summary(result)}\n\n{report} and {report.with_suffix('.csv').name}, in {seconds:.0f} s"
+    return text, result.to_json() | {"files": files, "seconds": seconds}
+
+
+def _steps(options: argparse.Namespace) -> Printed:
+    from dit_lens.lens import step_lens
+    from dit_lens.report.html import png_bytes
+    from dit_lens.report.plots import plot_chain_of_steps
+    from dit_lens.store import write_atomic
+    from dit_lens.tasks import Maze
+
+    model, task = load(options.model), Maze(options.size)
+    count = min(options.count, 2) if options.quick else options.count
+    mazes = task.sample(count, seed=options.seed)
+    lens = step_lens(model, mazes, seed=list(range(count)))
+    assert lens.run.frames is not None
+    strict = task.score(lens.run.frames, mazes).strict
+    titles = [f"{m.length} moves\n{'solved' if ok else 'failed'}" for m, ok in zip(mazes, strict, strict=True)]
+    figure = plot_chain_of_steps(lens.frames(model), lens.sigmas, titles)
+    path = write_atomic(options.out, png_bytes(figure))
+    data = {
+        "picture": str(path),
+        "sigmas": list(lens.sigmas),
+        "strict": strict.tolist(),
+        "instances": [m.id for m in mazes],
+    }
+    return f"{path}: {count} mazes, {int(strict.sum())} solved, {len(lens.sigmas)} steps", data

@@ -1,0 +1,64 @@
+"""``dit-lens organism``: the small models that ship with the package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+
+
+def add_commands(commands: Commands) -> None:
+    organism = commands.add_parser("organism", help="the small models that ship with the package")
+    actions = organism.add_subparsers(required=True, metavar="action")
+    evaluate = actions.add_parser("evaluate", parents=[common_options()], help="strict success on held-out instances")
+    evaluate.add_argument("name", nargs="?", default="puzzles", help="an organism; by default puzzles")
+    evaluate.add_argument("--count", type=int, default=300, help="instances of each task")
+    which = evaluate.add_mutually_exclusive_group()
+    which.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="such as maze:5 or move; by default those it was trained on"
+    )
+    which.add_argument("--sizes", type=int, nargs="+", metavar="N", help="short for --tasks maze:N ...")
+    evaluate.add_argument("--prompts", action="store_true", help="also exchange prompts for their counterfactuals")
+    evaluate.add_argument("--guidance", action="store_true", help="also compare guidance scales")
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> Printed:
+    from dit_lens.organisms.evaluate import compare_guidance, evaluate, exchange_prompts, prompt_kinds
+
+    count = min(options.count, 40) if options.quick else options.count
+    tasks, model = _tasks(options), load(options.name)
+    settings = {"count": count, "seed": options.seed}
+    results = evaluate(model, tasks, **settings)
+    exchanged = [(task, kind) for task in tasks for kind in prompt_kinds(task)] if options.prompts else []
+    prompts = [exchange_prompts(model, task, kind, **settings) for task, kind in exchanged]
+    guidance = [compare_guidance(model, task, **settings) for task in tasks] if options.guidance else []
+    data: dict[str, Any] = {"organism": options.name}
+    for key, rows in (("tasks", results), ("prompts", prompts), ("guidance", guidance)):
+        data[key] = [row.to_json() for row in rows]
+    return "\n".join(map(str, [*results, *prompts, *guidance])), data | _sizes(tasks, data["tasks"])
+
+
+def _tasks(options: argparse.Namespace) -> list[Any]:
+    """The tasks that were asked for, by default those of the organism."""
+    from dit_lens.organisms.load import organism_tasks
+    from dit_lens.tasks import task_named
+
+    if names := options.tasks or [f"maze:{size}" for size in options.sizes or ()]:
+        return [task_named(name) for name in names]
+    if is_organism_folder(options.name):
+        return organism_tasks(folder=options.name)
+    return organism_tasks(options.name.removeprefix(RANDOM))
+
+
+def _sizes(tasks: Sequence[Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The key ``sizes`` of an evaluation on mazes alone, with the names that its rows had before there were tasks."""
+    from dit_lens.tasks import Maze
+
+    if not all(isinstance(task, Maze) and task.goals == 1 for task in tasks):
+        return {}
+    return {
+        "sizes": [row | {"default": row["size"] == Maze.size, "by_path_length": row["by_steps"]} for row in rows],
+    }
