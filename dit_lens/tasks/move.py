@@ -47,16 +47,16 @@ class Move(Puzzle):
     >>> from dit_lens.tasks import Move
     >>> original, counterfactual = Move().pair(seed=0)
     >>> original.prompt
-    'move the circle to blue and the square to green'
+    'move the square to blue and the circle to purple'
     >>> counterfactual.prompt
-    'move the circle to purple and the square to green'
+    'move the square to green and the circle to purple'
     >>> original.answer, counterfactual.answer
-    (((2, 1), (3, 2)), ((0, 1), (3, 2)))
+    (((1, 1), (1, 2)), ((1, 1), (1, 3)))
     """
 
     name: ClassVar[str] = "move"
     weights: ClassVar[Mapping[str, float]] = {"placed": 0.4, "moves": 0.3, "targets": 0.2, "kept": 0.1}
-    kinds: ClassVar[Mapping[str, str]] = {"word": "assign", "ring": "rings", "shape": "shapes"}
+    kinds: ClassVar[Mapping[str, str]] = {"word": "assign", "ring": "rings"}
     layout: ClassVar[tuple[str, ...]] = ("cells", "rings", "shapes", "colours", "ring_colours")
     sizes: ClassVar[tuple[int, int]] = (4, 16)
 
@@ -87,12 +87,8 @@ class Move(Puzzle):
         return in_order(scenes, "shapes", "cells", "colours") | in_order(scenes, "ring_colours", "rings")
 
     def vary(self, scenes: Scenes, kind: str, rng: np.random.Generator) -> tuple[Scenes, Bools]:
-        """*word*: an object is sent to the third target; *ring*: a named ring is in a cell where nothing was; *shape*:
-        the objects have each other's shapes.
-        """
+        """*word*: an object is sent to the third target; *ring*: a named ring is in a cell where nothing was."""
         here, which = np.arange(length(scenes)), rng.integers(0, _OBJECTS, length(scenes))
-        if kind == "shape":
-            return scenes | {"shapes": scenes["shapes"][:, ::-1]}, np.ones(len(here), dtype=bool)
         if kind == "word":
             assign = scenes["assign"].copy()
             assign[here, which] = _third(scenes)

@@ -44,7 +44,7 @@ class Permanence(Puzzle):
     >>> from dit_lens.tasks import Permanence
     >>> original, counterfactual = Permanence().pair(seed=0, kind="colour")
     >>> original.answer, counterfactual.answer
-    ('blue triangle', 'yellow triangle')
+    ('blue square', 'purple square')
     """
 
     name: ClassVar[str] = "permanence"

@@ -11,7 +11,7 @@ import pytest
 from dit_lens.errors import TaskError
 from dit_lens.tasks import Move
 from dit_lens.tasks.base import SPLITS
-from dit_lens.tasks.glyphs import COLOURS, NAMES, SHAPES
+from dit_lens.tasks.glyphs import COLOURS, SHAPES
 from dit_lens.tasks.puzzle import PuzzleInstance, length, rows
 from tests.tasks.moves import CIRCLE, PROBLEM, RINGS, SCENE, SQUARE, TASK, Cell, truth
 
@@ -142,19 +142,6 @@ def test_ring_pairs_move_one_named_ring_to_a_free_cell() -> None:
     assert changed == {0, 1}
 
 
-def test_shape_pairs_exchange_the_shapes_and_no_colour_cell_or_target() -> None:
-    for one, other in TASK.pairs(60, seed=1, kind="shape"):
-        assert other.answer == one.answer[::-1]
-        a, b = TASK.codes(one.scene), TASK.codes(other.scene)
-        assert (a[0, 0] != b[0, 0]).sum() == 2
-        colour, shape = (np.array([name.split()[i] for name in NAMES]) for i in (0, -1))
-        np.testing.assert_array_equal(colour[a], colour[b])
-        assert sorted(shape[a[0, 0]].ravel()) == sorted(shape[b[0, 0]].ravel())
-        # The prompt names the objects in the order of the variables, so that it exchanges their shapes too.
-        x, y = (SHAPES[s] for s in one.variables["shapes"])
-        assert other.prompt == one.prompt.replace(x, "-").replace(y, x).replace("-", y)
-
-
 # Splits, labels, bad input.
 
 
@@ -246,7 +233,7 @@ def test_the_shortest_length_that_the_message_names_is_enough(size: int) -> None
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(TaskError, match="unknown kind of pair 'colour'; one of word, ring, shape"):
+    with pytest.raises(TaskError, match="unknown kind of pair 'colour'; one of word, ring"):
         TASK.pair(kind="colour")
     with pytest.raises(TaskError, match="at least 1"):
         TASK.sample(0)

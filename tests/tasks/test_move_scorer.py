@@ -150,7 +150,7 @@ def test_changed_problems_that_would_collide_are_refused() -> None:
     for kind in Move.kinds:
         changed, possible = TASK.vary(scenes, kind, rng)
         np.testing.assert_array_equal(possible, ~TASK._collide(changed))
-        assert possible.all() == (kind == "shape")
+        assert not possible.all()
         kept = take(changed, possible)
         for codes, row in zip(TASK.codes(kept), rows(kept), strict=True):
             assert set(reference(codes, TASK, row).values()) == {1.0}
