@@ -72,11 +72,12 @@ def _check(pipeline: Any, architecture: Architecture, settings: Settings, inputs
     sizes = {image.size for image in inputs.images or []}
     if len(sizes) > 1:
         raise InputError(f"images of one run must share a size, got {sorted(sizes)}")
-    _check_words(getattr(pipeline, "tokenizer", None), {*inputs.prompts, settings.get("negative_prompt") or ""})
+    prompts = {*inputs.prompts, settings.get("negative_prompt") or ""}
+    _check_words(getattr(pipeline, "tokenizer", None), prompts, settings.get("max_sequence_length"))
 
 
-def _check_words(tokenizer: Any, prompts: set[Any]) -> None:
-    """Refuse words that a word-level tokenizer does not know: the model would be asked something else, silently.
+def _check_words(tokenizer: Any, prompts: set[Any], longest: int | None) -> None:
+    """Refuse words that a word-level tokenizer does not know or would cut off: the model would be asked another thing.
 
     Tokenizers of published models know pieces of words, and so all words.
     """
@@ -89,6 +90,8 @@ def _check_words(tokenizer: Any, prompts: set[Any]) -> None:
         if unknown := [word for word, _ in pieces if word not in vocabulary]:
             known = ", ".join(sorted(word for word in vocabulary if word.isalpha()))
             raise InputError(f"the model knows no {', '.join(map(repr, unknown))} (in {prompt!r}); it knows {known}")
+        if longest is not None and len(pieces) >= longest:
+            raise InputError(f"{prompt!r} has {len(pieces)} words; the model reads at most {longest - 1}")
 
 
 def check_size(multiples: tuple[int, int, int], settings: Settings) -> None:

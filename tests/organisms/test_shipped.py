@@ -11,42 +11,89 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import InputError
-from dit_lens.organisms import load_organism, organism_names, save_organism
+from dit_lens.organisms import (
+    load_organism,
+    organism_checkpoints,
+    organism_names,
+    organism_tasks,
+    save_organism,
+)
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
-from dit_lens.organisms.evaluate import evaluate_maze
+from dit_lens.organisms.evaluate import compare_guidance, evaluate, exchange_prompts, prompt_kinds
 from tests.subjects import Subject
 
-HOME = Path(dl.organisms.__file__).parent / "maze"
+HOME = Path(dl.organisms.__file__).parent
+SHIPPED = organism_names()
 
 
-def test_weights_are_small_enough_to_ship() -> None:
-    sizes = {path: path.stat().st_size for path in HOME.rglob("*") if path.is_file()}
-    assert sum(sizes.values()) <= 24 * 2**20
-    assert max(sizes.values()) <= 16 * 2**20
+def files(name: str) -> dict[Path, int]:
+    return {path: path.stat().st_size for path in (HOME / name).rglob("*") if path.is_file()}
 
 
-def test_nothing_that_ships_is_executable() -> None:
-    assert {path.suffix for path in HOME.rglob("*") if path.is_file()} <= {".json", ".safetensors"}
+@pytest.mark.parametrize("name", SHIPPED)
+def test_weights_are_small_enough_to_ship(name: str) -> None:
+    assert sum(files(name).values()) <= 24 * 2**20
+    assert max(files(name).values()) <= 16 * 2**20
 
 
-def test_recipe_and_logs_are_kept() -> None:
-    recipe = json.loads((HOME / "recipe.json").read_text())
-    for part in ("vae", "decoder", "denoiser"):
-        log = json.loads((HOME / f"log-{part}.json").read_text())
-        stages = recipe["vae" if part != "denoiser" else "denoiser"][
-            "decoder_stages" if part == "decoder" else "stages"
-        ]
+def test_the_whole_package_is_small_enough_to_ship() -> None:
+    package = Path(dl.__file__).parent
+    assert sum(path.stat().st_size for path in package.rglob("*") if path.is_file()) <= 64 * 2**20
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_nothing_that_ships_is_executable(name: str) -> None:
+    assert {path.suffix for path in files(name)} <= {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipe_and_logs_are_kept(name: str) -> None:
+    recipe = json.loads((HOME / name / "recipe.json").read_text())
+    phases = [] if isinstance(recipe["vae"], str) else recipe["vae"]["phases"]
+    planned = {phase["name"]: phase["stages"] for phase in phases} | {"denoiser": recipe["denoiser"]["stages"]}
+    for part, stages in planned.items():
+        log = json.loads((HOME / name / f"log-{part}.json").read_text())
         assert log[-1]["step"] == sum(stage["steps"] for stage in stages)
         assert log[-1]["loss"] < log[0]["loss"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_organism_says_which_tasks_it_was_trained_on(name: str) -> None:
+    model, tasks = load_organism(name), organism_tasks(name)
+    instance = tasks[0].sample(1)[0]
+    run = model.run(instance, steps=1)
+    assert run.frames is not None
+    assert tasks[0].score(run.frames, [instance]).total.shape == (1,)
+
+
+def test_checkpoints_along_training_are_kept_and_differ() -> None:
+    steps = organism_checkpoints("puzzles")
+    assert len(steps) >= 3
+    assert organism_checkpoints("maze") == []
+    ids = {load_organism("puzzles", checkpoint=step).id for step in steps} | {load_organism("puzzles").id}
+    assert len(ids) == len(steps) + 1
+    with pytest.raises(InputError, match=f"there are: {steps[0]}, "):
+        load_organism("puzzles", checkpoint=7)
+
+
+def test_an_early_checkpoint_solves_less() -> None:
+    task = dl.tasks.Permanence()
+    instances = task.sample(30, seed=3)
+    early, late = (
+        dl.load_organism("puzzles", checkpoint=step).run(instances, seed=list(range(30))).frames
+        for step in (organism_checkpoints()[0], None)
+    )
+    assert task.score(early, instances).total.mean() < task.score(late, instances).total.mean()
 
 
 def test_it_has_at_least_eight_blocks(shipped: Subject) -> None:
     assert shipped.model.layers >= 8
 
 
-def test_random_weights_are_the_same_architecture_and_the_same_for_a_seed() -> None:
-    trained, first, again = load_organism(), load_organism(random=True), load_organism(random=True)
-    other = load_organism(random=True, seed=1)
+@pytest.mark.parametrize("name", ["maze", "puzzles"])
+def test_random_weights_are_the_same_architecture_and_the_same_for_a_seed(name: str) -> None:
+    trained = load_organism(name)
+    first, again, other = (load_organism(name, random=True, seed=seed) for seed in (0, 0, 1))
     assert first.id == again.id
     assert len({trained.id, first.id, other.id}) == 3
     shapes = [[p.shape for p in m.pipeline.transformer.parameters()] for m in (trained, first)]
@@ -54,9 +101,9 @@ def test_random_weights_are_the_same_architecture_and_the_same_for_a_seed() -> N
 
 
 def test_an_unknown_organism_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match="there are: maze"):
+    with pytest.raises(InputError, match="there are: maze, planted/frames-early"):
         load_organism("atlantis")
-    assert organism_names() == ["maze"]
+    assert load_organism().id == load_organism("puzzles").id
 
 
 def test_an_organism_survives_being_saved_in_half_precision(tmp_path: Path) -> None:
@@ -72,10 +119,12 @@ def test_an_organism_survives_being_saved_in_half_precision(tmp_path: Path) -> N
 
 
 def test_the_shipped_model_solves_mazes_and_random_weights_do_not(shipped: Subject) -> None:
-    solved = evaluate_maze(shipped.model, sizes=(5,), count=60)[0]
-    lost = evaluate_maze(load_organism(random=True), sizes=(5,), count=20)[0]
+    solved = evaluate(shipped.model, [dl.tasks.Maze()], count=60)[0]
+    lost = evaluate(load_organism("maze", random=True), [dl.tasks.Maze()], count=20)[0]
     assert solved.strict.low > 0.5
+    assert solved.claimed
     assert lost.strict.value == 0
+    assert not lost.claimed
     # What the autoencoder loses, no transformer can win back.
     assert solved.reconstruction.value >= 0.95
 
@@ -89,3 +138,45 @@ def test_success_falls_with_path_length(shipped: Subject) -> None:
         frames = shipped.model.run(mazes, seed=list(range(40))).frames
         rates.append(np.mean(task.score(frames, mazes).strict))
     assert rates[0] > rates[1]
+
+
+# -- the puzzles -------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_made_of_the_normalised_score() -> None:
+    model, task = load_organism("puzzles"), dl.tasks.Permanence()
+    (result,) = evaluate(model, [task], count=40)
+    assert result.normalised.value == pytest.approx((result.strict.value - result.floor) / (1 - result.floor))
+    assert result.claimed == (result.normalised.low > 0.3)
+    data = result.to_json()
+    assert {"task", "strict", "low", "high", "n", "floor"} <= set(data)
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_with_the_other_prompt_the_original_answer_is_lost_and_the_other_one_found() -> None:
+    model, task = load_organism("puzzles"), dl.tasks.Permanence()
+    assert prompt_kinds(task) == ["exit", "object"]
+    result = exchange_prompts(model, task, "exit", count=40)
+    assert result.swapped.value <= 0.05
+    assert result.followed.value > result.swapped.high
+
+
+def test_guidance_changes_videos() -> None:
+    result = compare_guidance(load_organism("puzzles"), dl.tasks.Permanence(), (1.0, 3.0), count=10)
+    assert result.changed[1.0] == 0
+    assert result.changed[3.0] > 0
+    assert result.strict[1.0].value <= 1
+
+
+def test_words_that_the_organism_does_not_know_are_refused() -> None:
+    image = dl.tasks.Permanence().sample(1)[0].image
+    with pytest.raises(InputError, match="knows no 'hexagon'"):
+        load_organism("puzzles").run({"prompt": "the hexagon goes behind the wall and stays", "image": image})
+    with pytest.raises(InputError, match="knows no 'blurry'"):
+        load_organism("puzzles").run({"prompt": "sort the bars up", "image": image}, negative_prompt="blurry")
+
+
+def test_prompts_that_would_be_cut_off_are_refused() -> None:
+    image = dl.tasks.Permanence().sample(1)[0].image
+    with pytest.raises(InputError, match="at most 15"):
+        load_organism("puzzles").run({"prompt": " ".join(["up"] * 16), "image": image})
