@@ -9,9 +9,9 @@ Score:
 - *place* (.40): in the last frame the named object has left its cell, and the last column shows one object, in its row,
   if it is to come out, and none if it is to stay.
 - *identity* (.30): *place*, and the object that came out has its colour and shape.
-- *passage* (.20): share of frame transitions that are legal: the object is seen as it is at the start, then not at
-  all, then, if it is to come out, some object at the end, which stays as it came out; the rest of the last column, and
-  the cell that it left, show floor. Nothing if it is never away or is back where it was in the last frame.
+- *passage* (.20): share of frame transitions that are legal: from the first frame on the object is seen as it is at
+  the start, then not at all, then, if it is to come out, some object at the end, which stays as it came out; the rest
+  of the last column, and the cell that it left, show floor. Nothing if it is never away or is back in the last frame.
 - *kept* (.10): share of the other cells, wall and other object, that are as in the first frame, over all later frames.
 """
 
@@ -134,6 +134,7 @@ class Permanence(Puzzle):
         before, after = place[:, :-1], place[:, 1:]
         same = (before == after) & ((after != _END) | (end[:, :-1] == end[:, 1:]))
         legal = (same | (after - before == 1)) & (after < _NOWHERE)
+        legal[:, 0] &= place[:, 0] == _START
         away = ((place == _HIDDEN) | (place == _END)).any(axis=1) & (place[:, -1] != _START)
         return np.asarray(legal.mean(axis=1) * away)
 
