@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 #: Inches: a frame of a video, the white between two, the margin at the left, and the text above each video and task.
-FRAME, BETWEEN, MARGIN, LINE, HEADING = 0.8, 0.06, 0.15, 0.24, 0.5
+FRAME, BETWEEN, MARGIN, LINE, HEADING = 0.8, 0.06, 0.15, 0.28, 0.5
 _SMALL, _LARGE, _GREY = 9, 12, "#555555"
 
 
@@ -38,14 +38,14 @@ def plot_tasks(tasks: Mapping[str, Any], seed: int = 0) -> Figure:
 
 def _draw_task(figure: Figure, name: str, task: Any, seed: int, top: float) -> None:
     kind, pair = next(iter(task.kinds)), task.pair(seed)
-    _write(figure, MARGIN, top - 0.32, name, fontsize=_LARGE, fontweight="bold", va="center")
+    _write(figure, MARGIN, top - 0.34, name, fontsize=_LARGE, fontweight="bold", va="center")
     right = figure.get_figwidth() - MARGIN
     told = f"pair of kind {kind!r}: only the variable {pair.variable!r} differs"
-    _write(figure, right, top - 0.32, told, fontsize=_SMALL, color=_GREY, ha="right", va="center")
+    _write(figure, right, top - 0.34, told, fontsize=_SMALL, color=_GREY, ha="right", va="center")
     for row, instance in enumerate(pair):
         y = top - HEADING - row * (FRAME + LINE)
         side = "" if row == 0 else "counterfactual: "
-        _write(figure, MARGIN, y - LINE / 2, side + instance.prompt, fontsize=_SMALL, va="center")
+        _write(figure, MARGIN, y - 0.6 * LINE, side + instance.prompt, fontsize=_SMALL, va="center")
         _draw_video(figure, instance.video, y - LINE - FRAME)
 
 

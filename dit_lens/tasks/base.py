@@ -188,6 +188,13 @@ def check_frames(name: str, frames: int) -> None:
         raise TaskError(f"{name}(frames={frames}): frames must be 1 + 4 k, such as 5, 9 or 13")
 
 
+def instance_of_each(frames: Any, instances: Any) -> list[Any]:
+    """The instance that each video is judged by: of a sequence its own, a single one for all of them."""
+    if isinstance(instances, Sequence):
+        return list(instances)
+    return [instances] * (len(frames) if isinstance(frames, np.ndarray) else 1)
+
+
 def check_videos(task: Any, frames: Any, count: int, height: int, width: int) -> None:
     """Refuse whatever is not ``count`` uint8 videos of the task's length and picture.
 

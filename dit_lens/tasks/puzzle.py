@@ -38,6 +38,7 @@ from dit_lens.tasks.base import (
     check_videos,
     describe_task,
     generator,
+    instance_of_each,
     null_floors,
 )
 from dit_lens.tasks.glyphs import CELL, paint, read
@@ -297,7 +298,7 @@ class Puzzle:
         TaskError
             Videos of another size, type or number than the instances.
         """
-        many = [instances] * len(frames) if isinstance(instances, PuzzleInstance) else list(instances)
+        many = instance_of_each(frames, instances)
         check_videos(self, frames, len(many), CELL * self.side, CELL * self.side)
         return PuzzleScores(self.judge(read(frames, self.size), self._scenes(many)), self.weights)
 

@@ -25,6 +25,7 @@ from dit_lens.tasks.base import (
     check_videos,
     describe_task,
     generator,
+    instance_of_each,
     null_floors,
 )
 from dit_lens.tasks.maze import counterfactual
@@ -281,7 +282,7 @@ class Maze:
         TaskError
             Videos of another size, type or number than the instances.
         """
-        many = [instances] * len(frames) if isinstance(instances, MazeInstance) else list(instances)
+        many = instance_of_each(frames, instances)
         check_videos(self, frames, len(many), CELL * self.side, CELL * self.side)
         return score_videos(frames, self._boards(many), self.speed)
 
@@ -304,6 +305,8 @@ class Maze:
     def _boards(self, instances: Sequence[MazeInstance]) -> Boards:
         if not instances:
             raise TaskError(f"{self}: no mazes given")
+        if not all(isinstance(i, MazeInstance) for i in instances):
+            raise TaskError(f"{self}: the instances are of another task")
         found = {(i.board.size, i.board.goals.shape[1]) for i in instances}
         if found != {(self.size, self.goals)}:
             raise TaskError(f"{self}: the mazes are of other (size, goals): {sorted(found)}")
