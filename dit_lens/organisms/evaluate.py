@@ -87,7 +87,6 @@ class SwapResult:
         Strict success, judged by the original problem, with the original prompt and with the other one.
     followed : Interval
         Strict success of the videos with the other prompt, judged by the other problem.
-    guided : dict from guidance scale to the strict success with the original prompt
     """
 
     task: str

@@ -151,7 +151,7 @@ _PUZZLES_CPU = Preset(
         batch=12,
     ),
     denoiser=DenoiserRecipe(
-        stages=(Stage(3000, _PUZZLES, parts=8),),
+        stages=(Stage(3600, _PUZZLES, parts=8),),
         reuse=2,
         drop_prompt=0.1,
         train_text=True,
