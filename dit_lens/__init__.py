@@ -4,7 +4,7 @@ A site is an address. An intervention is a function applied at sites. A run is a
 interventions. An analysis is a loop over runs that returns a tidy table.
 """
 
-from dit_lens import errors, tasks
+from dit_lens import errors, organisms, tasks
 from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
 from dit_lens.architectures import Architecture, register
 from dit_lens.checks import CheckReport
@@ -68,6 +68,7 @@ __all__ = [
     "intervention",
     "load_organism",
     "localize",
+    "organisms",
     "patching_sweep",
     "reduce",
     "register",

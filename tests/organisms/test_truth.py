@@ -11,9 +11,8 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import InputError
-from dit_lens.organisms import organism_names
+from dit_lens.organisms import PLACES, load_planted, organism_names, with_identity_blocks
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
-from dit_lens.organisms.planted import PLACES, load_planted, with_identity_blocks
 
 BLOCKS = (1, 2)
 TASK = dl.tasks.Permanence()
