@@ -10,6 +10,8 @@ import pytest
 from dit_lens.checks import CHECKED_WITH, versions
 from dit_lens.checks.checks import CHECKS, Failed
 from dit_lens.cli import main
+from dit_lens.organisms.load import organism_tasks
+from dit_lens.tasks import TASKS
 from dit_lens.tiny import TINY
 
 
@@ -36,6 +38,87 @@ def test_organism_evaluate_has_the_promised_keys(capsys: pytest.CaptureFixture[s
     assert {"size", "default", "strict", "low", "high", "n", "by_path_length"} <= set(sizes[0])
     assert [s["default"] for s in sizes] == [False, True]
     assert all(s["low"] <= s["strict"] <= s["high"] for s in sizes)
+
+
+def test_organism_evaluate_takes_any_tasks_prompts_and_guidance(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["organism", "evaluate", "maze", "--count", "2", "--tasks", "two-goal maze:4", "tictactoe", "maze:4"]
+    assert main([*asked, "--prompts", "--guidance", "--json"]) == 0
+    data = printed(capsys)
+    assert set(data) == {"organism", "tasks", "prompts", "guidance"}
+    tasks, prompts, guidance = (data[key] for key in ("tasks", "prompts", "guidance"))
+    names = ["two-goal maze", "tictactoe", "maze"]
+    assert [(t["task"], t["size"]) for t in tasks] == list(zip(names, (4, 3, 4), strict=True))  # type: ignore[attr-defined]
+    assert {"strict", "low", "high", "n", "floor"} <= set(tasks[0])  # type: ignore[index]
+    # A one-goal maze has no pair that differs in the prompt alone.
+    assert [(p["task"], p["kind"]) for p in prompts] == [("two-goal maze", "prompt"), ("tictactoe", "player")]  # type: ignore[attr-defined]
+    assert [g["task"] for g in guidance] == names  # type: ignore[attr-defined]
+    assert all(set(g["strict"]) == {"1.0", "2.0", "4.0"} for g in guidance)  # type: ignore[attr-defined]
+
+
+def test_organism_evaluate_says_in_words_what_it_says_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["organism", "evaluate", "random:maze", "--count", "2", "--sizes", "4"]) == 0
+    assert "maze 4 x 4: strict 0.00" in capsys.readouterr().out
+
+
+def test_by_default_an_organism_is_evaluated_on_its_own_tasks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dit_lens.organisms.evaluate.evaluate", lambda model, tasks, count, seed: [])
+    seen: list[object] = []
+    monkeypatch.setattr("dit_lens.cli.organisms._sizes", lambda tasks, rows: seen.extend(tasks) or {})
+    assert main(["organism", "evaluate", "random:maze"]) == 0
+    assert seen == organism_tasks("maze")
+
+
+def test_tasks_that_are_not_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for task, said in (("sokoban", "no task is named 'sokoban'; there are maze, move"), ("maze:99", "size must be 2")):
+        assert main(["organism", "evaluate", "maze", "--tasks", task]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert said in captured.err
+    with pytest.raises(SystemExit):
+        main(["organism", "evaluate", "maze", "--tasks", "move", "--sizes", "4"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_tasks_are_listed_with_their_floors_and_a_contact_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet" / "tasks.png"
+    assert main(["tasks", "--floors", "--count", "10", "--json", "--out", str(sheet)]) == 0
+    data = printed(capsys)
+    tasks = data["tasks"]
+    assert isinstance(tasks, list)
+    assert [t["name"] for t in tasks] == [*TASKS, "two-goal maze"]
+    assert data["sheet"] == str(sheet)
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    for task in tasks:
+        assert (task["oracle"], task["oracle_strict"], task["n"]) == (1, 1, 10)
+        assert list(task["floors"]) == list(task["strict_floors"]) == ["frozen", "noise", "shuffled", "counterfactual"]
+        assert all(0 <= floor < 1 for floor in task["floors"].values())
+        assert task["strict_floors"]["counterfactual"] == 0
+        assert {"summary", "size", "prompt", "rules", "kinds", "steps", "labels"} <= set(task)
+
+
+def test_the_counterfactual_floor_is_that_of_the_worst_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tasks", "--floors", "--count", "10", "--seed", "4", "--json", "--out", str(tmp_path / "tasks.png")])
+    told = {t["name"]: t["floors"] for t in printed(capsys)["tasks"]}  # type: ignore[attr-defined]
+    floors = TASKS["permanence"]().floors(10, seed=4).set_index("video")["total"]
+    assert told["permanence"]["frozen"] == pytest.approx(floors["frozen"])
+    assert told["permanence"]["counterfactual"] == pytest.approx(max(floors["counterfactual"]))
+    assert min(floors["counterfactual"]) < max(floors["counterfactual"])
+
+
+def test_tasks_are_listed_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--out", str(tmp_path / "tasks.png")]) == 0
+    out = capsys.readouterr().out
+    assert "permanence, 4 x 4 cells: An object goes behind a wall" in out
+    assert "  rules   place 0.40, identity 0.30, passage 0.20, kept 0.10\n" in out
+    assert "  pairs   exit (changes out), object (changes mover), colour (changes colours)\n" in out
+    assert "counterfactual" not in out
+    assert main(["tasks", "--floors", "--count", "0", "--out", str(tmp_path / "none.png")]) == 2
+    assert "at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_localize_has_the_promised_keys_and_files(
