@@ -278,7 +278,7 @@ def test_any_video_is_scored(seed: int, values: int) -> None:
 
 
 def test_floors() -> None:
-    table = TASK.floors(150).set_index(["video", "kind"])
+    table: Any = TASK.floors(150).set_index(["video", "kind"])
     assert table.loc[("truth", ""), "strict"] == 1
     assert table.loc[("frozen", ""), "total"] == pytest.approx(0.1)
     assert table.loc[("noise", ""), "total"] == 0

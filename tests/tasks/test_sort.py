@@ -191,6 +191,7 @@ def test_true_videos_are_strict_and_take_as_many_moves_as_asked(task: Sort, dept
     for one in instances:
         assert one.answer in one.candidates
         assert len(set(one.candidates)) == len(one.candidates)
+        assert isinstance(one.answer, tuple)
         assert len(one.answer) == one.steps
         assert sorted(one.variables["heights"]) == list(range(1, task.size + 1))
 
@@ -329,7 +330,7 @@ def test_any_video_is_scored(seed: int, values: int) -> None:
 
 
 def test_floors() -> None:
-    table = TASK.floors(150).set_index(["video", "kind"])
+    table: Any = TASK.floors(150).set_index(["video", "kind"])
     assert table.loc[("truth", ""), "strict"] == 1
     assert table.loc[("frozen", ""), "total"] == pytest.approx(0.1)
     assert table.loc[("noise", ""), "total"] == 0
