@@ -72,7 +72,8 @@ def _check(pipeline: Any, architecture: Architecture, settings: Settings, inputs
     sizes = {image.size for image in inputs.images or []}
     if len(sizes) > 1:
         raise InputError(f"images of one run must share a size, got {sorted(sizes)}")
-    prompts = {*inputs.prompts, settings.get("negative_prompt") or ""}
+    negative = settings.get("negative_prompt") or ""
+    prompts = {*inputs.prompts, *([negative] if isinstance(negative, str) else negative)}
     _check_words(getattr(pipeline, "tokenizer", None), prompts, settings.get("max_sequence_length"))
 
 

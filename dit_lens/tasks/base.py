@@ -184,7 +184,7 @@ def check_frames(name: str, frames: int) -> None:
     ------
     TaskError
     """
-    if frames < 5 or frames % 4 != 1:
+    if not isinstance(frames, int) or frames < 5 or frames % 4 != 1:
         raise TaskError(f"{name}(frames={frames}): frames must be 1 + 4 k, such as 5, 9 or 13")
 
 

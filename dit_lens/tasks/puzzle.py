@@ -158,7 +158,7 @@ class Puzzle:
 
     def __post_init__(self) -> None:
         low, high = self.sizes
-        if not low <= self.size <= high:
+        if not isinstance(self.size, int) or not low <= self.size <= high:
             raise TaskError(f"{type(self).__name__}(size={self.size}): size must be {low} to {high} cells")
         check_frames(type(self).__name__, self.frames)
 
@@ -256,13 +256,17 @@ class Puzzle:
         if count < 1:
             raise TaskError(f"cannot draw {count} pairs of {self.name}; ask for at least 1")
         rng, found = generator(seed, self.size, split), list[Pair]()
+        barren = 0
         for scenes in self._of_split(rng, 24 * count, split):
             changed, possible = self.vary(scenes, kind, rng)
             kept = possible & self.in_split(changed, split)
             sides = (self._instances(take(s, kept)) for s in (scenes, changed))
             found += [Pair(a, b) for a, b in zip(*sides, strict=True)]
+            barren = 0 if kept.any() else barren + 1
             if len(found) >= count:
                 break
+            if barren == 100:
+                raise TaskError(f"{self}: only {len(found)} of {count} pairs of kind {kind!r} found in split {split!r}")
         return found[:count]
 
     def in_split(self, scenes: Scenes, split: Split) -> Bools:
