@@ -230,6 +230,6 @@ def _legal(keys: Ints, readable: Bools) -> tuple[Bools, Bools]:
     before, after = keys[:, :-1], keys[:, 1:]
     changes = (before != after).sum(axis=2)
     exchanged = (before[..., :-1] == after[..., 1:]) & (before[..., 1:] == after[..., :-1])
-    both = readable[:, :-1] & readable[:, 1:]
-    move = both & (changes == 2) & (exchanged & _inverted(before)).any(axis=2)
-    return both & ((changes == 0) | move), move.any(axis=1)
+    after_readable = readable[:, 1:]  # so is the frame before, which shows the same heights or an exchange of them
+    move = after_readable & (changes == 2) & (exchanged & _inverted(before)).any(axis=2)
+    return after_readable & ((changes == 0) | move), move.any(axis=1)
