@@ -3,6 +3,7 @@
 from typing import Any
 
 from dit_lens.errors import TaskError
+from dit_lens.tasks import vbvr
 from dit_lens.tasks.base import Instance, Label, Pair, Scores, Task
 from dit_lens.tasks.maze import Maze, MazeInstance, MazeScores
 from dit_lens.tasks.move import Move
@@ -31,6 +32,7 @@ __all__ = [
     "Task",
     "TicTacToe",
     "task_named",
+    "vbvr",
 ]
 
 #: Every task by its name.
@@ -51,10 +53,10 @@ def task_named(name: str, frames: int = 9) -> Task:
         No such task; the message names those there are.
     """
     kind, _, size = name.partition(":")
-    options = {"size": int(size)} if size.isdigit() else {}
+    options = {"size": int(size)} if size.isdecimal() else {}
     if kind.startswith("two-goal "):
         kind, options = kind.removeprefix("two-goal "), options | {"goals": 2}
-    if kind not in TASKS or (size and not size.isdigit()) or ("goals" in options and kind != "maze"):
+    if kind not in TASKS or (size and not size.isdecimal()) or ("goals" in options and kind != "maze"):
         raise TaskError(f"no task is named {name!r}; there are {', '.join(TASKS)}, such as 'maze:6' or 'two-goal maze'")
     task: Task = TASKS[kind](frames=frames, **options)
     return task

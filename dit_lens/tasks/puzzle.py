@@ -265,7 +265,7 @@ class Puzzle:
             barren = 0 if kept.any() else barren + 1
             if len(found) >= count:
                 break
-            if barren == 100:
+            if barren == 1000:
                 raise TaskError(f"{self}: only {len(found)} of {count} pairs of kind {kind!r} found in split {split!r}")
         return found[:count]
 
