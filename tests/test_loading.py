@@ -71,10 +71,3 @@ def test_the_shipped_organism_can_be_had_with_random_weights(shipped: Subject) -
 def test_an_unknown_organism_is_refused_with_those_there_are() -> None:
     with pytest.raises(dl.errors.InputError, match="there are: maze"):
         dl.load_organism("chess")
-
-
-def test_the_shipped_weights_are_small_enough_to_ship(shipped: Subject) -> None:
-    folder = Path(dl.__file__).parent / "organisms"
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    assert max(sizes) <= 16e6
-    assert sum(sizes) <= 24e6

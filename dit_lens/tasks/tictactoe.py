@@ -66,10 +66,8 @@ class TicTacToe(Puzzle):
             return scenes | {"player": _X + _O - scenes["player"]}, np.ones(length(scenes), dtype=bool)
         here, n = np.arange(length(scenes)), self.size
         flat, player, win = scenes["board"].reshape(-1, n * n), scenes["player"], self._win(scenes)
-        target = flat == _EMPTY
-        target[here, win] = False
-        # Moving a mark of the other player cannot close the named one's line without filling its winning square.
-        scene, source, square = np.nonzero((flat == player[:, None])[:, :, None] & target[:, None])
+        # A mark of the other player could only move onto the winning square, and open a line where it stood.
+        scene, source, square = np.nonzero((flat == player[:, None])[:, :, None] & (flat == _EMPTY)[:, None])
         each, moved = np.arange(len(scene)), flat[scene]
         moved[each, source], moved[each, square] = _EMPTY, player[scene]
         boards = moved.reshape(-1, n, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+import wave
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,8 +103,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert path.read_bytes() == before
 
 
-def _move_index_first(path: Path) -> None:
-    """Put an mp4's index before its frames, as in files for the web, so that cutting the file loses only frames."""
+def _move_index_first(path: Path) -> list[int]:
+    """Put an mp4's index before its frames, as in files for the web, so that cutting the file loses only frames.
+
+    Returns where each frame begins in the file.
+    """
     import av
 
     first = path.with_name("first.mp4")
@@ -114,20 +118,28 @@ def _move_index_first(path: Path) -> None:
                 packet.stream = stream
                 target.mux(packet)
     first.replace(path)
+    with av.open(str(path)) as source:
+        return [packet.pos for packet in source.demux(video=0) if packet.pos is not None]
 
 
-@pytest.mark.parametrize("index_first", [False, True])
-def test_truncated_videos_are_refused(tmp_path: Path, index_first: bool) -> None:
+@pytest.mark.parametrize("cut", ["before the index", "within a frame", "between frames"])
+def test_truncated_videos_are_refused(tmp_path: Path, cut: str) -> None:
     video = np.random.default_rng(0).integers(0, 256, (9, 24, 32, 3), dtype=np.uint8)
     path = vbvr.write_video(tmp_path / "a.mp4", video)
-    if index_first:
-        _move_index_first(path)
+    begins = _move_index_first(path) if cut != "before the index" else [path.stat().st_size // 2] * 9
     assert np.array_equal(vbvr.read_video(path), video)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    told = r"(is cut short, [1-8] of its 9 frames|cannot be read as a video)"
+    path.write_bytes(path.read_bytes()[: begins[6] + 10 * (cut == "within a frame")])
+    told = "is cut short, 6 of its 9 frames" if cut == "between frames" else "cannot be read as a video .Invalid data"
     with pytest.raises(dl.errors.TaskError, match=rf"a\.mp4: {told}"):
         vbvr.read_video(path)
+
+
+def test_a_file_of_sound_alone_is_refused(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "a.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    with pytest.raises(dl.errors.TaskError, match="holds no video"):
+        vbvr.read_video(tmp_path / "a.mp4")
 
 
 def test_without_pyav_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +329,6 @@ def test_an_interrupted_run_goes_on(bench: Path, tmp_path: Path) -> None:
     tired, rested = Player("tired"), Player("tired")
     with pytest.raises(KeyboardInterrupt):
         vbvr.run_bench(tired, samples, out, seed=3, steps=4)
-    rested.id = "tired"
     with pytest.raises(KeyboardInterrupt):
         vbvr.run_bench(rested, samples, out, seed=3, steps=4)
     assert tired.asked + rested.asked == [s.id for s in samples[:2]]
@@ -520,7 +531,7 @@ def test_official_scores_beside_their_floors(bench: Path, tmp_path: Path, evalki
         vbvr.beside_floors(scores, {})
 
 
-def test_nothing_is_normalised_where_a_null_video_has_every_point(evalkit: types.ModuleType) -> None:
+def test_nothing_is_normalised_where_a_null_video_has_every_point() -> None:
     scores = pd.DataFrame({"split": [IN], "task": [SORT], "index": ["00000"], "score": [1.0], "error": [""]})
     assert vbvr.beside_floors(scores, {"frozen": scores})["normalised"].isna().all()
 
