@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dit_lens.organisms.build import OrganismConfig
+from dit_lens.organisms.build import WORDS, OrganismConfig
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,11 @@ class Preset:
     autocast: bool = False
 
 
+#: The vocabulary when the maze was trained: the size of the text encoder decides where all later random numbers start.
+_MAZE_WORDS = WORDS[:41]
+
 _MAZE_CPU = Preset(
-    config=OrganismConfig(),
+    config=OrganismConfig(words=_MAZE_WORDS),
     vae=VaeRecipe(
         phases=(
             Phase("vae", (Stage(1000, {"maze:6": 0.5, "maze:5": 0.2, "maze:4": 0.3}, 3e-3),)),
