@@ -543,7 +543,9 @@ def test_official_scores_beside_their_floors(bench: Path, tmp_path: Path, evalki
 
 def test_nothing_is_normalised_where_a_null_video_has_every_point() -> None:
     scores = pd.DataFrame({"split": [IN], "task": [SORT], "index": ["00000"], "score": [1.0], "error": [""]})
+    worse = scores.assign(score=0.5)
     assert vbvr.beside_floors(scores, {"frozen": scores})["normalised"].isna().all()
+    assert vbvr.beside_floors(worse, {"frozen": scores})["normalised"].isna().all()
 
 
 def test_a_failure_of_an_official_scorer_is_told(bench: Path, tmp_path: Path, evalkit: types.ModuleType) -> None:
