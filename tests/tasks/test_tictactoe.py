@@ -73,6 +73,13 @@ def test_larger_boards_are_judged_as_the_reference_does(size: int) -> None:
                 assert set(map(tuple, np.argwhere(found[number, player]))) == wins(board, mark), board
 
 
+def test_a_board_that_is_over_is_no_problem() -> None:
+    """x has the first row, and all else is as it should be: nine marks and eight, one winning square each."""
+    board = to_array([("xxxxx", "xxxx.", "oo.o.", "o....", "oooo.")])
+    assert np.argwhere(winning_squares(board)[0]).tolist() == [[0, 1, 4], [1, 4, 4]]
+    assert not is_problem(board)[0]
+
+
 @pytest.mark.parametrize("size", [4, 5])
 def test_larger_boards_differ(size: int) -> None:
     boards = TicTacToe(size).draw(np.random.default_rng(0), 500)["board"]
