@@ -88,7 +88,8 @@ def _check_words(tokenizer: Any, prompts: set[Any], longest: int | None) -> None
     vocabulary = tokenizer.get_vocab()
     for prompt in sorted(filter(None, prompts)):
         pieces = backend.pre_tokenizer.pre_tokenize_str(prompt)
-        if unknown := [word for word, _ in pieces if word not in vocabulary]:
+        # Marks such as quotes may mean something to the pipeline itself and are no words.
+        if unknown := [w for w, _ in pieces if w not in vocabulary and any(c.isalnum() for c in w)]:
             known = ", ".join(sorted(word for word in vocabulary if word.isalpha()))
             raise InputError(f"the model knows no {', '.join(map(repr, unknown))} (in {prompt!r}); it knows {known}")
         if longest is not None and len(pieces) >= longest:
