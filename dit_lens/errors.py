@@ -11,7 +11,9 @@
     ├── UnsupportedModel       not a video diffusion transformer that dit_lens knows
     ├── TaskError              a task that cannot be made or scored as asked
     ├── CheckFailed            a model that does not do what its family's file says
-    └── EvidenceError          an analysis that cannot be carried out on what it was given
+    ├── EvidenceError          an analysis that cannot be carried out on what it was given
+    ├── MadeForAnother         a trained probe or lens, or a stored activation, of another model, site or width
+    └── StoreError             files of activations that are damaged, manipulated, or cannot be written
 """
 
 from __future__ import annotations
@@ -55,3 +57,11 @@ class CheckFailed(DitLensError, AssertionError):
 
 class EvidenceError(DitLensError, ValueError):
     """An analysis that cannot be carried out on the data it was given."""
+
+
+class MadeForAnother(DitLensError, ValueError):
+    """A trained probe or lens, or stored activations, of another model, site or width; the message names both."""
+
+
+class StoreError(DitLensError, OSError):
+    """Files of activations that are damaged or manipulated, or that cannot be written; names the file and the cause."""

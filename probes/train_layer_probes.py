@@ -18,8 +18,8 @@ from safetensors.numpy import save
 from tqdm.auto import tqdm
 
 import dit_lens as dl
+from dit_lens.files import write_atomic
 from dit_lens.probing import LinearProbe, ProbeData, collect, probe_grid
-from dit_lens.store import write_atomic
 
 
 @dataclass(frozen=True)

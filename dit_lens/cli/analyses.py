@@ -50,10 +50,10 @@ def _localize(options: argparse.Namespace) -> Printed:
 
 
 def _steps(options: argparse.Namespace) -> Printed:
+    from dit_lens.files import write_atomic
     from dit_lens.lens import step_lens
     from dit_lens.report.html import png_bytes
     from dit_lens.report.plots import plot_chain_of_steps
-    from dit_lens.store import write_atomic
     from dit_lens.tasks import Maze
 
     model, task = load(options.model), Maze(options.size)

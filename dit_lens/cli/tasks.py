@@ -21,9 +21,9 @@ def add_commands(commands: Commands) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> Printed:
+    from dit_lens.files import write_atomic
     from dit_lens.report.html import png_bytes
     from dit_lens.report.sheet import plot_tasks
-    from dit_lens.store import write_atomic
 
     count = min(options.count, 20) if options.quick else options.count
     tasks = listed_tasks()

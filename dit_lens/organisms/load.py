@@ -18,10 +18,10 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from dit_lens.errors import InputError
+from dit_lens.files import write_atomic
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import OrganismConfig, build_transformer
 from dit_lens.organisms.confine import confine
-from dit_lens.store import write_atomic
 from dit_lens.tasks import task_named
 
 _HERE = Path(__file__).parent

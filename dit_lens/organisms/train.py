@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from dit_lens.files import write_atomic
 from dit_lens.organisms.load import save_organism
 from dit_lens.organisms.training.denoiser import train_denoiser
 from dit_lens.organisms.training.presets import PRESETS, Preset
 from dit_lens.organisms.training.vae import train_vae
-from dit_lens.store import write_atomic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

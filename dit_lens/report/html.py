@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dit_lens.analysis.localize import Localization
+from dit_lens.files import write_atomic
 from dit_lens.report.plots import plot_evidence, plot_probe_heatmap
 from dit_lens.report.tables import summary
-from dit_lens.store import write_atomic
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>dit_lens localization</title>

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from tqdm.auto import tqdm
 
+from dit_lens.files import write_atomic
 from dit_lens.organisms.training.presets import Stage
-from dit_lens.store import write_atomic
 
 
 class Stateful(Protocol):

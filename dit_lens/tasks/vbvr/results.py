@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dit_lens.errors import TaskError
+from dit_lens.files import write_atomic
 from dit_lens.identity import describe
-from dit_lens.store import write_atomic
 from dit_lens.tasks.base import Video
 from dit_lens.tasks.vbvr.bench import VbvrSample
 from dit_lens.tasks.vbvr.video import FPS, read_video, write_video

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dit_lens.errors import TaskError
-from dit_lens.store import write_atomic
+from dit_lens.files import write_atomic
 from dit_lens.tasks.base import Video
 
 #: Frames a second of the benchmark's videos, and of Wan's.

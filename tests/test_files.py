@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_lens.store import write_atomic
+from dit_lens.files import write_atomic
 
 
 def test_what_was_written_is_there_alone(tmp_path: Path) -> None:
