@@ -6,19 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from dit_lens.cli.common import Commands, Printed, common_options, load
+from dit_lens.cli.common import Commands, Printed, common_options, load, maze_options
 
 
 def add_commands(commands: Commands) -> None:
-    common = common_options()
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument(
-        "--model",
-        default="maze",
-        help="shipped organism, random:NAME for its architecture with random weights, or a folder",
-    )
-    model.add_argument("--size", type=int, default=5, help="cells a side of the mazes")
-
+    common, model = common_options(), maze_options()
     localize = commands.add_parser(
         "localize", parents=[common, model], help="say which layers perceive, reason, consolidate"
     )

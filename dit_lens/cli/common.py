@@ -23,6 +23,18 @@ def common_options() -> argparse.ArgumentParser:
     return common
 
 
+def maze_options() -> argparse.ArgumentParser:
+    """The options of commands that let a model solve mazes."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--model",
+        default="maze",
+        help="shipped organism, random:NAME for its architecture with random weights, or a folder",
+    )
+    options.add_argument("--size", type=int, default=5, help="cells a side of the mazes")
+    return options
+
+
 def load(name: str) -> Any:
     """A shipped organism by its name, ``random:`` and its name, an organism in a folder, or a folder or hub id."""
     from dit_lens.model import VideoDiT
