@@ -1,0 +1,392 @@
+"""Sufficient statistics of many ridge probes at once, so that no activation has to be kept.
+
+A ridge regression needs of its rows only their number, means, and second moments about the means. These add up over
+batches, and the moments of the training rows of a fold are those of all rows less those of the fold. Means and moments
+about them are merged by the pairwise formula of Chan, Golub and LeVeque (1979), so that features with a large mean lose
+no digits; everything is kept in float64, whatever the features are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dit_lens.errors import EvidenceError
+
+#: A variance below this share of what it was before a subtraction is rounding: the feature is constant in what is left.
+VANISHED = 1e-12
+#: Rows that float32 products sum up before they are added in float64.
+ROWS = 1024
+#: Bytes of Gram matrices that are factorised at once.
+AT_ONCE = 2**28
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear maps, one for each place and target, in units of the raw features.
+
+    Attributes
+    ----------
+    coef : float64 tensor of shape (*places, K, D)
+    intercept : float64 tensor of shape (*places, K)
+    """
+
+    coef: Tensor
+    intercept: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Scores (*places, n, K) of features (*places, n, D), in the features' dtype."""
+        coef, intercept = self.coef.to(features), self.intercept.to(features)
+        return features @ coef.mT + intercept.unsqueeze(-2)
+
+
+@dataclass
+class Moments:
+    """Counts, means and second moments about the means of P places' features with K targets.
+
+    A target that is NaN in a row is not labelled there: the row counts for the other targets and not for this one, as
+    if a probe of this target alone had been fitted to its labelled rows. Targets that always miss the same rows share
+    one Gram matrix; the first batch in which two targets differ gives each its own from there on, so that memory is
+    P x M x D x D for M patterns of missing rows.
+
+    Attributes
+    ----------
+    count : float64 tensor of shape (P, M)
+        Rows, or the sum of their weights.
+    mean : (P, M, D)
+    gram : (P, M, D, D)
+        Sums of products of centred features.
+    target_mean : (P, K)
+    cross : (P, K, D)
+        Sums of products of centred targets and features.
+    square : (P, K)
+        Sums of squares of centred targets.
+    patterns : tuple of K ints below M
+        Which count, mean and Gram matrix belong to each target.
+    places : tuple of ints
+        What the P places are, such as (steps, layers); P is their product.
+    product : torch.dtype
+        In which products of rows are made. float32 halves the time; sums are float64 all the same.
+    """
+
+    count: Tensor
+    mean: Tensor
+    gram: Tensor
+    target_mean: Tensor
+    cross: Tensor
+    square: Tensor
+    patterns: tuple[int, ...]
+    places: tuple[int, ...]
+    product: torch.dtype = torch.float64
+
+    @classmethod
+    def zeros(
+        cls,
+        places: int | Sequence[int],
+        width: int,
+        targets: int,
+        device: torch.device | str = "cpu",
+        product: torch.dtype = torch.float64,
+    ) -> Moments:
+        """Moments of no rows."""
+        shape = (places,) if isinstance(places, int) else tuple(places)
+        p, options = prod(shape), {"dtype": torch.float64, "device": device}
+        made = [
+            torch.zeros(size, **cast(Any, options))
+            for size in ((p, 1), (p, 1, width), (p, 1, width, width), (p, targets), (p, targets, width), (p, targets))
+        ]
+        return cls._of(made, (0,) * targets, shape, product)
+
+    def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Moments:
+        """Add n rows, in place.
+
+        Parameters
+        ----------
+        features : tensor of shape (*places, n, D), any floating dtype
+        targets : tensor of shape (n, K), the same at every place, or (*places, n, K)
+            NaN where a row is not labelled.
+        weights : tensor of shape (n,), optional
+            How often each row counts; once by default.
+
+        Raises
+        ------
+        EvidenceError
+            Shapes that do not fit, or NaN or infinite features in labelled rows.
+        """
+        x, y, w = self._fitted(features, targets, weights)
+        self._refine(_meet(self.patterns, _missing_patterns(y)))
+        for p in range(len(x)):
+            part = self._of_rows(x[p], y[p if len(y) > 1 else 0], w)
+            if not torch.isfinite(part.mean).all():
+                bad = int((~torch.isfinite(x[p])).sum())
+                raise EvidenceError(f"{bad} NaN or infinite features at place {self._name(p)}")
+            self._at(p)._merge(part, 1)
+        return self
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of the rows of both."""
+        return self._combined(other, 1)
+
+    def __sub__(self, other: Moments) -> Moments:
+        """Moments of these rows less ``other``, which must be among them."""
+        return self._combined(other, -1)
+
+    def solve(self, alpha: float, standardize: bool = True) -> Linear:
+        """Ridge regression of every target at every place; the intercept is not penalised.
+
+        Parameters
+        ----------
+        alpha : float
+            Penalty in units of the number of rows: ``alpha * count`` is added to the Gram matrix's diagonal.
+        standardize : bool
+            Penalise coefficients of features divided by their standard deviations, rather than of the raw ones.
+
+        Raises
+        ------
+        EvidenceError
+            A Gram matrix that cannot be factorised: more features than rows, and ``alpha`` too small.
+        """
+        at_once = max(1, AT_ONCE // (8 * self.mean.shape[-1] ** 2))
+        coef = torch.empty_like(self.cross)
+        for m in range(self.count.shape[1]):
+            columns = self._columns(m)
+            for start in range(0, len(self.count), at_once):
+                here = slice(start, start + at_once)
+                coef[here, columns] = self._solve(here, m, columns, alpha, standardize)
+        intercept = self.target_mean - (coef * self.mean[:, list(self.patterns)]).sum(-1)
+        return Linear(coef.unflatten(0, self.places), intercept.unflatten(0, self.places))
+
+    def midpoints(self, linear: Linear) -> Tensor:
+        """Halfway between the mean scores of the rows with target 0 and target 1: shape (*places, K).
+
+        Means nothing for targets with other values.
+        """
+        share = self.target_mean
+        count = self.count[:, list(self.patterns)]
+        coef = linear.coef.flatten(0, -3)
+        spread = (coef * self.cross).sum(-1) / count
+        # The classes' mean scores are the overall mean plus spread / share and less spread / (1 - share).
+        middle = share + spread * (1 / share - 1 / (1 - share)) / 2
+        return cast(Tensor, middle.unflatten(0, self.places))
+
+    def squared_error(self, linear: Linear) -> Tensor:
+        """Sum of squared errors of linear maps on these rows, without the rows: shape (*places, K)."""
+        of = list(self.patterns)
+        coef, intercept = linear.coef.flatten(0, -3), linear.intercept.flatten(0, -2)
+        bias = self.target_mean - (coef * self.mean[:, of]).sum(-1) - intercept
+        fitted = torch.stack([torch.einsum("pd,pde,pe->p", coef[:, k], self.gram[:, m], coef[:, k])
+                              for k, m in enumerate(of)], dim=-1)  # fmt: skip
+        error = self.square - 2 * (coef * self.cross).sum(-1) + fitted + self.count[:, of] * bias**2
+        return cast(Tensor, error.unflatten(0, self.places))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors that `from_state` reads."""
+        float32 = torch.tensor(self.product == torch.float32)
+        return dict(zip(_TENSORS, self._tensors, strict=True)) | {
+            "patterns": torch.tensor(self.patterns), "places": torch.tensor(self.places), "float32": float32,
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Moments:
+        """Moments from the tensors of `state_dict`."""
+        patterns, places = (tuple(int(x) for x in state[name]) for name in ("patterns", "places"))
+        product = torch.float32 if bool(state["float32"]) else torch.float64
+        return cls._of([state[name].clone() for name in _TENSORS], patterns, places, product)
+
+    def to(self, device: torch.device | str) -> Moments:
+        """The same on another device."""
+        return self._of([x.to(device) for x in self._tensors], self.patterns, self.places, self.product)
+
+    # -- how it is done
+
+    @classmethod
+    def _of(
+        cls, tensors: Sequence[Tensor], patterns: tuple[int, ...], places: tuple[int, ...], product: torch.dtype
+    ) -> Moments:
+        count, mean, gram, target_mean, cross, square = tensors
+        return cls(count, mean, gram, target_mean, cross, square, patterns, places, product)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, name) for name in _TENSORS]
+
+    def _name(self, place: int) -> str:
+        index = torch.unravel_index(torch.tensor(place), self.places)
+        return ", ".join(str(int(i)) for i in index)
+
+    def _columns(self, pattern: int) -> list[int]:
+        return [k for k, m in enumerate(self.patterns) if m == pattern]
+
+    def _fitted(self, x: Tensor, y: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features (P, n, D), targets (1 or P, n, K) in float64 and weights on this device."""
+        n, width, targets = x.shape[-2], self.mean.shape[-1], self.cross.shape[1]
+        shared = y.ndim == 2
+        expected = (n, targets) if shared else (*self.places, n, targets)
+        if x.shape != (*self.places, n, width) or y.shape != expected or not (w is None or w.shape == (n,)):
+            raise EvidenceError(
+                f"features {tuple(x.shape)}, targets {tuple(y.shape)}"
+                f"{'' if w is None else f', weights {tuple(w.shape)}'}; "
+                f"expected {(*self.places, 'n', width)}, (n, {targets}) or {(*self.places, 'n', targets)}, and (n,)"
+            )
+        device = self.mean.device
+        y = y.to(device, torch.float64)
+        y = y[None] if shared else y.flatten(0, -3)
+        return x.to(device).flatten(0, -3), y, None if w is None else w.to(device, torch.float64)
+
+    def _of_rows(self, x: Tensor, y: Tensor, w: Tensor | None) -> Moments:
+        """Moments of rows (n, D) with targets (n, K) at one place."""
+        part = Moments.zeros(1, x.shape[1], y.shape[1], x.device, self.product)
+        part._refine(self.patterns)
+        for m in range(part.count.shape[1]):
+            columns = self._columns(m)
+            kept = ~y[:, columns[0]].isnan()
+            if w is not None:
+                kept = kept & (w > 0)
+            everything = bool(kept.all())
+            rows, wanted = (x, y[:, columns]) if everything else (x[kept], y[kept][:, columns])
+            if len(rows):
+                part._set(m, columns, rows, wanted, w if w is None or everything else w[kept])
+        return part
+
+    def _set(self, m: int, columns: list[int], x: Tensor, y: Tensor, w: Tensor | None) -> None:
+        """Fill in one pattern of a single place, from its labelled rows."""
+        share = torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device) if w is None else w / w.sum()
+        count = float(len(x)) if w is None else float(w.sum())
+        mean, target_mean = _weighted_mean(x, share, w is None), share @ y
+        near = mean.to(self.product)
+        centred, off = x.to(self.product) - near, y - target_mean
+        if w is not None:
+            centred, off = centred * w.sqrt()[:, None].to(centred), off * w.sqrt()[:, None]
+        rounding = mean - near.to(torch.float64)
+        self.count[0, m], self.mean[0, m], self.target_mean[0, columns] = count, mean, target_mean
+        self.gram[0, m] = _products(centred, centred) - count * torch.outer(rounding, rounding)
+        self.cross[0, columns] = _products(off.to(self.product), centred)
+        self.square[0, columns] = off.square().sum(0)
+
+    def _at(self, p: int) -> Moments:
+        """One place, as views of the same memory."""
+        return self._of([x[p : p + 1] for x in self._tensors], self.patterns, (1,), self.product)
+
+    def _refine(self, patterns: tuple[int, ...]) -> None:
+        """Give targets that were together until now patterns of their own: what was seen so far is the same for all."""
+        if patterns == self.patterns:
+            return
+        came_from = [self.patterns[patterns.index(m)] for m in range(max(patterns) + 1)]
+        self.count, self.mean, self.gram = (x[:, came_from] for x in (self.count, self.mean, self.gram))
+        self.patterns = patterns
+
+    def _combined(self, other: Moments, sign: int) -> Moments:
+        if self.places != other.places or self.cross.shape != other.cross.shape:
+            raise EvidenceError(
+                f"moments of places {self.places} with targets and width {tuple(self.cross.shape[1:])} and of places "
+                f"{other.places} with {tuple(other.cross.shape[1:])} do not go together"
+            )
+        patterns = _meet(self.patterns, other.patterns)
+        result = self._of([x.clone() for x in self._tensors], self.patterns, self.places, self.product)
+        result._refine(patterns)
+        part = self._of(other._tensors, other.patterns, other.places, other.product)
+        part._refine(patterns)
+        result._merge(part, sign)
+        return result
+
+    def _merge(self, part: Moments, sign: int) -> None:
+        """Add (sign 1) or take away (-1) another's rows, in place; both have the same patterns."""
+        of = list(self.patterns)
+        count = self.count + sign * part.count
+        some = count > 0
+        share = torch.where(some, part.count / torch.where(some, count, 1.0), 0.0)
+        both = sign * self.count * share
+        dx, dy = part.mean - self.mean, part.target_mean - self.target_mean
+        before = self.gram.diagonal(dim1=-2, dim2=-1).clone()
+        self.gram.add_(part.gram, alpha=sign).addcmul_(both[..., None, None] * dx[..., None], dx[..., None, :])
+        self.cross.add_(part.cross, alpha=sign).addcmul_((both[:, of] * dy)[..., None], dx[:, of])
+        self.square.add_(part.square, alpha=sign).addcmul_(both[:, of] * dy, dy)
+        self.mean.add_((sign * share)[..., None] * dx)
+        self.target_mean.add_(sign * share[:, of] * dy)
+        self.count.copy_(count)
+        if sign < 0:
+            self._clear(before)
+
+    def _clear(self, before: Tensor) -> None:
+        """Set to exactly zero what a subtraction left of features that are constant in the rest."""
+        kept = (self.gram.diagonal(dim1=-2, dim2=-1) > VANISHED * before).to(torch.float64)
+        self.gram.mul_(kept[..., None]).mul_(kept[..., None, :])
+        self.cross.mul_(kept[:, list(self.patterns)])
+
+    def _solve(self, here: slice, m: int, columns: list[int], alpha: float, standardize: bool) -> Tensor:
+        """Coefficients (places, columns, D) of the targets of one pattern at some places."""
+        gram, count = self.gram[here, m], self.count[here, m, None]
+        scale, constant = _scale(gram, self.mean[here, m], count)
+        scale = scale if standardize else torch.ones_like(scale)
+        system = gram / scale[..., None] / scale[..., None, :]
+        # A constant feature has only zeros in its row: 1 on the diagonal gives it the coefficient 0 at alpha 0 too.
+        system.diagonal(dim1=-2, dim2=-1).add_(alpha * count).masked_fill_(constant, 1.0)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed.any():
+            place = self._name((here.start or 0) + int(failed.nonzero()[0]))
+            raise EvidenceError(
+                f"the features at place {place} are linearly dependent: {system.shape[-1]} of them on "
+                f"{self.count[here, m].min():.0f} rows with alpha {alpha}; raise alpha"
+            )
+        wanted = self.cross[here][:, columns] / scale[:, None]
+        solution = torch.cholesky_solve(wanted.mT, factor).mT / scale[:, None]
+        return solution.masked_fill(constant[:, None], 0.0)
+
+
+_TENSORS = ("count", "mean", "gram", "target_mean", "cross", "square")
+
+
+def _scale(gram: Tensor, mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations (P, D), 1 for constant features, and which those are."""
+    deviation = (gram.diagonal(dim1=-2, dim2=-1).clamp(min=0) / count).sqrt()
+    constant = deviation <= 1e-12 * (1 + mean.abs())
+    return torch.where(constant, 1.0, deviation), constant
+
+
+def _weighted_mean(x: Tensor, share: Tensor, equal: bool) -> Tensor:
+    if equal:
+        return x.mean(0, dtype=torch.float64)
+    return share @ x.to(torch.float64)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Transposed a times b, (n, i) and (n, j) to (i, j), summed in float64."""
+    if a.dtype == torch.float64:
+        return _transposed_times(a, b)
+    total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
+    for i in range(0, len(a), ROWS):
+        total += _transposed_times(a[i : i + ROWS], b[i : i + ROWS])
+    return total
+
+
+def _transposed_times(a: Tensor, b: Tensor) -> Tensor:
+    # numpy knows a matrix times its own transpose and does half of the work; torch does not.
+    if a.device.type == "cpu":
+        x, y = a.numpy(), b.numpy()
+        return torch.from_numpy(x.T @ (x if b is a else y))
+    return a.mT @ b
+
+
+def _missing_patterns(y: Tensor) -> tuple[int, ...]:
+    """Targets (P, n, K) to K ints, equal for targets that miss the same rows at every place."""
+    missing = y.isnan()
+    if not missing.any():
+        return (0,) * y.shape[-1]
+    kinds = torch.unique(missing.flatten(0, 1), dim=1, return_inverse=True)[1]
+    return _numbered([int(k) for k in kinds])
+
+
+def _meet(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """Targets stay together that are together in both."""
+    return one if one == other else _numbered(list(zip(one, other, strict=True)))
+
+
+def _numbered(names: Sequence[Any]) -> tuple[int, ...]:
+    """Numbers from 0 in order of first appearance."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return tuple(order[name] for name in names)
