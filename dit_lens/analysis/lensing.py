@@ -68,7 +68,7 @@ def lens_curves(
         part = list(instances[i : i + batch])
         run = model.run(part, seed=list(range(seed + i, seed + i + len(part))), record=True)
         assert run.frames is not None
-        shown.append(depth_lens(model, run, step).frames(model)[:, :, -1])
+        shown.append(depth_lens(model, run, step).decode(model)[:, :, -1])
         drawn.append(task.read_answer(run.frames[:, -1]))
     frames, final = np.concatenate(shown, axis=1), np.concatenate(drawn)
     final = final[[place[id(j)] for j in judges]]

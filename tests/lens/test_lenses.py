@@ -1,4 +1,4 @@
-"""The step lens and the depth lens."""
+"""The step lens."""
 
 from __future__ import annotations
 
@@ -8,52 +8,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 import dit_lens as dl
-from dit_lens.errors import InputError, SiteError
-from dit_lens.lens import depth_lens, step_lens
+from dit_lens.lens import step_lens
 from dit_lens.schedule import Schedule
 from tests.subjects import STEPS, Subject
-
-
-def test_depth_lens_at_the_last_layer_is_the_model_bit_for_bit(subject: Subject, guidance: float) -> None:
-    run = subject.run(guidance=guidance, record=True)
-    for step in range(STEPS):
-        replay = subject.model.replay(run, step)
-        for branch in run.geometry.branches:
-            lens = depth_lens(subject.model, run, step, branch=branch)
-            assert torch.equal(lens.velocities[-1], replay.velocities[branch])
-
-
-def test_depth_lens_of_an_earlier_layer_equals_skipping_every_later_block(organism: Subject) -> None:
-    """The oracle: the model's own tail, with the later blocks replaced by the identity."""
-    run = organism.run(record=True)
-    lens = depth_lens(organism.model, run, 1)
-    for layer in range(organism.model.layers - 1):
-        hooks = [
-            block.register_forward_hook(lambda _module, inputs, _output: inputs[0])
-            for block in organism.pipeline.transformer.blocks[layer + 1 :]
-        ]
-        try:
-            skipped = organism.model.replay(run, 1).velocities["cond"]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        assert torch.equal(lens.velocities[layer], skipped)
-        assert not torch.equal(lens.velocities[layer], lens.velocities[-1])
-
-
-def test_depth_lens_reads_the_layers_asked_for(organism: Subject) -> None:
-    run = organism.run(record=True)
-    whole, some = depth_lens(organism.model, run, 0), depth_lens(organism.model, run, 0, layers=[1, 3])
-    assert some.layers == (1, 3)
-    assert torch.equal(some.x0hat, whole.x0hat[[1, 3]])
-    assert some.frames(organism.model, layers=[3]).shape[:3] == (1, 1, 9)
-
-
-def test_depth_lens_needs_a_recorded_run(organism: Subject) -> None:
-    with pytest.raises(InputError, match="record=True"):
-        depth_lens(organism.model, organism.run(), 0)
-    with pytest.raises(SiteError, match=r"layers 0\.\.3"):
-        depth_lens(organism.model, organism.run(record=True), 0, layers=9)
 
 
 def test_step_lens_changes_nothing_and_ends_where_the_sampler_ends(subject: Subject, guidance: float) -> None:
