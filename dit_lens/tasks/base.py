@@ -22,25 +22,40 @@ Video = NDArray[np.uint8]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
+#: What one value of a label belongs to.
+Level = Literal["clip", "frame", "cell", "token"]
+_LEVEL_OF_AXES: dict[int, Level] = {1: "clip", 2: "frame", 4: "cell"}
+
+
 @dataclass(frozen=True)
 class Label:
-    """One thing a probe may be asked about every latent cell.
+    """One thing a probe may be asked about every cell, every latent frame, or the whole clip.
 
     Attributes
     ----------
     role : "perception" or "reasoning"
         What is where, or what the answer needs.
-    values : array of shape (B, F, n, n)
-        Boolean for classification, float for regression.
+    values : array of shape (B, F, n, n), (B, F) or (B,)
+        Boolean or integers for classification, float for regression.
+    level : "cell", "frame", "clip" or "token"
+        What one value belongs to; where it is not given, the number of axes says it.
+    names : tuple of str
+        Of integer values, what each stands for.
     """
 
     name: str
     role: str
     values: NDArray[Any]
+    level: Level | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.level is None:
+            object.__setattr__(self, "level", _LEVEL_OF_AXES.get(self.values.ndim))
 
     @property
     def is_regression(self) -> bool:
-        return self.values.dtype != np.bool_
+        return bool(np.issubdtype(self.values.dtype, np.floating))
 
 
 @runtime_checkable
@@ -257,3 +272,32 @@ def describe_task(task: Any) -> dict[str, Any]:
         "steps": [min(steps), max(steps)],
         "labels": {name: label.role for name, label in labels.items()},
     }
+
+
+def pixel_frames(frames: int, latent_frames: int) -> list[slice]:
+    """Pixel frames that each latent frame covers: the first covers one, the others (T - 1) / (F - 1) each.
+
+    Raises
+    ------
+    TaskError
+        No whole number of pixel frames to a latent frame.
+    """
+    if latent_frames == 1 and frames == 1:
+        return [slice(0, 1)]
+    if latent_frames < 2 or (frames - 1) % (latent_frames - 1):
+        raise TaskError(f"{frames} pixel frames cannot be {latent_frames} latent frames")
+    covered = (frames - 1) // (latent_frames - 1)
+    return [slice(0, 1), *(slice(1 + f * covered, 1 + (f + 1) * covered) for f in range(latent_frames - 1))]
+
+
+def over_latent_frames(values: NDArray[Any], frames: int, latent_frames: int) -> NDArray[Any]:
+    """Values of pixel frames (B, T, ...) as values of latent frames (B, F, ...).
+
+    A latent frame after the first covers several pixel frames: a boolean holds where it holds in one of them, a float
+    is their mean, a class that of the last.
+    """
+    parts = [values[:, part] for part in pixel_frames(frames, latent_frames)]
+    if np.issubdtype(values.dtype, np.integer):
+        return np.stack([part[:, -1] for part in parts], axis=1)
+    pool = np.any if values.dtype == np.bool_ else np.mean
+    return np.stack([pool(part, axis=1) for part in parts], axis=1)

@@ -30,7 +30,7 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Bools, Floats, Ints
 from dit_lens.tasks.glyphs import COLOURS, FLOOR, NUMBER, SHAPES
 from dit_lens.tasks.glyphs import numbers as glyph_numbers
-from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, concatenate, distinct, in_order, length, take
+from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, concatenate, distinct, in_order, length, take
 
 _OBJECTS, _TARGETS = 2, 3
 #: Glyph of each colour and shape: int (5, 3).
@@ -192,6 +192,14 @@ class Move(Puzzle):
         by_shape = answers.reshape(len(SHAPES), -1, n, n)
         found |= {"answer": ("reasoning", np.asarray(by_shape.any(axis=0))), "way": ("reasoning", way)}
         return found | {f"answer_{shape}": ("reasoning", by_shape[s]) for s, shape in enumerate(SHAPES)}
+
+    def facts(self, scenes: Scenes) -> Facts:
+        """Reasoning: row and column of the ``first`` and of the ``second`` named object, of each frame."""
+        walks = self._walks(scenes).astype(np.float64)
+        return {
+            f"{which}_{axis}": ("reasoning", walks[:, :, k, a])
+            for k, which in enumerate(("first", "second")) for a, axis in enumerate(("row", "column"))
+        }  # fmt: skip
 
     def prompt(self, scene: Mapping[str, Any]) -> str:
         colours = [list(COLOURS)[scene["ring_colours"][target]] for target in scene["assign"]]

@@ -22,7 +22,7 @@ import numpy as np
 
 from dit_lens.tasks.base import Bools, Floats, Ints
 from dit_lens.tasks.glyphs import COLOURS, GAP, NAMES, NUMBER, SIZES
-from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, distinct, length
+from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, distinct, length
 
 _LONGEST = 4
 #: Glyph of each colour and size: int (5, 3).
@@ -133,6 +133,17 @@ class Pattern(Puzzle):
                 found[f"answer_{name}"] = ("reasoning", answer & has[:, None, None])
         found["phase"] = ("reasoning", phase.reshape(len(here), n, n).astype(np.float64))
         return found
+
+    def facts(self, scenes: Scenes) -> Facts:
+        """Reasoning, of the clip: ``period`` (a number), and ``right_colour`` and ``right_size`` of the symbol that
+        belongs into the gap.
+        """
+        right = _ATTRIBUTES[self._right(scenes)]
+        return {
+            "period": ("reasoning", scenes["period"].astype(np.float64)),
+            "right_colour": ("reasoning", right[:, 0], tuple(COLOURS)),
+            "right_size": ("reasoning", right[:, 1], tuple(SIZES)),
+        }
 
     def prompt(self, scene: Mapping[str, Any]) -> str:
         return "fill the gap in the pattern"

@@ -26,7 +26,7 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Bools, Floats, Ints
 from dit_lens.tasks.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL
-from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, distinct, in_order, length
+from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, distinct, in_order, length
 
 _OBJECTS = 2
 #: Glyph of each colour and shape: int (5, 3).
@@ -161,6 +161,21 @@ class Permanence(Puzzle):
             found[f"hidden_{colour}"] = ("reasoning", hidden & (colours == c)[:, None, None, None])
             found[f"answer_{colour}"] = ("reasoning", answer & (colours == c)[:, None, None])
         return found
+
+    def facts(self, scenes: Scenes) -> Facts:
+        """Reasoning: ``row``, ``colour`` and ``shape`` of the named object and whether it comes ``out``, of the clip;
+        its ``column`` and whether it ``is_hidden``, of each frame.
+        """
+        here, mover = np.arange(length(scenes)), scenes["mover"]
+        column = self._columns(scenes)
+        return {
+            "row": ("reasoning", scenes["rows"][here, mover], tuple(map(str, range(self.size)))),
+            "colour": ("reasoning", scenes["colours"][here, mover], tuple(COLOURS)),
+            "shape": ("reasoning", scenes["shapes"][here, mover], tuple(SHAPES)),
+            "out": ("reasoning", scenes["out"]),
+            "column": ("reasoning", column.astype(np.float64)),
+            "is_hidden": ("reasoning", (column > 0) & (column < self.size - 1)),
+        }
 
     def prompt(self, scene: Mapping[str, Any]) -> str:
         shape = SHAPES[scene["shapes"][scene["mover"]]]

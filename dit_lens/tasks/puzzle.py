@@ -40,12 +40,15 @@ from dit_lens.tasks.base import (
     generator,
     instance_of_each,
     null_floors,
+    over_latent_frames,
 )
 from dit_lens.tasks.glyphs import CELL, paint, read
 
 Scenes = dict[str, NDArray[Any]]
 #: Name of a label to its role and its values, bool or float of shape (B, T, n, n), or (B, n, n) if it never changes.
 Maps = dict[str, tuple[str, NDArray[Any]]]
+#: Name of a label to its role, its values of shape (B,) or (B, T), and of integers what each stands for.
+Facts = dict[str, tuple[str, NDArray[Any]] | tuple[str, NDArray[Any], tuple[str, ...]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +187,10 @@ class Puzzle:
         """Labels per pixel frame and cell."""
         raise NotImplementedError
 
+    def facts(self, scenes: Scenes) -> Facts:
+        """Labels per clip or pixel frame; a puzzle may have none."""
+        return {}
+
     def prompt(self, scene: Mapping[str, Any]) -> str:
         raise NotImplementedError
 
@@ -281,13 +288,19 @@ class Puzzle:
         A latent frame after the first covers several pixel frames: a boolean label holds where it holds in one of them,
         a number is their mean.
         """
-        covered = pixel_frames(self.frames, latent_frames)
         found = {}
         for name, (role, values) in self.maps(self._scenes(instances)).items():
             if values.ndim == 3:
                 values = np.repeat(values[:, None], self.frames, axis=1)
-            pool = np.any if values.dtype == np.bool_ else np.mean
-            found[name] = Label(name, role, np.stack([pool(values[:, part], axis=1) for part in covered], axis=1))
+            found[name] = Label(name, role, over_latent_frames(values, self.frames, latent_frames))
+        return found
+
+    def scene_labels(self, instances: Sequence[PuzzleInstance], latent_frames: int) -> dict[str, Label]:
+        """Labels of the whole clip, of shape (B,), and of each latent frame, (B, F), pooled as in `labels`."""
+        found = {}
+        for name, (role, values, *names) in self.facts(self._scenes(instances)).items():
+            values = over_latent_frames(values, self.frames, latent_frames) if values.ndim == 2 else values
+            found[name] = Label(name, role, values, names=tuple(*names))
         return found
 
     def render(self, instances: Sequence[PuzzleInstance]) -> Video:
@@ -376,19 +389,3 @@ def hash_rows(scenes: Scenes) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
-
-
-def pixel_frames(frames: int, latent_frames: int) -> list[slice]:
-    """Pixel frames that each latent frame covers: the first covers one, the others (T - 1) / (F - 1) each.
-
-    Raises
-    ------
-    TaskError
-        No whole number of pixel frames to a latent frame.
-    """
-    if latent_frames == 1 and frames == 1:
-        return [slice(0, 1)]
-    if latent_frames < 2 or (frames - 1) % (latent_frames - 1):
-        raise TaskError(f"{frames} pixel frames cannot be {latent_frames} latent frames")
-    covered = (frames - 1) // (latent_frames - 1)
-    return [slice(0, 1), *(slice(1 + f * covered, 1 + (f + 1) * covered) for f in range(latent_frames - 1))]

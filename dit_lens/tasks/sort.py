@@ -29,7 +29,7 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Bools, Floats, Ints
 from dit_lens.tasks.glyphs import COLOURS, FLOOR, NAMES
 from dit_lens.tasks.glyphs import numbers as glyph_numbers
-from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, concatenate, distinct, length, take
+from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, concatenate, distinct, length, take
 
 _BAR = glyph_numbers("bar")
 #: Colour of each bar glyph, -1 for what is no bar. The last entry is that of ``UNREADABLE``.
@@ -171,6 +171,16 @@ class Sort(Puzzle):
     def _cells(self, columns: NDArray[Any]) -> NDArray[Any]:
         """A value of each column (B, T, n) for all cells of the column: (B, T, n, n)."""
         return np.repeat(columns[:, :, None], self.size, axis=2)
+
+    def facts(self, scenes: Scenes) -> Facts:
+        """Reasoning: whether the order asked for is ``descending``, of the clip; ``inversions`` (pairs of bars that are
+        still in the wrong order), of each frame.
+        """
+        left = np.stack([inversions(_keys(order, scenes)) for order in self._orders(scenes).swapaxes(0, 1)], axis=1)
+        return {
+            "descending": ("reasoning", scenes["descending"]),
+            "inversions": ("reasoning", left.astype(np.float64)),
+        }
 
     def prompt(self, scene: Mapping[str, Any]) -> str:
         return f"sort the bars {'down' if scene['descending'] else 'up'}"

@@ -23,7 +23,7 @@ import numpy as np
 
 from dit_lens.tasks.base import Bools, Floats, Ints
 from dit_lens.tasks.glyphs import NUMBER, SLOT
-from dit_lens.tasks.puzzle import Maps, Puzzle, Scenes, length
+from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, length
 
 _EMPTY, _X, _O = range(3)
 #: What a square shows, by the number of its state.
@@ -116,6 +116,11 @@ class TicTacToe(Puzzle):
         }
         found["answer"] = ("reasoning", wins[np.arange(len(codes)), scenes["player"] - 1])
         return found | {"wins_x": ("reasoning", wins[:, 0]), "wins_o": ("reasoning", wins[:, 1])}
+
+    def facts(self, scenes: Scenes) -> Facts:
+        """Reasoning, of the clip: the ``square`` to play, and whether ``o_plays``."""
+        squares = tuple(str(self._square(number)) for number in range(self.size**2))
+        return {"square": ("reasoning", self._win(scenes), squares), "o_plays": ("reasoning", scenes["player"] == _O)}
 
     def prompt(self, scene: Mapping[str, Any]) -> str:
         return f"play {'x' if scene['player'] == _X else 'o'} and win"

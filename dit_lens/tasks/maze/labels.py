@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_lens.tasks.base import Bools, Ints, Label
-from dit_lens.tasks.maze.boards import Boards, distances, mark, open_moves, shortest_path_cells
+from dit_lens.tasks.base import Bools, Ints, Label, over_latent_frames, pixel_frames
+from dit_lens.tasks.maze.boards import MOVES, Boards, distances, mark, open_moves, shortest_path_cells
 from dit_lens.tasks.maze.render import GOAL_NAMES, walk
-from dit_lens.tasks.puzzle import pixel_frames
 
 
 def maze_labels(
@@ -60,3 +59,28 @@ def _agent(size: int, paths: list[tuple[int, ...]], latent_frames: int, frames: 
         for f, covered in enumerate(pixel_frames(frames, latent_frames)):
             here[b, f, cells[covered]] = True
     return here.reshape(len(paths), latent_frames, size, size)
+
+
+#: What the moves of `MOVES` are called.
+_MOVE_NAMES = ("right", "down", "left", "up")
+
+
+def maze_scene_labels(
+    boards: Boards, paths: list[tuple[int, ...]], latent_frames: int, frames: int, speed: int
+) -> dict[str, Label]:
+    """Labels of the whole clip, of shape (B,), and of each latent frame, (B, F).
+
+    Reasoning: ``first_move`` of the true walk (a class), the row and column of the agent, ``agent_row`` and
+    ``agent_column`` (regression), and with two goals whether the purple one is named, ``to_purple``.
+    """
+    size = boards.size
+    walks = np.stack([np.array(path)[walk(np.array([path]), frames, speed)].reshape(frames) for path in paths])
+    ways = [np.subtract(divmod(path[1], size), divmod(path[0], size)) for path in paths]
+    first = np.array([MOVES.index((int(way[0]), int(way[1]))) for way in ways])
+    labels = {"first_move": Label("first_move", "reasoning", first, names=_MOVE_NAMES)}
+    for name, values in zip(("agent_row", "agent_column"), np.divmod(walks, size), strict=True):
+        pooled = over_latent_frames(values.astype(np.float64), frames, latent_frames)
+        labels[name] = Label(name, "reasoning", pooled)
+    if boards.named is not None:
+        labels["to_purple"] = Label("to_purple", "reasoning", np.asarray(boards.named == 1))
+    return labels

@@ -37,7 +37,7 @@ from dit_lens.tasks.maze.boards import (
     sample_paths,
     shortest_path_cells,
 )
-from dit_lens.tasks.maze.labels import maze_labels
+from dit_lens.tasks.maze.labels import maze_labels, maze_scene_labels
 from dit_lens.tasks.maze.render import ANSWER, CELL, GOAL_NAMES, frame_sides, read_centres, render_video
 from dit_lens.tasks.maze.scorer import WEIGHTS, MazeScores, judge_trails, score_videos
 
@@ -273,6 +273,11 @@ class Maze:
         drawn = None if frames is None else self.score(frames, instances).trail
         paths = [i.path for i in instances]
         return maze_labels(boards, paths, latent_frames, self.frames, self.speed, drawn)
+
+    def scene_labels(self, instances: Sequence[MazeInstance], latent_frames: int) -> dict[str, Label]:
+        """Labels of the whole clip and of each latent frame; see `dit_lens.tasks.maze.labels.maze_scene_labels`."""
+        boards, paths = self._boards(instances), [i.path for i in instances]
+        return maze_scene_labels(boards, paths, latent_frames, self.frames, self.speed)
 
     def score(self, frames: Video, instances: MazeInstance | Sequence[MazeInstance]) -> MazeScores:
         """Score videos, uint8 (B, T, height, width, 3), one for each instance or several of one instance.
