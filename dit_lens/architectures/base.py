@@ -145,6 +145,44 @@ class Reader:
     part: Part = whole
 
 
+def all_positions(arguments: Mapping[str, Any], row: int) -> Tensor | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Attends:
+    """An attention module of a block: what its queries are of, and what its keys.
+
+    Attributes
+    ----------
+    path : str
+        Of the module in the block.
+    kind : str
+        "self": from the video to the video, and to the text where that is in the same softmax; "cross": from the video
+        to what it is conditioned on.
+    keys : tuple of str
+        Of a cross-attention: what its softmaxes read, in the order in which it computes them. A model that has fewer of
+        them has the last.
+    video : Part
+        Which of the queries and keys of a self-attention are the video's.
+    text : Part, optional
+        Which are the text's.
+    positions : callable (the module's call arguments by name, row) -> Tensor of positions in the text, or None
+        Where the text's keys are only some of its positions: which, in a row of the call.
+    """
+
+    path: str
+    kind: str
+    keys: tuple[str, ...] = ("image", "text")
+    video: Part = whole
+    text: Part | None = None
+    positions: Callable[[Mapping[str, Any], int], Tensor | None] = all_positions
+
+
+#: What most blocks of one stream have.
+SELF_AND_CROSS = (Attends("attn1", "self"), Attends("attn2", "cross"))
+
+
 def nothing_absent(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
@@ -168,6 +206,8 @@ class Block:
         Streams that the block takes and gives back but that cannot be addressed (the audio of LTX-2).
     absent : callable (the block's call arguments by name) -> events that do not come in this call
         Of modules that some calls leave out (audio and video not seeing each other in a branch of LTX-2).
+    attends : tuple of Attends
+        For the attention lens.
     """
 
     kind: str
@@ -177,6 +217,7 @@ class Block:
     readers: tuple[Reader, ...] = ()
     carried: tuple[Stream, ...] = ()
     absent: Callable[[Mapping[str, Any]], tuple[str, ...]] = nothing_absent
+    attends: tuple[Attends, ...] = SELF_AND_CROSS
 
     def stream(self, name: str) -> Stream:
         return next(s for s in self.streams if s.name == name)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dit_lens.architectures.base import (
     Architecture,
+    Attends,
     Block,
     Grid,
     Latent,
@@ -72,6 +73,7 @@ BLOCK = Block(
         _feed_forward("text", 3, first_text),
     ),
     readers=(Reader("norm2.input", "video", 0), Reader("norm2.input", "text", 1)),
+    attends=(Attends("attn1", "self", video=last_video, text=first_text),),
 )  # fmt: skip
 
 

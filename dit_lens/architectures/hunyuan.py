@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dit_lens.architectures.base import (
     Architecture,
+    Attends,
     Block,
     Grid,
     Met,
@@ -30,6 +31,7 @@ from dit_lens.architectures.common import bias_share, causal_latent, head_shares
 from dit_lens.compat import linear_weight
 
 _VIDEO, _TEXT = Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1)
+_JOINT = (Attends("attn", "self", video=first_video, text=last_text),)
 
 
 def _gate(met: Met, norm: str, element: int) -> Tensor:
@@ -74,6 +76,7 @@ DUAL = Block(
         _dual_feed_forward("text", "norm1_context", "ff_context"),
     ),
     readers=(Reader("norm2.input", "video"), Reader("norm2_context.input", "text")),
+    attends=_JOINT,
 )  # fmt: skip
 
 
@@ -133,6 +136,7 @@ SINGLE = Block(
     streams=(_VIDEO, _TEXT),
     events=("norm.output", "proj_out.input"),
     terms=(*_single_terms("video"), *_single_terms("text")),
+    attends=_JOINT,
 )
 
 

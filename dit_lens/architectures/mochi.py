@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import Architecture, Block, Grid, Reader, Stream, Term
+from dit_lens.architectures.base import (
+    Architecture,
+    Attends,
+    Block,
+    Grid,
+    Reader,
+    Stream,
+    Term,
+    first_video,
+    last_text,
+)
 from dit_lens.architectures.common import (
     batched_calls,
     causal_latent,
@@ -23,6 +33,13 @@ from dit_lens.architectures.common import (
     width_of_heads,
 )
 
+
+def _unpadded(arguments: Mapping[str, Any], row: int) -> Tensor:
+    """The text's keys in a row are its words without the padding."""
+    return torch.nonzero(arguments["attention_mask"][row].flatten()).flatten()
+
+
+_JOINT = (Attends("attn1", "self", video=first_video, text=last_text, positions=_unpadded),)
 _STREAMS = (Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1))
 # The norms after attention and feed-forward apply the gate, and their outputs are what is added; heads stay None.
 _VIDEO = (
@@ -43,6 +60,7 @@ BLOCK = Block(
     ),
     terms=(*_VIDEO, *_TEXT),
     readers=(Reader("norm3.input", "video"), Reader("norm3_context.input", "text")),
+    attends=_JOINT,
 )  # fmt: skip
 
 #: Its text is read and returned as it came.
@@ -52,6 +70,7 @@ LAST = Block(
     events=("norm2.output", "norm3.input", "norm4.output"),
     terms=_VIDEO,
     readers=(Reader("norm3.input", "video"),),
+    attends=_JOINT,
 )
 
 
