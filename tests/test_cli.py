@@ -30,6 +30,14 @@ def test_steps_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(data["sigmas"]) == 10  # type: ignore[arg-type]
 
 
+def test_lens_writes_a_picture_of_every_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "lens.png"
+    assert main(["lens", "--quick", "--json", "--out", str(picture)]) == 0
+    data = printed(capsys)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (data["layers"], data["steps"]) == ([0, 1, 2, 3, 4, 5, 6, 7], [0, 3, 6, 9])
+
+
 def test_organism_evaluate_has_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["organism", "evaluate", "maze", "--count", "20", "--sizes", "4", "5", "--json"]) == 0
     sizes = printed(capsys)["sizes"]

@@ -1,0 +1,48 @@
+"""``dit-lens lens``: what every layer would answer at every step."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dit_lens.cli.common import Commands, Printed, common_options, load, maze_options
+
+
+def add_commands(commands: Commands) -> None:
+    lens = commands.add_parser(
+        "lens", parents=[common_options(), maze_options()], help="draw what every layer would answer at every step"
+    )
+    lens.add_argument("--out", type=Path, default=Path("lens.png"))
+    lens.set_defaults(command=_lens)
+
+
+def _lens(options: argparse.Namespace) -> Printed:
+    import numpy as np
+
+    from dit_lens.files import write_atomic
+    from dit_lens.lens import depth_lens
+    from dit_lens.report.html import png_bytes
+    from dit_lens.report.lens import plot_layers_by_steps
+    from dit_lens.tasks import Maze
+
+    model, task = load(options.model), Maze(options.size)
+    maze = task.sample(1, seed=options.seed)[0]
+    run = model.run(maze, seed=options.seed, record=True)
+    assert run.frames is not None
+    strict = bool(task.score(run.frames, [maze]).strict[0])
+    steps = range(0, run.geometry.steps, 3 if options.quick else 1)
+    lenses = [depth_lens(model, run, step) for step in steps]
+    frames = np.stack([lens.decode(model)[:, 0, -1] for lens in lenses], axis=1)
+    sigmas = [run.sigmas[step] for step in steps]
+    solved = "solved" if strict else "failed"
+    title = f"Depth lens: the last frame as each layer would answer it ({maze.length} moves, {solved})"
+    figure = plot_layers_by_steps(frames, lenses[0].layers, steps, sigmas, title)
+    path = write_atomic(options.out, png_bytes(figure))
+    data = {
+        "picture": str(path),
+        "layers": list(lenses[0].layers),
+        "sigmas": sigmas,
+        "strict": strict,
+        "instance": maze.id,
+    }
+    return f"{path}: {len(frames)} layers x {len(sigmas)} steps of one maze of {maze.length} moves, {solved}", data
