@@ -1,0 +1,123 @@
+"""A run on its way into a store: its captures, checked, and what the manifest will say of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.errors import InputError, NotFinite
+from dit_lens.run import Row, Run
+from dit_lens.sites import Site
+from dit_lens.store.layout import Layout
+
+#: Longer texts among the settings are left out.
+LONGEST = 500
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be written."""
+
+    key: str
+    run_id: str
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any]
+    layout: Layout
+    tensors: Mapping[str, Tensor]
+    versions: tuple[int | None, ...]
+
+
+def versions(tensors: Mapping[str, Tensor]) -> tuple[int | None, ...]:
+    """What changes when a tensor is changed in place."""
+    return tuple(None if t.is_inference() else t._version for t in tensors.values())
+
+
+def job_of(
+    run: Run | Mapping[Any, Tensor],
+    key: str | None,
+    name: str | None,
+    rows: Sequence[Row],
+    model_id: str,
+    settings: Mapping[str, Any] | None,
+) -> Job:
+    """What is to be written of a run, or of a dict from site to tensor.
+
+    Raises
+    ------
+    InputError, NotFinite
+        Names the site and what is wrong with it.
+    """
+    if isinstance(run, Run):
+        captures, run_id = chosen(run, name), run.id
+        rows, model_id, settings = run.rows, run.model_id, run.settings
+    else:
+        captures, run_id = {site_of(site): tensor for site, tensor in run.items()}, key or ""
+    if not isinstance(key := run_id if key is None else key, str) or not key:
+        raise InputError(f"key={key!r}: need a text that names the run")
+    _check_rows(rows)
+    _check(captures, len(rows))
+    layout = Layout.of(model_id, captures)
+    tensors = {str(site): tensor.detach().cpu() for site, tensor in captures.items()}
+    return Job(key, run_id, tuple(rows), plain(settings or {}), layout, tensors, versions(tensors))
+
+
+def site_of(site: Site | str) -> Site:
+    return Site.parse(site) if isinstance(site, str) else site
+
+
+def chosen(run: Run, name: str | None) -> dict[Site, Tensor]:
+    """The captures of one name, or of all where no site is in two of them."""
+    if name is not None:
+        return run.captured(name)
+    captures: dict[Site, Tensor] = {}
+    for found in run.captures.values():
+        if twice := captures.keys() & found.keys():
+            names = sorted(run.captures)
+            raise InputError(f"{min(twice)} was captured under several names; choose one with name=, of {names}")
+        captures |= found
+    return captures
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    if not rows or not all(isinstance(row, Row) for row in rows):
+        raise InputError(f"rows={rows!r:.80}: need a Row(instance, seed) for every row of the tensors")
+
+
+def _check(captures: Mapping[Site, Tensor], rows: int) -> None:
+    if not captures:
+        raise InputError("nothing was captured: give the run a Capture")
+    for site, tensor in captures.items():
+        if not isinstance(tensor, Tensor) or not tensor.ndim or len(tensor) != rows:
+            given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise InputError(f"{site}: need a tensor whose first axis is the {rows} rows, got {given}")
+        if not is_finite(tensor):
+            raise NotFinite(f"{site} has values that are NaN or infinite; the run was not stored")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    if tensor.element_size() == 1:  # float8 has no arithmetic
+        return bool(torch.isfinite(tensor.float()).all())
+    # One sum is finite only where all values are, and quick; where it overflows itself the values are asked.
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return math.isfinite(tensor.sum(dtype=wide).item()) or bool(torch.isfinite(tensor).all())
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the settings is numbers and short texts; images, generators and functions are left out."""
+    texts = {str(name): _text(value) for name, value in settings.items()}
+    return {name: json.loads(text) for name, text in texts.items() if text and len(text) <= LONGEST}
+
+
+def _text(value: Any) -> str | None:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,98 @@
+"""JSON that is taken literally or not at all: no key twice, no NaN, no field of another type."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: The field of a line that holds the checksum of the rest of it.
+CHECK = "sha256"
+
+
+class Malformed(ValueError):
+    """What is wrong with a text; who reads it adds where it stands."""
+
+
+def load(text: bytes) -> dict[str, Any]:
+    """An object of JSON.
+
+    Raises
+    ------
+    Malformed
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"no valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise Malformed(f"a {type(data).__name__} where an object is expected")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise Malformed(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+    return data
+
+
+def _no_constant(name: str) -> Any:
+    raise Malformed(f"the value {name}")
+
+
+def get(data: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """A field of the expected type."""
+    value = data.get(name)
+    if name not in data or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        given = f"is {value!r:.60}" if name in data else "is missing"
+        raise Malformed(f"field {name!r} {given}; need a {kind.__name__}")
+    return value
+
+
+def count(data: Mapping[str, Any], name: str) -> int:
+    """A field that is a whole number of at least 0."""
+    value = get(data, name, int)
+    if value < 0:
+        raise Malformed(f"field {name!r} is {value}; need at least 0")
+    return value
+
+
+def shape(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """A field that is a list of whole numbers of at least 0."""
+    sizes = get(data, name, list)
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
+        raise Malformed(f"field {name!r} is {sizes!r:.60}; need whole numbers of at least 0")
+    return tuple(sizes)
+
+
+def optional(data: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    return None if data.get(name, "") is None else get(data, name, kind)
+
+
+def line(data: dict[str, Any]) -> bytes:
+    """An object as a line that ends with the checksum of what stands before."""
+    return _text({**data, CHECK: hashlib.sha256(_text(data)).hexdigest()}) + b"\n"
+
+
+def parse_line(text: bytes) -> dict[str, Any]:
+    """Inverse of `line`.
+
+    Raises
+    ------
+    Malformed
+        No JSON, or not what was written.
+    """
+    data = load(text)
+    given = data.pop(CHECK, None)
+    if given != hashlib.sha256(_text(data)).hexdigest():
+        raise Malformed("the line does not have the checksum that it names: it was changed after it was written")
+    return data
+
+
+def _text(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()

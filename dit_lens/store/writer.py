@@ -1,0 +1,178 @@
+"""The background thread that puts runs into files."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import BoundedSemaphore
+
+from dit_lens.errors import InputError, StoreError
+from dit_lens.store import manifest as manifests
+from dit_lens.store import shard
+from dit_lens.store.job import Job, versions
+from dit_lens.store.layout import Layout
+from dit_lens.store.lock import Lock
+from dit_lens.store.manifest import Entry, Manifest
+
+
+class Writer:
+    """Appends runs to a folder, one after the other, in a thread of its own.
+
+    Parameters
+    ----------
+    folder : Path
+    waiting : int
+        Runs that may wait to be written; with as many waiting `put` waits too, which bounds the memory.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be written to, another process writes to it, or it is damaged.
+    """
+
+    def __init__(self, folder: Path, waiting: int) -> None:
+        self.folder, self._owner = folder, os.getpid()
+        self._lock = _lock(folder)
+        try:
+            self.manifest: Manifest = manifests.read(folder)
+            _mend(folder, self.manifest)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._layout = self.manifest.layout
+        self._room = BoundedSemaphore(waiting + 1)
+        self._pool = ThreadPoolExecutor(1, "dit_lens store")
+        self._pending: dict[str, Future[None]] = {}
+        self._failed: StoreError | None = None
+
+    def put(self, job: Job) -> None:
+        """Queue a run; it is finished once `flush` has returned.
+
+        Raises
+        ------
+        StoreError
+            An earlier run could not be written.
+        MadeForAnother, InputError
+            It does not belong into this store, or is there already.
+        """
+        self._require_owner()
+        self._raise_failed()
+        if job.key in self.manifest.keys or job.key in self._pending:
+            raise InputError(f"the store has a run {job.key!r} already; skip those that are `in` it, or give key=")
+        if self._layout is None:
+            self._layout = job.layout
+        self._layout.require(job.layout)
+        self._room.acquire()
+        self._pending = {key: done for key, done in self._pending.items() if not done.done()}
+        self._pending[job.key] = self._pool.submit(self._work, job)
+
+    def flush(self) -> None:
+        """Wait until every queued run is on the disk.
+
+        Raises
+        ------
+        StoreError
+            One could not be written.
+        """
+        self._require_owner()
+        for done in list(self._pending.values()):
+            done.result()
+        self._raise_failed()
+
+    def close(self) -> None:
+        """Write what is queued and let others write."""
+        try:
+            self.flush()
+        finally:
+            self._pool.shutdown()
+            self._lock.release()
+
+    def _require_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise StoreError(
+                f"{self.folder}: process {self._owner} opened this store for writing, and only it may write"
+            )
+
+    def _raise_failed(self) -> None:
+        """Raise the first failure once; the runs queued behind it were dropped, and the store can be used again."""
+        if self._failed is None:
+            return
+        for done in self._pending.values():
+            done.result()
+        failed, self._failed, self._pending = self._failed, None, {}
+        self._layout = self.manifest.layout
+        raise failed
+
+    def _work(self, job: Job) -> None:
+        """Write one run; failures are kept for the next call."""
+        try:
+            if self._failed is not None:
+                self._failed.add_note(f"nor was the run {job.key!r}, which waited behind it")
+            else:
+                self._write(job)
+        except BaseException as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            self._failed = StoreError(f"{self.folder}: the run {job.key!r} was not written: {why}")
+            self._failed.__cause__ = error
+        finally:
+            self._room.release()
+
+    def _write(self, job: Job) -> None:
+        """Shard under another name, rename, line of the manifest: what is killed in between leaves no run behind."""
+        name = manifests.shard_name(len(self.manifest.entries))
+        temporary, final = self.folder / f".{name}.part", self.folder / name
+        try:
+            head = shard.write(temporary, job.tensors)
+            if versions(job.tensors) != job.versions:
+                raise StoreError("its tensors were changed in place before they were written")
+            size = temporary.stat().st_size
+            os.replace(temporary, final)
+            manifests.sync_folder(self.folder)
+            self._append(Entry(job.key, job.run_id, name, size, head, job.rows, job.settings), job.layout)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            final.unlink(missing_ok=True)
+            raise
+
+    def _append(self, entry: Entry, layout: Layout) -> None:
+        first = not self.manifest.entries
+        lines = (manifests.layout_line(layout) if first else b"") + manifests.entry_line(entry)
+        manifests.append(self.folder, lines, self.manifest.whole)
+        if first:
+            self.manifest.layout = layout
+            manifests.sync_folder(self.folder)
+        self.manifest.whole += len(lines)
+        self.manifest.add(entry)
+
+
+def _lock(folder: Path) -> Lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Lock(folder)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written to: {error.strerror}") from error
+
+
+def _mend(folder: Path, manifest: Manifest) -> None:
+    """Remove what a killed writer left: a line cut off, a file half written, a shard whose line was not written."""
+    try:
+        for path in folder.glob(".*.safetensors.part"):
+            path.unlink()
+        shards = {p.name for p in folder.iterdir() if manifests.SHARD.fullmatch(p.name)}
+        unnamed = shards - {entry.file for entry in manifest.entries}
+        left = manifests.shard_name(len(manifest.entries))
+        if unnamed - {left}:
+            # A kill leaves one at most. More means that the manifest lost lines, and they may be all there is.
+            raise StoreError(
+                f"{folder}: the manifest does not name {', '.join(sorted(unnamed)[:4])}; nothing was removed"
+            )
+        if left in unnamed:
+            (folder / left).unlink()
+        manifest.whole = manifests.cut(folder, manifest.whole)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written to: {error.strerror}") from error
