@@ -41,6 +41,7 @@ def _lens(options: argparse.Namespace) -> Printed:
     data = {
         "picture": str(path),
         "layers": list(lenses[0].layers),
+        "steps": list(steps),
         "sigmas": sigmas,
         "strict": strict,
         "instance": maze.id,
