@@ -167,8 +167,8 @@ class Attends:
         Which of the queries and keys of a self-attention are the video's.
     text : Part, optional
         Which are the text's.
-    positions : callable (the module's call arguments by name, row) -> Tensor of positions in the text, or None
-        Where the text's keys are only some of its positions: which, in a row of the call.
+    positions : callable (the module's call arguments by name, row) -> bool Tensor of shape (N,), or None
+        Where the text's keys are only some of its N positions: which, in a row of the call.
     """
 
     path: str

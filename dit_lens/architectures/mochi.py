@@ -36,7 +36,8 @@ from dit_lens.architectures.common import (
 
 def _unpadded(arguments: Mapping[str, Any], row: int) -> Tensor:
     """The text's keys in a row are its words without the padding."""
-    return torch.nonzero(arguments["attention_mask"][row].flatten()).flatten()
+    mask: Tensor = arguments["attention_mask"][row].flatten().bool()
+    return mask
 
 
 _JOINT = (Attends("attn1", "self", video=first_video, text=last_text, positions=_unpadded),)
