@@ -293,6 +293,40 @@ class VideoDiT:
             frames.append((pixels * 255).round().astype(np.uint8))
         return np.concatenate(frames)
 
+    @torch.no_grad()
+    def encode(self, frames: NDArray[np.uint8], batch: int = 32) -> Tensor:
+        """Sampler latents of videos: the mean of the VAE's posterior, in the scale of `Run.latents` and in float32.
+
+        Parameters
+        ----------
+        frames : uint8 array of shape (B, T, height, width, 3)
+        batch : int
+            Videos that the VAE is given at once.
+
+        Returns
+        -------
+        Tensor of shape (B, C, F, H, W)
+
+        Raises
+        ------
+        InputError
+            Anything but uint8 videos, or a size that a run could not have; the message names the nearest valid value.
+        UnsupportedModel
+            A size that the family's VAE cannot do, with the reason.
+        """
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
+            given = f"{frames.dtype} of shape {tuple(frames.shape)}" if hasattr(frames, "dtype") else repr(type(frames))
+            raise InputError(f"encode: need a uint8 array of shape (B, T, height, width, 3), got {given}")
+        count, time, height, width, _ = frames.shape
+        self.geometry(num_frames=time, height=height, width=width)  # refuses what a run would refuse
+        if batch < 1 or not count:
+            raise InputError(f"encode: {count} videos in batches of {batch}; need at least one of each")
+        latents = []
+        for part in torch.from_numpy(frames).split(batch if self.architecture.decodes_batches else 1):
+            pixels = part.permute(0, 4, 1, 2, 3).to(self.pipeline._execution_device)
+            latents.append(self.architecture.encode(self.pipeline, pixels / 127.5 - 1))
+        return torch.cat(latents)
+
     def geometry(
         self, inputs: Any = None, *, steps: int | None = None, guidance_scale: float | None = None, **arguments: Any
     ) -> Geometry:

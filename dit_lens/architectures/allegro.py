@@ -70,6 +70,7 @@ ALLEGRO = Architecture(
     multiples=multiples,
     head=head,
     decode=lambda pipeline, latents: pipeline.decode_latents(latents.to(pipeline.vae.dtype)),
+    encode=lambda pipeline, video: common.posterior_mode(pipeline.vae, video) * pipeline.vae.config.scaling_factor,
     refuse=refuse,
     decodes_batches=False,
 )

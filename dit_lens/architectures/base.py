@@ -281,6 +281,8 @@ class Architecture:
         The model's own operations in their own order, so that the last residual gives the model's output bit for bit.
         In the layout in which the transformer itself returns it.
     decode : callable (pipeline, latents (B, C, F, H, W)) -> video (B, 3, T, height, width) in [-1, 1]
+    encode : callable (pipeline, video (B, 3, T, height, width) in [-1, 1]) -> latents (B, C, F, H, W)
+        The mode of the VAE's posterior in the scale of the sampler's state: what ``decode`` undoes before its VAE.
     guide : callable (velocities by branch (B, C, F, H, W), scales, state (B, C, F, H, W), sigma) -> combined prediction
     scales : callable (pipeline, settings, expert) -> dict of the numbers that ``guide`` needs
     unpack, pack : callable (tensor, latent shape) -> tensor
@@ -301,7 +303,7 @@ class Architecture:
     shared_image : bool
         Whether the image-to-video pipeline takes one image for several rows.
     decodes_batches : bool
-        Whether the VAE decodes several rows at once.
+        Whether the VAE decodes and encodes several rows at once.
     """
 
     family: str
@@ -316,6 +318,7 @@ class Architecture:
     multiples: Callable[[Any], tuple[int, int, int]]
     head: Callable[[Any, Tensor, Mapping[str, Any], Grid], Tensor]
     decode: Callable[[Any, Tensor], Tensor]
+    encode: Callable[[Any, Tensor], Tensor]
     guide: Callable[[Mapping[str, Tensor], Mapping[str, float], Tensor, float], Tensor] = classifier_free
     scales: Callable[[Any, Settings, str | None], dict[str, float]] = guidance_scale_alone
     unpack: Callable[[Tensor, Latent], Tensor] = as_it_is

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_lens.architectures.base import (
@@ -35,6 +36,7 @@ from dit_lens.architectures.common import (
     head_shares,
     patch_of,
     patched_grid,
+    posterior_mode,
     width_of_heads,
 )
 
@@ -123,6 +125,13 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     return video
 
 
+def encode(pipeline: Any, video: Tensor) -> Tensor:
+    """The padding of 1.5 repeats the first latent frame, as where diffusers pads an image's latents."""
+    latents = posterior_mode(pipeline.vae, video) * pipeline.vae_scaling_factor_image
+    padding = -latents.shape[2] % patch_of(pipeline.transformer)[0]
+    return torch.cat([latents[:, :, :padding], latents], dim=2)
+
+
 COGVIDEOX = Architecture(
     family="cogvideox",
     transformers=("CogVideoXTransformer3DModel",),
@@ -136,6 +145,7 @@ COGVIDEOX = Architecture(
     multiples=multiples,
     head=head,
     decode=decode,
+    encode=encode,
     guide=classifier_free_float32,
     unpack=swap,
     pack=swap,

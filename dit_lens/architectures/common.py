@@ -82,6 +82,12 @@ def unpatchify_channels_last(patches: Tensor, grid: Grid, patch: tuple[int, int,
     return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
+def posterior_mode(vae: Any, video: Tensor) -> Tensor:
+    """What a VAE makes of a video (B, 3, T, height, width) in [-1, 1], nothing drawn: float32 (B, C, F, H, W)."""
+    mode: Tensor = vae.encode(video.to(vae.dtype)).latent_dist.mode()
+    return mode.float()
+
+
 def head_shares(z: Tensor, projection: Any, heads: int, gate: Tensor | None = None) -> Tensor:
     """What each attention head adds to the stream: (B, N, heads, D).
 

@@ -16,7 +16,14 @@ from diffusers.utils import is_torchvision_available
 from torch import Tensor
 
 from dit_lens.architectures.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
-from dit_lens.architectures.common import causal_latent, head_shares, patched_grid, separate_calls, width_of_heads
+from dit_lens.architectures.common import (
+    causal_latent,
+    head_shares,
+    patched_grid,
+    posterior_mode,
+    separate_calls,
+    width_of_heads,
+)
 from dit_lens.errors import UnsupportedModel
 
 
@@ -93,6 +100,18 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     return _checked(pipeline, pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0])
 
 
+def encode(pipeline: Any, video: Tensor) -> Tensor:
+    config, mode = pipeline.vae.config, posterior_mode(pipeline.vae, video)
+    latents: Tensor = mode * pipeline.scheduler.config.sigma_data
+    if config.latents_mean is None:
+        return latents
+    shape = (1, config.latent_channels, -1, 1, 1)
+    mean, std = (
+        torch.tensor(x).view(shape)[:, :, : mode.size(2)].to(mode) for x in (config.latents_mean, config.latents_std)
+    )
+    return (mode - mean) * pipeline.scheduler.config.sigma_data / std
+
+
 def _checked(pipeline: Any, video: Tensor) -> Tensor:
     """The pipeline shows its safety checker 8-bit frames, and these are what it returns."""
     checker = pipeline.safety_checker
@@ -118,6 +137,7 @@ COSMOS = Architecture(
     multiples=multiples,
     head=head,
     decode=decode,
+    encode=encode,
     guide=guide,
     refuse=refuse,
 )

@@ -27,7 +27,15 @@ from dit_lens.architectures.base import (
     first_video,
     last_text,
 )
-from dit_lens.architectures.common import bias_share, causal_latent, head_shares, patch_of, patched_grid, width_of_heads
+from dit_lens.architectures.common import (
+    bias_share,
+    causal_latent,
+    head_shares,
+    patch_of,
+    patched_grid,
+    posterior_mode,
+    width_of_heads,
+)
 from dit_lens.compat import linear_weight
 
 _VIDEO, _TEXT = Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1)
@@ -184,6 +192,11 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     return video
 
 
+def encode(pipeline: Any, video: Tensor) -> Tensor:
+    latents: Tensor = posterior_mode(pipeline.vae, video) * pipeline.vae.config.scaling_factor
+    return latents
+
+
 def refuse(pipeline: Any, settings: Settings) -> str | None:
     if condition := pipeline.transformer.config.image_condition_type:
         return f"this transformer is conditioned on an image ({condition}); take a text-to-video one"
@@ -203,6 +216,7 @@ HUNYUAN_VIDEO = Architecture(
     multiples=multiples,
     head=head,
     decode=decode,
+    encode=encode,
     guide=guide,
     scales=scales,
     refuse=refuse,

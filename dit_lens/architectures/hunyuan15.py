@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_lens.architectures.base import Architecture, Grid, Settings
 from dit_lens.architectures.common import causal_latent, patched_grid, width_of_heads
-from dit_lens.architectures.hunyuan import DUAL, decode, read_out
+from dit_lens.architectures.hunyuan import DUAL, decode, encode, read_out
 
 
 def _guided(guider: Any) -> bool:
@@ -77,6 +77,7 @@ HUNYUAN_VIDEO_15 = Architecture(
     multiples=multiples,
     head=head,
     decode=decode,
+    encode=encode,
     scales=scales,
     refuse=refuse,
     pipeline_arguments=pipeline_arguments,

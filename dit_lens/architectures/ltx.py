@@ -19,6 +19,7 @@ from dit_lens.architectures.common import (
     classifier_free_float32,
     gated_attention,
     patched_grid,
+    posterior_mode,
     width_of_heads,
 )
 
@@ -102,6 +103,13 @@ def denormalized(vae: Any, latents: Tensor) -> Tensor:
     return latents * std / vae.config.scaling_factor + mean
 
 
+def encode(pipeline: Any, video: Tensor) -> Tensor:
+    vae = pipeline.vae
+    mode = posterior_mode(vae, video)
+    mean, std = (x.view(1, -1, 1, 1, 1).to(mode) for x in (vae.latents_mean, vae.latents_std))
+    return (mode - mean) * vae.config.scaling_factor / std
+
+
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """At time 0 where the VAE wants one, so that no noise is mixed in."""
     time = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
@@ -122,6 +130,7 @@ LTX_VIDEO = Architecture(
     multiples=multiples,
     head=head,
     decode=decode,
+    encode=encode,
     guide=classifier_free_float32,
     unpack=unpack,
     pack=pack,

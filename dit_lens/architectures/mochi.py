@@ -29,6 +29,7 @@ from dit_lens.architectures.common import (
     classifier_free_float32,
     patch_of,
     patched_grid,
+    posterior_mode,
     unpatchify_channels_last,
     width_of_heads,
 )
@@ -109,6 +110,15 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     return video
 
 
+def encode(pipeline: Any, video: Tensor) -> Tensor:
+    config, mode = pipeline.vae.config, posterior_mode(pipeline.vae, video)
+    if config.latents_mean is None or config.latents_std is None:
+        latents: Tensor = mode * config.scaling_factor
+        return latents
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(mode) for x in (config.latents_mean, config.latents_std))
+    return (mode - mean) * config.scaling_factor / std
+
+
 MOCHI = _Mochi(
     family="mochi",
     transformers=("MochiTransformer3DModel",),
@@ -122,6 +132,7 @@ MOCHI = _Mochi(
     multiples=multiples,
     head=head,
     decode=decode,
+    encode=encode,
     guide=classifier_free_float32,
     late_timesteps=True,
 )

@@ -17,6 +17,7 @@ from dit_lens.architectures.common import (
     causal_latent,
     gated_attention,
     patched_grid,
+    posterior_mode,
     separate_calls,
     unpatchify_channels_last,
     width_of_heads,
@@ -93,6 +94,13 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     return video
 
 
+def encode(pipeline: Any, video: Tensor) -> Tensor:
+    config, shape = pipeline.vae.config, (1, pipeline.vae.config.z_dim, 1, 1, 1)
+    mode = posterior_mode(pipeline.vae, video)
+    mean, std = (torch.tensor(x).view(shape).to(mode) for x in (config.latents_mean, config.latents_std))
+    return (mode - mean) / std
+
+
 def finish(pipeline: Any, state: Tensor, prepared: tuple[Any, ...]) -> Tensor:
     """TI2V with an image puts the image's latents in the place of the first frame."""
     if len(prepared) != 2:
@@ -126,6 +134,7 @@ WAN = Architecture(
     multiples=multiples,
     head=head,
     decode=decode,
+    encode=encode,
     scales=scales,
     refuse=refuse,
     finish=finish,
