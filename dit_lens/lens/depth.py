@@ -32,7 +32,10 @@ MEASURES = ("velocity_cosine", "velocity_distance", "x0hat_cosine", "x0hat_dista
 class Translator(Protocol):
     """What maps the residual stream after a block to an estimate of the last one; see `dit_lens.lens.TunedLens`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables call the lens."""
+        ...
 
     def require(self, model: VideoDiT) -> None:
         """Raise `MadeForAnother` where it was not made for this model."""
