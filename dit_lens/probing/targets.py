@@ -1,0 +1,87 @@
+"""What probes may be asked: a task's labels of cells, latent frames and whole clips, as values of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dit_lens.errors import EvidenceError
+from dit_lens.probing.rows import Rows
+from dit_lens.tasks.base import Label, Video
+
+
+def labels_of(task: Any, instances: Sequence[Any], latent_frames: int, frames: Video | None = None) -> dict[str, Label]:
+    """Every label of a task: those of cells, and of frames and clips.
+
+    ``task.labels`` gives those of the cells, (B, F, n, n), and ``task.scene_labels``, where the task has it, those of
+    latent frames, (B, F), and of clips, (B,). ``steps``, how many steps a solution needs, comes from the instances.
+
+    Parameters
+    ----------
+    frames : uint8 array of shape (B, T, height, width, 3), optional
+        Videos that the model made, for tasks whose ``labels`` say something of them.
+
+    Raises
+    ------
+    EvidenceError
+        A task without labels.
+    """
+    if not hasattr(task, "labels"):
+        raise EvidenceError(f"task {getattr(task, 'name', task)!r} has no labels: nothing to ask a probe")
+    drawn = {} if frames is None else {"frames": frames}
+    found = dict(task.labels(instances, latent_frames, **drawn))
+    if hasattr(task, "scene_labels"):
+        found |= task.scene_labels(instances, latent_frames)
+    if all(hasattr(instance, "steps") for instance in instances):
+        found["steps"] = Label("steps", "reasoning", np.array([float(i.steps) for i in instances]))
+    if not found:
+        raise EvidenceError(f"task {task.name!r} has no labels: nothing to ask a probe")
+    return found
+
+
+def targets_of(
+    task: Any, instances: Sequence[Any], rows: Rows, names: Sequence[str] | None = None, frames: Video | None = None
+) -> dict[str, Label]:
+    """Labels as values of rows, (B, N).
+
+    Parameters
+    ----------
+    rows : Rows
+    names : sequence of str, optional
+        Labels to ask for; by default all of the rows' own level that have more than one value.
+    frames : uint8 array of shape (B, T, height, width, 3), optional
+
+    Raises
+    ------
+    EvidenceError
+        Labels that the task does not have, that are finer than the rows, or that are NaN.
+    """
+    known = labels_of(task, instances, rows.latent_frames, frames)
+    if names is None:
+        wanted = "cell" if rows.level == "token" else rows.level
+        chosen = [name for name, label in known.items() if label.level in (wanted, rows.level)]
+    else:
+        chosen = list(names)
+        if unknown := [name for name in chosen if name not in known]:
+            raise EvidenceError(f"task {task.name!r} has no label {', '.join(unknown)}; it has {', '.join(known)}")
+    found = {}
+    for name in chosen:
+        label = known[name]
+        values = rows.targets(label)
+        if label.is_regression and np.isnan(values).any():
+            raise EvidenceError(f"label {name!r} of {task.name} is NaN in {int(np.isnan(values).sum())} rows")
+        if names is not None or _varies(values):
+            found[name] = replace(label, values=values, level=rows.level)
+    if not found:
+        levels = sorted({str(label.level) for label in known.values()})
+        raise EvidenceError(
+            f"task {task.name!r} has no labels of each {rows.level}; it has some of {', '.join(levels)}"
+        )
+    return found
+
+
+def _varies(values: Any) -> bool:
+    return bool((values != values.flat[0]).any())

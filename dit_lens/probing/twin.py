@@ -1,0 +1,44 @@
+"""The control of random weights: the same architecture, with nothing to find in it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+
+from dit_lens.model import VideoDiT
+
+
+def random_twin(model: VideoDiT, seed: int = 0) -> VideoDiT:
+    """A model whose transformers have random weights and that shares everything else.
+
+    Every transformer is made anew from its configuration, as for training, in its own dtype and on its own device.
+    Attention processors stay those of the model.
+
+    Parameters
+    ----------
+    seed : int
+        Of the random weights; the same seed gives the same ones.
+    """
+    pipeline: Any = model.pipeline
+    names = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name, None) is not None]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = {name: _fresh(getattr(pipeline, name)) for name in names}
+    takes = inspect.signature(type(pipeline).__init__).parameters
+    parts = {k: v for k, v in pipeline.config.items() if k in takes and not k.startswith("_")}
+    parts |= {k: getattr(pipeline, k) for k in pipeline.components}
+    return VideoDiT(type(pipeline)(**parts | fresh), defaults=model.defaults)
+
+
+def _fresh(transformer: Any) -> Any:
+    """A copy with the weights that its class starts from."""
+    random = type(transformer).from_config(transformer.config)
+    twin = copy.deepcopy(transformer)
+    with torch.no_grad():
+        given = dict(random.named_parameters())
+        for name, parameter in twin.named_parameters():
+            parameter.copy_(given[name])
+    return twin.eval()
