@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.errors import SiteError, StoreError
+from dit_lens.errors import InputError, SiteError, StoreError
+from dit_lens.geometry import Geometry
+from dit_lens.interventions.capture import Capture
 from dit_lens.run import Row, Run, some
 from dit_lens.sites import Site
 from dit_lens.store import manifest as manifests
+from dit_lens.store import sizes
 from dit_lens.store.dataset import ActivationDataset
 from dit_lens.store.job import job_of
 from dit_lens.store.layout import Part, require_model
 from dit_lens.store.shards import Shards
+from dit_lens.store.sizes import Dtypes, Forecast, Summary
 from dit_lens.store.view import View, require_int
 from dit_lens.store.writer import Writer
 
@@ -172,6 +178,23 @@ class Store:
         if self.model_id is not None:
             require_model(self.model_id, model_id)
 
+    def frame(self, of: str = "sites") -> pd.DataFrame:
+        """A tidy table of what is in the store.
+
+        Parameters
+        ----------
+        of : "sites" or "rows"
+            One row a site: site, step, sigma, alpha, expert, branch, layer, component, stream, head, dtype, shape (rows
+            left out), rows, bytes. Or one row a row of the views: key, run, instance, seed and the run's settings.
+        """
+        if of not in ("sites", "rows"):
+            raise InputError(f"frame(of={of!r}): 'sites' or 'rows'")
+        return sizes.frame(self._manifest) if of == "sites" else sizes.rows_frame(self._manifest)
+
+    def summary(self) -> Summary:
+        """What is in the store and what it takes, as `du` would print it."""
+        return sizes.summary(self.folder, self._manifest)
+
     def verify(self) -> None:
         """Check every byte of every shard.
 
@@ -225,6 +248,44 @@ class Store:
             self._writer = Writer(self.folder, self._waiting)
             self._manifest = self._writer.manifest
         self._writer.put(job)
+
+    def forecast(
+        self,
+        what: Run | Capture | Iterable[Capture],
+        runs: int,
+        *,
+        geometry: Geometry | None = None,
+        rows: int = 1,
+        dtype: Dtypes = torch.float32,
+    ) -> Forecast:
+        """What so many runs will take on the disk, to the byte; ``.require()`` refuses what does not fit.
+
+        Parameters
+        ----------
+        what : Run, or list of Capture
+            One finished run that stands for all, or captures of runs that are not made yet.
+        runs : int
+        geometry : Geometry
+            Of the runs, for captures: ``model.geometry(task_instance)``.
+        rows : int
+            Of each run, for captures.
+        dtype : torch.dtype, or dict from component to torch.dtype
+            Of the activations, for captures: the transformer's, but for the sampler's ``latents``, which many families
+            keep in float32. A finished run knows.
+
+        Raises
+        ------
+        SiteError, InputError
+            Sites that the runs would not have, or whose size is known only in a run.
+        """
+        if isinstance(what, Run):
+            job = job_of(what, None, None, (), "", None)
+            return sizes.forecast(self.folder, require_int(runs, "runs"), len(job.rows), job.layout)
+        if geometry is None:
+            raise InputError("to forecast captures, give geometry=model.geometry(task_instance)")
+        captures = [what] if isinstance(what, Capture) else list(what)
+        layout = sizes.expected(captures, geometry, require_int(rows, "rows"), dtype)
+        return sizes.forecast(self.folder, require_int(runs, "runs"), rows, layout)
 
     def flush(self) -> None:
         """Wait until every run that was added is on the disk.
