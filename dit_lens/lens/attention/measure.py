@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -101,8 +102,9 @@ class Sums:
     def add(self, softmax: Softmax, heads: Tensor, budget: int) -> None:
         """Add one softmax, in chunks of heads and queries that hold within ``budget`` bytes."""
         of_frames = _frame_of_keys(softmax.columns, self.axis).to(_working(softmax.query))
-        for own, part in _chunks(softmax, len(heads), budget):
-            self._add_chunk(softmax, of_frames, own, heads[own], part)
+        with _no_tf32():
+            for own, part in _chunks(softmax, len(heads), budget):
+                self._add_chunk(softmax, of_frames, own, heads[own], part)
 
     def _add_chunk(self, softmax: Softmax, of_frames: Tensor, own: slice, heads: Tensor, part: slice) -> None:
         at, axis, count = softmax.at[part], self.axis, self.axis.grid[0]
@@ -137,6 +139,17 @@ class Sums:
             )
 
 
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Products of single precision stay so, whatever the user allows the model."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _chunks(softmax: Softmax, heads: int, budget: int) -> Iterator[tuple[slice, slice]]:
     """Slices of the heads and of the queries asked for."""
     asked, keys = len(softmax.at), softmax.key.shape[1]
@@ -152,16 +165,16 @@ def _chunks(softmax: Softmax, heads: int, budget: int) -> Iterator[tuple[slice, 
 
 
 def _working(query: Tensor) -> torch.dtype:
-    """Half precision is computed in single precision."""
-    return torch.promote_types(query.dtype, torch.float32)
+    """One precision above the model's: scores of some tens would be off by 1e-6 and more in the model's own."""
+    return torch.float64 if query.dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def _probabilities(softmax: Softmax, heads: Tensor, at: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of some heads and queries: (heads, queries, m)."""
     dtype = _working(softmax.query)
     shared = softmax.query.shape[0] // softmax.key.shape[0]
-    query = softmax.query[heads[:, None], at].to(dtype) * softmax.scale
-    scores = query @ softmax.key[heads // shared].to(dtype).mT
+    scores = softmax.query[heads[:, None], at].to(dtype) @ softmax.key[heads // shared].to(dtype).mT
+    scores *= softmax.scale
     if mask is not None and mask.dtype == torch.bool:
         scores.masked_fill_(~mask, float("-inf"))
     elif mask is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.errors import InputError, SiteError, UnsupportedModel
+from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.attention.layout import Asked, cross_softmaxes, named, others_of_self, self_softmaxes
 from dit_lens.lens.attention.measure import Axis, Sums
@@ -74,6 +74,8 @@ def attention(
         unknown kind.
     SiteError
         Layers, heads, tokens or a branch that the run does not have.
+    NotFinite
+        NaN or infinity in queries or keys.
     UnsupportedModel
         No attention of this kind, or one that cannot be seen or understood; the message says why.
 
@@ -146,6 +148,8 @@ class _Reading:
         sums = [Sums(len(chosen), axis, count, self.keep_maps, device) for _ in self.asked.rows]
         for row, softmax in softmaxes:
             sums[row].add(softmax, torch.tensor(chosen, device=device), self.budget)
+        if not all(s.entropy.isfinite().all() for s in sums):
+            raise NotFinite(f"{self.kind}-attention of layer {met.layer} is not finite; its queries or keys are not")
         self.sums.append([s.cpu() for s in sums])
 
     def _axis(self, met: Met) -> Axis:
