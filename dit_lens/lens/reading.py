@@ -1,0 +1,151 @@
+"""One component of a run at many steps and layers: what the energy, PCA and CKA lenses read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dit_lens.errors import InputError, SiteError
+from dit_lens.interventions import Capture
+from dit_lens.interventions.reduce import Reduce
+from dit_lens.model import VideoDiT
+from dit_lens.run import Row, Run
+from dit_lens.selection import Select
+from dit_lens.sites import TERM_COMPONENTS, Site, Sites
+
+#: Components of which every layer has one activation. A head's has several, and the others belong to no layer.
+READABLE = ("resid", "delta", *TERM_COMPONENTS)
+#: Columns of `Reading.table`.
+PLACE = ("step", "sigma", "expert", "branch", "stream", "component", "layer", "kind")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where something was read: steps x layers of one model, component, stream and branch, for B rows.
+
+    Attributes
+    ----------
+    model_id : str
+    component, stream, branch : str
+    steps, sigmas, experts : tuples, one entry per step
+    layers, kinds : tuples, one entry per layer
+    rows : tuple of Row, B of them
+    grid : (F, H, W), the token grid; also of a run whose text stream was read
+    """
+
+    model_id: str
+    component: str
+    stream: str
+    branch: str
+    steps: tuple[int, ...]
+    sigmas: tuple[float | None, ...]
+    experts: tuple[str | None, ...]
+    layers: tuple[int, ...]
+    kinds: tuple[str, ...]
+    rows: tuple[Row, ...]
+    grid: tuple[int, int, int]
+
+    @property
+    def instances(self) -> list[str]:
+        """Names of the task instances, each once, in the order of the rows."""
+        return list(dict.fromkeys(row.instance for row in self.rows))
+
+    def table(self) -> pd.DataFrame:
+        """One row per step and layer, layers the faster: columns `PLACE`."""
+        rows = [
+            (step, sigma, expert, self.branch, self.stream, self.component, layer, kind)
+            for step, sigma, expert in zip(self.steps, self.sigmas, self.experts, strict=True)
+            for layer, kind in zip(self.layers, self.kinds, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=list(PLACE))
+
+    def index_of(self, what: str, number: int) -> int:
+        """Place of a step or layer among those that were read.
+
+        Raises
+        ------
+        SiteError
+            It was not read.
+        """
+        numbers = self.steps if what == "step" else self.layers
+        if number not in numbers:
+            raise SiteError(f"{what} {number} was not read; there are {what}s {', '.join(map(str, numbers))}")
+        return numbers.index(number)
+
+    def row_index(self, row: int) -> int:
+        """A row's number, from the end where negative; the same error as for a step or layer."""
+        if not -len(self.rows) <= row < len(self.rows):
+            raise SiteError(f"row {row} was not read; there are rows 0..{len(self.rows) - 1}")
+        return row % len(self.rows)
+
+
+def read(
+    model: VideoDiT,
+    inputs: Any,
+    seed: int | Sequence[int],
+    reduces: Mapping[str, Reduce | str | None],
+    *,
+    steps: Select,
+    layers: Select,
+    component: str,
+    branch: str,
+    stream: str,
+    **run_arguments: Any,
+) -> tuple[Reading, dict[str, Tensor]]:
+    """Run, and keep one component reduced in one or several ways: under each name (steps, layers, B, ...).
+
+    The run ends with the last site that is read; nothing is decoded. Layers that do not have the component are left out
+    where ``layers`` is "all".
+
+    Parameters
+    ----------
+    reduces : mapping from a name to what `Capture` takes as ``reduce``
+    **run_arguments
+        Of `VideoDiT.run`; further interventions apply before the reading. The number of denoising steps is
+        ``num_inference_steps``, for ``steps`` says which are read.
+    """
+    _require_one("component", component, READABLE)
+    _require_one("branch", branch)
+    _require_one("stream", stream)
+    sites = Sites(component, steps=steps, layers=layers, branches=branch, stream=stream)
+    captures = [Capture(sites, reduce=reduce, name=f"reading.{name}") for name, reduce in reduces.items()]
+    others = list(run_arguments.pop("interventions", ()))
+    settings = {"decode": False, "stop_after": "last site", **run_arguments}
+    run = model.run(inputs, seed, interventions=[*others, *captures], **settings)
+    found = {name: run.captured(f"reading.{name}") for name in reduces}
+    reading = _reading(run, list(next(iter(found.values()))))
+    return reading, {name: _stacked(reading, of_name) for name, of_name in found.items()}
+
+
+def _reading(run: Run, sites: Sequence[Site]) -> Reading:
+    first = sites[0]
+    of_steps = {s.step: s for s in sites}
+    steps, layers = sorted(of_steps), sorted({s.layer for s in sites if s.layer is not None})
+    assert first.branch is not None
+    return Reading(
+        run.model_id, first.component, first.stream, first.branch, tuple(steps),
+        tuple(of_steps[s].sigma for s in steps), tuple(of_steps[s].expert for s in steps),
+        tuple(layers), tuple(run.geometry.layer(k).kind for k in layers), run.rows, run.geometry.grid,
+    )  # fmt: skip
+
+
+def _stacked(reading: Reading, found: Mapping[Site, Tensor]) -> Tensor:
+    """Captures as (steps, layers, B, ...)."""
+    shapes = {tuple(t.shape) for t in found.values()}
+    if len(shapes) > 1:
+        where = f"{reading.component} of stream {reading.stream}"
+        raise SiteError(f"{where} differs in shape between layers or steps: {sorted(shapes)}; read them one by one")
+    by_place = {(site.step, site.layer): tensor for site, tensor in found.items()}
+    return torch.stack([torch.stack([by_place[step, layer] for layer in reading.layers]) for step in reading.steps])
+
+
+def _require_one(what: str, given: Any, choices: Sequence[str] = ()) -> None:
+    if not isinstance(given, str) or given == "all":
+        raise InputError(f"{what}={given!r}: name one, for they are not compared with each other here")
+    if choices and given not in choices:
+        raise SiteError(f"component {given!r} is not one activation per layer; one of {', '.join(choices)}")

@@ -1,0 +1,184 @@
+"""The energy lens: against torch's own hooks, and on regions whose energy is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dit_lens as dl
+from dit_lens.checks.subject import Subject as Checked
+from dit_lens.errors import EvidenceError, InputError, NotFinite, SiteError
+from dit_lens.lens.energy import Energy, energy
+from dit_lens.tiny import TINY
+from tests.subjects import Edit, Subject
+
+#: Cross attention; joint attention of two kinds of blocks; joint attention, frames first; two experts.
+FAMILIES = ("wan2.1-t2v", "hunyuanvideo", "cogvideox-1.0", "wan2.2-a14b")
+
+
+@cache
+def checked(name: str) -> Checked:
+    tiny = TINY[name]
+    return Checked(dl.VideoDiT(tiny.build()), tiny.inputs(), dict(tiny.settings))
+
+
+def of_tiny(subject: Checked, **options: Any) -> Energy:
+    return energy(subject.model, list(subject.inputs), [11, 12], **options, **subject.settings)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_norms_are_those_that_torchs_hooks_see_in_the_plain_pipeline(name: str) -> None:
+    subject = checked(name)
+    found = of_tiny(subject, steps=0)
+    calls = subject.architecture.calls(subject.model.pipeline, dict(subject.base.settings))
+    ((call, part),) = [(i, names.index("cond")) for i, names in enumerate(calls) if "cond" in names]
+    for k, seen in enumerate(subject.plain.calls[call]):
+        after = seen.after["video"].unflatten(1, found.reading.grid)[2 * part : 2 * part + 2]
+        assert torch.equal(found.norms[0, k], torch.linalg.vector_norm(after, dim=-1))
+    assert found.reading.layers == tuple(range(subject.model.layers))
+    assert found.reading.kinds == tuple(k.kind for k in subject.base.geometry.kinds)
+
+
+def test_both_experts_are_named() -> None:
+    found = of_tiny(checked("wan2.2-a14b"), layers=1)
+    assert set(found.reading.experts) == {"high_noise", "low_noise"}
+    named = found.frame().drop_duplicates("step").set_index("step")["expert"]
+    assert tuple(named) == found.reading.experts
+
+
+def test_the_frame_is_tidy_and_holds_the_means_of_the_maps(organism: Subject) -> None:
+    found = energy(
+        organism.model, list(organism.inputs), [1, 2], steps=[0, 2], num_inference_steps=3, **organism.options
+    )
+    table = found.frame()
+    assert len(table) == found.norms[..., 0, 0].numel()
+    one = table[(table.step == 2) & (table.layer == 3) & (table.seed == 2)].sort_values("latent_frame")
+    assert np.array_equal(one["energy"], found.maps(layer=3, step=2)[1].mean(axis=(1, 2)))
+    assert (
+        table["sigma"] == table["step"].map(dict(zip(found.reading.steps, found.reading.sigmas, strict=True)))
+    ).all()
+    assert not table.duplicated(["step", "layer", "instance", "seed", "latent_frame"]).any()
+    axis = found.plot(step=2)
+    assert axis.get_ylabel() == "layer"
+    assert axis.get_xlabel() == "latent frame"
+
+
+def test_reading_changes_nothing_and_sees_what_was_edited_before(organism: Subject) -> None:
+    keep = dl.Capture(dl.Sites("guided"), name="own")
+    with_lens: dict[dl.Site, torch.Tensor] = {}
+
+    def look(activation: torch.Tensor, at: dl.At) -> None:
+        with_lens[at.site] = activation.clone()
+
+    watch = Edit(dl.Sites("guided"), look, reads_only=True)
+    options = {"num_inference_steps": 3, **organism.options}
+    plain = energy(organism.model, organism.inputs[0], 5, interventions=[watch], stop_after=None, **options)
+    own = organism.model.run(organism.inputs[0], 5, interventions=[keep], decode=False, **options).captured("own")
+    assert all(torch.equal(with_lens[site], tensor) for site, tensor in own.items())
+    double = Edit(dl.Sites("resid", layers=1), lambda activation, at: 2 * activation)
+    edited = energy(organism.model, organism.inputs[0], 5, layers=[0, 1], steps=0, interventions=[double], **options)
+    assert torch.equal(edited.norms[0, 0], plain.norms[0, 0])
+    assert torch.equal(edited.norms[0, 1], 2 * plain.norms[0, 1])
+
+
+def planted(rows: int = 6) -> Energy:
+    """Tokens of energy 2 in the left column and 1 elsewhere, doubled in latent frame 1."""
+    model = checked("wan2.1-t2v")
+    found = of_tiny(model, steps=0, layers=[0, 1])
+    norms = torch.ones(1, 2, rows, *found.reading.grid)
+    norms[..., 0] = 2
+    norms[:, :, :, 1] *= 2
+    instances = tuple(dl.Row(f"instance {i // 2}", i) for i in range(rows))
+    return replace(found, norms=norms, reading=replace(found.reading, rows=instances))
+
+
+def test_a_region_is_compared_with_the_rest_of_its_own_frames() -> None:
+    found = planted()
+    mask = np.zeros(found.norms.shape[2:], dtype=bool)
+    mask[:, 1, :, 0] = True  # of frame 1 alone: that this frame has more energy than frame 0 must not count
+    table = replace(found, regions={"left": mask}).region_frame()
+    assert (table["ratio"] == 2).all()
+    assert (table["n"] == 3).all()
+    assert set(table["control"]) == {"none", "permuted"}
+
+
+def test_the_control_gives_every_instance_the_region_of_another() -> None:
+    found = planted()
+    mask = np.zeros(found.norms.shape[2:], dtype=bool)
+    mask[:2, :, :, 0] = True  # instance 0: the left column
+    mask[2:, :, :, 1] = True  # the others: one that is like the rest but for the left
+    table = replace(found, regions={"r": mask}).region_frame().set_index(["control", "layer"])["ratio"]
+    rest = 1 / np.mean([2, 1, 1])
+    assert np.isclose(table["none", 0], (2 + rest + rest) / 3)
+    # Instance 2 is given its own kind of region by the first one, the others by their like.
+    assert np.isclose(table["permuted", 0], (2 + rest + rest) / 3)
+    assert replace(found, regions={"r": mask})._of_the_next_instance() == [2, 2, 4, 4, 0, 0]
+
+
+def test_rows_without_the_region_are_left_out_and_one_instance_has_no_interval() -> None:
+    found = planted()
+    mask = np.zeros(found.norms.shape[2:], dtype=bool)
+    mask[0, :, :, 0] = True
+    table = replace(found, regions={"left": mask}).region_frame()
+    own = table[table.control == "none"]
+    assert (own["n"] == 1).all()
+    assert (own["ratio"] == 2).all()
+    assert own[["low", "high"]].isna().all(axis=None)
+
+
+def test_text_streams_have_positions_and_no_grid() -> None:
+    subject = checked("hunyuanvideo")
+    found = of_tiny(subject, steps=0, stream="text")
+    base = subject.base.captures[""]
+    for k in range(subject.model.layers):
+        assert torch.equal(found.norms[0, k], base[dl.Site(0, "cond", k, "resid", "text")].norm(dim=-1))
+    assert "latent_frame" not in found.frame()
+    found.plot()
+    with pytest.raises(InputError, match="text stream has none"):
+        of_tiny(subject, steps=0, stream="text", regions={"r": np.ones((2, 2, 3, 4), dtype=bool)})
+
+
+def test_bad_input_is_refused(organism: Subject) -> None:
+    def read(**options: Any) -> Energy:
+        return energy(organism.model, organism.inputs[0], 5, num_inference_steps=3, **organism.options, **options)
+
+    with pytest.raises(SiteError, match=r"layers 0\.\.3"):
+        read(layers=7)
+    with pytest.raises(SiteError, match="one of resid, delta"):
+        read(component="velocity")
+    with pytest.raises(InputError, match="name one"):
+        read(branch="all")
+    with pytest.raises(SiteError, match="video"):
+        read(stream="text")
+    with pytest.raises(InputError, match="need booleans"):
+        read(steps=0, regions={"r": np.ones((5, 4, 4))})
+    with pytest.raises(InputError, match="need shape"):
+        read(steps=0, regions={"r": np.ones((2, 2), dtype=bool)})
+    nan = Edit(dl.Sites("resid", layers=1), lambda activation, at: activation * float("nan"))
+    with pytest.raises(NotFinite, match="L01"):
+        read(steps=0, interventions=[nan])
+    found = read(steps=0, layers=[1, 2])
+    with pytest.raises(SiteError, match="layer 0 was not read; there are layers 1, 2"):
+        found.maps(layer=0, step=0)
+    with pytest.raises(SiteError, match="step 2 was not read"):
+        found.plot(step=2)
+    with pytest.raises(EvidenceError, match="no regions"):
+        found.region_frame()
+    full = np.ones(found.norms.shape[2:], dtype=bool)
+    with pytest.raises(EvidenceError, match="both inside and outside"):
+        replace(found, regions={"r": full}).region_frame()
+
+
+def test_in_the_shipped_model_the_path_stands_out_late_and_only_its_own(shipped: Subject) -> None:
+    task = dl.tasks.Maze(size=6)
+    mazes = task.sample(6, seed=3)
+    path = {"path": task.labels(mazes, 5)["on_path"].values}
+    found = energy(shipped.model, mazes, list(range(6)), steps=9, layers=[6], regions=path)
+    table = found.region_frame().set_index("control")
+    assert table.loc["none", "low"] > 1.1
+    assert table.loc["permuted", "low"] < 1.05
