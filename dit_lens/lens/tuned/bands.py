@@ -1,0 +1,111 @@
+"""Bands of noise levels, one translator for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, isfinite
+from typing import Any
+
+import numpy as np
+
+from dit_lens.errors import InputError
+
+#: A noise level and the expert that is called at it, None in models of one.
+Level = tuple[float, str | None]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Noise levels low <= sigma < high of one expert.
+
+    Examples
+    --------
+    >>> print(Band(0.5, 0.9))
+    sigma 0.5 to 0.9
+    >>> print(Band(0.875, float("inf"), "high_noise"))
+    high_noise, sigma from 0.875
+    """
+
+    low: float
+    high: float
+    expert: str | None = None
+
+    def holds(self, sigma: float, expert: str | None = None) -> bool:
+        return self.low <= sigma < self.high and self.expert == expert
+
+    def __str__(self) -> str:
+        of = f"{self.expert}, " if self.expert else ""
+        return f"{of}sigma from {self.low:g}" if self.high == inf else f"{of}sigma {self.low:g} to {self.high:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types; the open end of the noisiest band is null."""
+        return {"low": self.low, "high": None if self.high == inf else self.high, "expert": self.expert}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Band:
+        return cls(float(data["low"]), inf if data["high"] is None else float(data["high"]), data["expert"])
+
+
+def make_bands(levels: Iterable[Level], bands: int | Sequence[float]) -> tuple[Band, ...]:
+    """Bands, the noisiest first, that cover all noise levels of every expert; none holds levels of two experts.
+
+    Parameters
+    ----------
+    levels : (sigma, expert) of the steps of a run
+    bands : int or sequence of float
+        So many for each expert, with as many steps in one as in another; or the noise levels at which to divide.
+
+    Raises
+    ------
+    InputError
+        No band, or edges that are no noise levels.
+    """
+    edges = None if isinstance(bands, int) else sorted({float(edge) for edge in bands})
+    if isinstance(bands, bool) or (isinstance(bands, int) and bands < 1):
+        raise InputError(f"bands={bands!r}: need at least one band, or the noise levels at which to divide")
+    if edges is not None and not all(isfinite(edge) and edge > 0 for edge in edges):
+        raise InputError(f"bands={bands!r}: edges are finite noise levels above 0")
+    found: list[Band] = []
+    by_expert: dict[str | None, set[float]] = {}
+    for sigma, expert in levels:
+        by_expert.setdefault(expert, set()).add(sigma)
+    for expert, sigmas in by_expert.items():
+        cuts = _even(sorted(sigmas), bands) if isinstance(bands, int) else _used(sorted(sigmas), edges or [])
+        ends = [0.0, *cuts, inf]
+        found += [Band(low, high, expert) for low, high in pairwise(ends)]
+    order = list(by_expert)
+    return tuple(sorted(found, key=lambda band: (order.index(band.expert), -band.low)))
+
+
+def band_of(bands: Sequence[Band], sigma: float, expert: str | None) -> int:
+    """Which band holds a noise level.
+
+    Raises
+    ------
+    InputError
+        None does: the noise level is no number, or the expert is unknown.
+    """
+    for i, band in enumerate(bands):
+        if band.holds(sigma, expert):
+            return i
+    names = "; ".join(map(str, bands))
+    raise InputError(f"no band holds sigma {sigma:g}{f' of {expert}' if expert else ''}; there are: {names}")
+
+
+def _even(sigmas: Sequence[float], count: int) -> list[float]:
+    """Edges halfway between groups of as many levels each."""
+    groups = np.array_split(np.array(sigmas), min(count, len(sigmas)))
+    return [float(one[-1] + other[0]) / 2 for one, other in pairwise(groups)]
+
+
+def _used(sigmas: Sequence[float], edges: Sequence[float]) -> list[float]:
+    """The edges that have levels on both sides, and not the same ones as the edge below."""
+    kept, below = [], 0
+    for edge in edges:
+        count = sum(sigma < edge for sigma in sigmas)
+        if below < count < len(sigmas):
+            kept.append(edge)
+            below = count
+    return kept

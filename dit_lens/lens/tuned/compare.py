@@ -1,0 +1,169 @@
+"""The plain and the tuned depth lens side by side, on runs that the tuned one was not made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from dit_lens.errors import EvidenceError, InputError
+from dit_lens.lens.depth import MEASURES, DepthLens, depth_lens, means_over_instances
+from dit_lens.lens.tuned.bands import band_of
+from dit_lens.lens.tuned.training import batches
+from dit_lens.model import VideoDiT
+from dit_lens.plotting import curves
+from dit_lens.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from dit_lens.lens.tuned.translators import TunedLens
+
+_BY = ["task", "step", "sigma", "expert", "layer"]
+
+
+@dataclass(frozen=True)
+class LensComparison:
+    """What both lenses show at every layer of held-out runs.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row for every lens, step, layer and run: task, lens, step, sigma, expert, branch, layer, kind, instance,
+        seed; how near velocity and x0hat are to the model's own, as in `DepthLens.frame`; ``strict`` and ``total``, the
+        task's score of the decoded x0hat; and for tasks whose answer is a set of cells ``agreement`` (intersection over
+        union with the answer that this run finally draws) and ``legality`` (the task's rule).
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def measures(self) -> list[str]:
+        return [m for m in (*MEASURES, "strict", "total", "agreement", "legality") if m in self.table.columns]
+
+    def frame(self) -> pd.DataFrame:
+        """Means over instances with their 95 % bootstrap intervals.
+
+        Returns
+        -------
+        DataFrame with columns task, step, sigma, expert, layer, lens, measure, value, low, high, n
+            ``lens`` is "plain", "tuned", or "tuned - plain", the difference paired by run.
+        """
+        keys = [*_BY, "branch", "kind", "instance", "seed"]
+        wide = self.table.set_index([*keys, "lens"])[self.measures]
+        both = {name: wide.xs(name, level="lens") for name in ("plain", "tuned")}
+        both["tuned - plain"] = both["tuned"] - both["plain"]
+        parts = []
+        for lens, values in both.items():
+            for measure in self.measures:
+                known = values[[measure]].dropna().reset_index()
+                means = means_over_instances(known, _BY, measure)
+                parts.append(means.rename(columns={measure: "value"}).assign(lens=lens, measure=measure))
+        return pd.concat(parts, ignore_index=True)[[*_BY, "lens", "measure", "value", "low", "high", "n"]]
+
+    def plot(self, axis: Axes | None = None, measure: str = "velocity_cosine", step: int | None = None) -> Axes:
+        """Both lenses over the layers at one step, with 95 % bootstrap intervals over instances of all tasks.
+
+        Parameters
+        ----------
+        measure : one of ``measures``
+        step : int, optional
+            By default the first that was read.
+        """
+        steps = sorted(set(self.table["step"]))
+        step = steps[0] if step is None else step
+        if measure not in self.measures or step not in steps:
+            raise InputError(f"no measure {measure!r} of step {step}; there are {', '.join(self.measures)} of {steps}")
+        chosen = self.table[self.table["step"] == step].dropna(subset=[measure])
+        axis = curves(means_over_instances(chosen, ["lens", "layer"], measure), "layer", measure, "lens", axis)
+        sigma, n = chosen["sigma"].iloc[0], chosen["instance"].nunique()
+        axis.set_title(f"step {step}, sigma {sigma:.2f}, n = {n} held-out instances", fontsize=9)
+        return axis
+
+
+def compare(
+    tuned: TunedLens,
+    model: VideoDiT,
+    task: Any,
+    instances: int | Sequence[Any] = 64,
+    *,
+    steps: Sequence[int] | None = None,
+    seed: int = 0,
+    batch: int = 16,
+    decode: bool = True,
+    **arguments: Any,
+) -> LensComparison:
+    """Read held-out runs with both lenses.
+
+    Parameters
+    ----------
+    task : Task or list of Task
+    instances : int or list
+        So many of each task's split "test", or instances of one task.
+    steps : list of int, optional
+        By default the first step of every band.
+    seed : int
+        Instance i runs with seed ``seed + i``.
+    decode : bool
+        Whether to decode and score what the layers show; the velocities alone cost a fraction of it.
+    **arguments
+        Of the runs.
+
+    Raises
+    ------
+    EvidenceError
+        An instance that the lens was trained or validated on.
+    MadeForAnother
+        The lens is of another model.
+    """
+    tuned.require(model)
+    tasks = list(task) if isinstance(task, Sequence) else [task]
+    drawn = [t.sample(instances, seed) for t in tasks] if isinstance(instances, int) else [list(instances)]
+    if len(drawn) != len(tasks) or not all(drawn):
+        raise InputError("give instances of one task at a time, or how many of each")
+    _check_held_out(tuned, [i.id for part in drawn for i in part])
+    tables = []
+    for of_task, part in zip(tasks, drawn, strict=True):
+        for some, seeds in tqdm(list(batches(part, batch, seed)), desc=f"{of_task.name}, both lenses", unit="batch"):
+            run = model.run(some, seeds, record=True, decode=decode, **arguments)
+            for step in _first_of_bands(tuned, run) if steps is None else steps:
+                for translator in (None, tuned):
+                    lens = depth_lens(model, run, step, branch=tuned.record.branch, translator=translator)
+                    table = lens.frame().assign(task=of_task.name)
+                    tables.append(table.assign(**_scores(of_task, some, run, lens, model)) if decode else table)
+    return LensComparison(pd.concat(tables, ignore_index=True))
+
+
+def _check_held_out(tuned: TunedLens, ids: Sequence[str]) -> None:
+    known = set(tuned.record.train) | set(tuned.record.validation)
+    if shared := sorted(known & set(ids)):
+        raise EvidenceError(
+            f"{len(shared)} instances are not held out, the lens was trained or validated on them: "
+            f"{', '.join(shared[:3])}"
+        )
+
+
+def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
+    first: dict[int, int] = {}
+    for call in run.calls:
+        first.setdefault(band_of(tuned.record.bands, call.sigma, call.expert), call.step)
+    return sorted(first.values())
+
+
+def _scores(task: Any, instances: Sequence[Any], run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Any]:
+    """Columns of what the task reads off the decoded answers, in the order of `DepthLens.frame`."""
+    assert run.frames is not None
+    final, columns = run.frames, []
+    for frames in lens.decode(model):
+        scores = task.score(frames, instances)
+        found = {"strict": scores.strict.astype(float), "total": scores.total}
+        if hasattr(task, "read_answer"):
+            shown, drawn = (task.read_answer(video[:, -1]) for video in (frames, final))
+            both, either = (shown & drawn).sum(axis=(1, 2)), (shown | drawn).sum(axis=(1, 2))
+            found |= {"agreement": both / np.maximum(either, 1), "legality": task.judge_answer(shown, instances)[0]}
+        columns.append(found)
+    return {name: np.concatenate([found[name] for found in columns]) for name in columns[0]}

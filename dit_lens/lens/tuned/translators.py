@@ -1,0 +1,273 @@
+"""`TunedLens`: translators of a model's layers, how they are kept, and for which model they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
+from dit_lens.files import write_atomic
+from dit_lens.lens.tuned.bands import Band, band_of
+from dit_lens.model import VideoDiT
+from dit_lens.organisms import organism_names
+
+if TYPE_CHECKING:
+    from dit_lens.lens.tuned.compare import LensComparison
+
+FILE = "tuned_lens.safetensors"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a tuned lens was made for and how.
+
+    Attributes
+    ----------
+    model_id, family : str
+    layers, width : int
+        Blocks L and channels D.
+    bands : tuple of Band
+    component, stream, branch : str
+        What is translated: the residual stream of the video, in one guidance branch.
+    objective : "residual" or "velocity"
+        What it was trained to.
+    tasks, train, validation : tuple of str
+        Names of the tasks, and ids of the instances.
+    seed : int
+    settings : dict
+        Arguments of the runs.
+    errors : tuple of dict
+        For every band and layer: the penalty; whether the translator is used, or the identity; and the errors of both
+        on the training and the validation runs.
+    versions : dict
+    """
+
+    model_id: str
+    family: str
+    layers: int
+    width: int
+    bands: tuple[Band, ...]
+    objective: str
+    tasks: tuple[str, ...]
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    seed: int
+    settings: dict[str, Any]
+    errors: tuple[dict[str, Any], ...]
+    versions: dict[str, str]
+    branch: str = "cond"
+    component: str = "resid"
+    stream: str = "video"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"bands": [band.to_json() for band in self.bands]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Record:
+        if not all(isinstance(row["used"], bool) for row in data["errors"]):
+            raise ValueError("'used' is true or false")
+        lists = {name: tuple(data[name]) for name in ("tasks", "train", "validation", "errors")}
+        return cls(**{**data, **lists, "bands": tuple(Band.from_json(band) for band in data["bands"])})
+
+
+@dataclass(frozen=True)
+class TunedLens:
+    """Affine maps from the residual stream after each block to an estimate of the last one: x -> x + x W + b.
+
+    Give it to `depth_lens` as ``translator``. Where no translator was better than the identity on the validation runs,
+    and at the last layer, it is the identity, bit for bit.
+
+    Attributes
+    ----------
+    record : Record
+    matrices : dict from (band, layer) to W, Tensor of shape (D, D)
+    biases : dict from (band, layer) to b, Tensor of shape (D,)
+        Both hold only the translators that are used.
+
+    Examples
+    --------
+    >>> tuned = TunedLens.load("maze")
+    >>> tuned.record.width, len(tuned.record.bands)
+    (128, 3)
+    """
+
+    record: Record
+    matrices: dict[tuple[int, int], Tensor]
+    biases: dict[tuple[int, int], Tensor]
+    name: ClassVar[str] = "tuned"
+
+    def __repr__(self) -> str:
+        r, count = self.record, len(self.matrices)
+        of = f"{r.family} {r.model_id}, {r.layers} layers of width {r.width}, {len(r.bands)} bands"
+        return f"TunedLens({of}, objective={r.objective}, {count} of {len(r.bands) * r.layers} translated)"
+
+    def __call__(self, residual: Tensor, layer: int, sigma: float, expert: str | None = None) -> Tensor:
+        """Estimate of the last residual from the one after block ``layer``; both (..., D), of the same dtype.
+
+        Parameters
+        ----------
+        sigma, expert
+            Noise level of the step, and the expert that was called, None in models of one.
+
+        Raises
+        ------
+        MadeForAnother
+            A residual of another width.
+        SiteError, InputError
+            A layer, noise level or expert that the lens does not have.
+        """
+        if residual.shape[-1] != self.record.width:
+            raise MadeForAnother(
+                f"this tuned lens is for residuals of width {self.record.width}, got {tuple(residual.shape)}"
+            )
+        if not 0 <= layer < self.record.layers:
+            raise SiteError(f"no layer {layer}; this tuned lens has layers 0..{self.record.layers - 1}")
+        place = band_of(self.record.bands, sigma, expert), layer
+        if place not in self.matrices:
+            return residual
+        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        matrix, bias = (x[place].to(wide.device, wide.dtype) for x in (self.matrices, self.biases))
+        return (wide + wide @ matrix + bias).to(residual.dtype)
+
+    def require(self, model: VideoDiT) -> None:
+        """Refuse a model that the lens was not made for.
+
+        Raises
+        ------
+        MadeForAnother
+            Names the model that it was made for and the one that was given.
+        """
+        r, own = self.record, model.architecture
+        width = own.width(model.pipeline.transformer)
+        if (r.model_id, r.layers, r.width) != (model.id, model.layers, width):
+            raise MadeForAnother(
+                f"this tuned lens was made for model {r.model_id} ({r.family}, {r.layers} layers of width {r.width}); "
+                f"this is {model.id} ({own.family}, {model.layers} layers of width {width})"
+            )
+
+    def frame(self) -> pd.DataFrame:
+        """The training record: one row for every band and layer.
+
+        Columns band, sigma_low, sigma_high, expert, layer, used, penalty, and for the residual and the velocity the
+        mean squared errors, relative to what is estimated, of both lenses on training and validation runs.
+        """
+        return pd.DataFrame(list(self.record.errors))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the translators to ``path`` (safetensors) and the record beside it (JSON)."""
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise InputError(f"a tuned lens is kept in a file *.safetensors, got {path.name}")
+        kinds = (("matrix", self.matrices), ("bias", self.biases))
+        tensors = {_key(place, kind): x for kind, found in kinds for place, x in found.items()}
+        written = write_atomic(path, save(tensors))
+        write_atomic(path.with_suffix(".json"), json.dumps(self.record.to_json(), indent=1).encode())
+        return written
+
+    @classmethod
+    def load(cls, source: str | Path, model: VideoDiT | None = None) -> TunedLens:
+        """Load a tuned lens that ships with an organism, by its name, or one from a file.
+
+        Parameters
+        ----------
+        source : str or Path
+            Name of an organism, or path of a file that `save` wrote.
+        model : VideoDiT, optional
+            The model that it is to be used with; `depth_lens` asks again.
+
+        Raises
+        ------
+        InputError
+            There is no such lens; the message names those that ship.
+        StoreError
+            The files are damaged or do not belong together.
+        MadeForAnother
+            The lens was not made for ``model``.
+        """
+        path = _path_of(source)
+        try:
+            record = Record.from_json(json.loads(path.with_suffix(".json").read_text()))
+            tensors = load(path.read_bytes())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise StoreError(f"{path}: no tuned lens can be read from it and its record: {error}") from error
+        lens = cls(record, *_sorted(path, record, tensors))
+        if model is not None:
+            lens.require(model)
+        return lens
+
+    @classmethod
+    def train(cls, model: VideoDiT, task: Any, runs: int = 256, validation: int = 64, **options: Any) -> TunedLens:
+        """Train a tuned lens on runs of one or several tasks.
+
+        Parameters
+        ----------
+        task : Task or list of Task
+            Training instances are drawn from their split "train", validation instances from "val".
+        runs, validation : int
+            Runs of each kind, divided among the tasks.
+        **options
+            As in `dit_lens.lens.tuned.training.fit`: ``objective``, ``bands``, ``penalties``, ``branch``, ``batch``,
+            ``passes``, ``rate``, ``seed``, and arguments of the runs.
+
+        Raises
+        ------
+        EvidenceError
+            Too few runs, or instances that are in both splits.
+        """
+        from dit_lens.lens.tuned.training import train  # training is written against this class
+
+        return train(model, task, runs, validation, **options)
+
+    def compare(self, model: VideoDiT, task: Any, instances: Any = 64, **options: Any) -> LensComparison:
+        """Both lenses, plain and tuned, on held-out runs; see `dit_lens.lens.tuned.compare.compare`."""
+        from dit_lens.lens.tuned.compare import compare
+
+        return compare(self, model, task, instances, **options)
+
+    def without(self, places: Sequence[tuple[int, int]]) -> TunedLens:
+        """The same lens with the identity at some (band, layer)."""
+        kept = {place for place in self.matrices if place not in set(places)}
+        return replace(
+            self,
+            matrices={place: x for place, x in self.matrices.items() if place in kept},
+            biases={place: x for place, x in self.biases.items() if place in kept},
+        )
+
+
+def _path_of(source: str | Path) -> Path:
+    """The file of an organism's lens, or the one that was named."""
+    shipped = {name: Path(str(files("dit_lens.organisms"))) / name / FILE for name in organism_names()}
+    path = shipped.get(str(source), Path(source))
+    if path.exists():
+        return path
+    names = ", ".join(name for name, place in shipped.items() if place.exists()) or "none"
+    raise InputError(f"no tuned lens {str(source)!r}; give a file *.safetensors, or one of those that ship: {names}")
+
+
+def _key(place: tuple[int, int], kind: str) -> str:
+    return f"band{place[0]}/L{place[1]:02d}/{kind}"
+
+
+def _sorted(path: Path, record: Record, tensors: dict[str, Tensor]) -> tuple[dict[Any, Tensor], dict[Any, Tensor]]:
+    """Matrices and biases by (band, layer), as many and as large as the record says."""
+    used = [(int(e["band"]), int(e["layer"])) for e in record.errors if e["used"]]
+    shapes = {"matrix": (record.width, record.width), "bias": (record.width,)}
+    expected = {_key(place, kind): shape for place in used for kind, shape in shapes.items()}
+    found = {name: tuple(x.shape) for name, x in tensors.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))[0]
+        raise StoreError(f"{path}: its tensors are not those of its record; the first that differs is {wrong}")
+    if not all(isfinite(float(x.double().abs().max())) for x in tensors.values()):
+        raise StoreError(f"{path}: it holds numbers that are not finite")
+    return tuple({place: tensors[_key(place, kind)] for place in used} for kind in shapes)  # type: ignore[return-value]

@@ -1,0 +1,67 @@
+"""Train a tuned lens on runs of some tasks.
+
+    python probes/train_tuned_lens.py --model maze --out runs/tuned
+
+Writes ``tuned_lens.safetensors`` (the translators) and ``tuned_lens.json`` (the training record), and prints the errors
+of the plain and the tuned lens on the validation runs. With a folder or a hub id in the place of an organism's name,
+give the tasks. `probes/evaluate_tuned_lens.py` shows both lenses on held-out runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import dit_lens as dl
+from dit_lens.lens.tuned import TunedLens
+from dit_lens.organisms import organism_names, organism_tasks
+from dit_lens.tasks import task_named
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a tuned lens depends on."""
+
+    model: str = "maze"
+    tasks: str = ""  # names with commas between them; by default those of the organism
+    runs: int = 192
+    validation: int = 48
+    objective: str = "residual"
+    bands: int = 3
+    passes: int = 2
+    batch: int = 16
+    seed: int = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tuned"))
+    for name, value in asdict(Config()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    options = vars(parser.parse_args())
+    out = options.pop("out")
+    config = Config(**options)
+
+    ships = config.model in organism_names()
+    model = dl.load_organism(config.model) if ships else dl.VideoDiT(config.model)
+    tasks = [task_named(t) for t in config.tasks.split(",")] if config.tasks else organism_tasks(config.model)
+
+    started = time.perf_counter()
+    tuned = TunedLens.train(
+        model, tasks, config.runs, config.validation, objective=config.objective, bands=config.bands,
+        passes=config.passes, batch=config.batch, seed=config.seed,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    path = tuned.save(out / "tuned_lens.safetensors")
+
+    print(f"{tuned}\n{config.runs} runs of {', '.join(map(str, tasks))} in {seconds:.0f} s")
+    shown = [c for c in tuned.frame().columns if "validation" in c]
+    table = tuned.frame()[["band", "layer", "used", "penalty", *shown]]
+    print(table.rename(columns=lambda c: c.replace("_validation", "")).to_string(index=False, float_format="%.3g"))
+    print(f"{path}, {path.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    main()

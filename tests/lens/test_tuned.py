@@ -1,0 +1,365 @@
+"""The tuned lens."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from math import inf, nan
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import dit_lens as dl
+from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError, StoreError
+from dit_lens.lens import depth_lens
+from dit_lens.lens.tuned import Band, TunedLens
+from dit_lens.lens.tuned.bands import band_of, make_bands
+from dit_lens.lens.tuned.moments import Moments
+from dit_lens.organisms.build import OrganismConfig, random_pipeline
+from dit_lens.tokens import Tokens
+from tests.subjects import Subject, subject_of
+
+matplotlib.use("Agg")
+
+TASK = dl.tasks.Maze(4, frames=5)
+WIDTH = 16
+
+
+@cache
+def small(layers: int = 3) -> dl.VideoDiT:
+    config = OrganismConfig(layers=layers, heads=2, head_width=WIDTH // 2, ffn=32, vae_base=8, frames=5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = random_pipeline(config)
+    return dl.VideoDiT(pipeline, defaults={**config.run_defaults, "num_inference_steps": 4})
+
+
+@cache
+def trained(objective: str = "residual") -> TunedLens:
+    return TunedLens.train(small(), TASK, 6, 4, objective=objective, bands=2, batch=4)
+
+
+def affine(tokens: int = 400, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Residuals of channels that are not alike, and an affine function of them with a little noise."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, width, generator=generator) * torch.arange(1, width + 1) + 3
+    w, noise = torch.randn(width, width, generator=generator), torch.randn(tokens, width, generator=generator)
+    return x, x + x @ w * 0.3 + 2 + 0.1 * noise
+
+
+# Sums and their solution.
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 1e-2, 1.0])
+def test_the_closed_form_is_ridge_regression_towards_the_identity(penalty: float) -> None:
+    x, y = affine()
+    sums = Moments(6)
+    sums.add(x, y)
+    _, matrix, bias = next(sums.solutions([penalty]))
+    a = x.double().numpy()
+    centred, target = a - a.mean(0), (y - x).double().numpy()
+    strength = penalty * np.trace(centred.T @ centred) / 6
+    # By least squares on rows that ask for W = 0, and a column of ones for the bias.
+    rows = np.vstack([np.hstack([centred, np.ones((len(a), 1))]), np.sqrt(strength) * np.eye(6, 7)])
+    solved = np.linalg.lstsq(rows, np.vstack([target, np.zeros((6, 6))]), rcond=None)[0]
+    np.testing.assert_allclose(matrix, solved[:6], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(bias, solved[6] - a.mean(0) @ solved[:6], rtol=1e-6, atol=1e-9)
+
+
+def test_errors_from_sums_are_those_of_the_tokens_and_sums_do_not_depend_on_the_batches() -> None:
+    x, y = affine()
+    sums, parts = Moments(6), Moments(6)
+    sums.add(x, y)
+    for some in torch.arange(400).split(37):
+        parts.add(x[some][None, :, None], y[some][None, :, None])
+    matrix, bias = torch.randn(6, 6, dtype=torch.float64) * 0.1, torch.randn(6, dtype=torch.float64)
+    wide, last = x.double(), y.double()
+    for tuned, expected in (((), wide), ((matrix, bias), wide + wide @ matrix + bias)):
+        by_hand = float((expected - last).square().sum() / last.square().sum())
+        assert sums.error(*tuned) == pytest.approx(by_hand, rel=1e-9)
+        assert parts.error(*tuned) == pytest.approx(by_hand, rel=1e-9)
+    assert parts.n == 400
+
+
+def test_a_large_penalty_is_the_identity_but_for_the_bias() -> None:
+    x, y = affine()
+    sums = Moments(6)
+    sums.add(x, y)
+    _, matrix, bias = next(sums.solutions([1e12]))
+    assert float(matrix.abs().max()) < 1e-9
+    torch.testing.assert_close(bias, (y.double() - x.double()).mean(0))
+
+
+# Bands.
+
+
+def test_bands_cover_every_noise_level_of_every_expert_and_straddle_none() -> None:
+    levels = [(1.0, "high"), (0.95, "high"), (0.9, "high"), (0.7, "low"), (0.4, "low")]
+    bands = make_bands(levels, 2)
+    assert [b.expert for b in bands] == ["high", "high", "low", "low"]
+    assert [b.low for b in bands] == pytest.approx([0.975, 0, 0.55, 0])
+    assert [b.high for b in bands] == pytest.approx([inf, 0.975, inf, 0.55])
+    for sigma, expert in levels:
+        assert bands[band_of(bands, sigma, expert)].holds(sigma, expert)
+        assert sum(band.holds(sigma, expert) for band in bands) == 1
+    # An edge on which the experts meet, one below all levels, and one between two levels of one expert.
+    bands = make_bands(levels, (0.8, 0.1, 0.5))
+    assert [(b.low, b.high, b.expert) for b in bands] == [(0.0, inf, "high"), (0.5, inf, "low"), (0.0, 0.5, "low")]
+    assert all(Band.from_json(json.loads(json.dumps(b.to_json()))) == b for b in bands)
+    with pytest.raises(InputError, match=r"no band holds sigma 0\.7; there are: high, sigma from 0"):
+        band_of(bands, 0.7, None)
+    with pytest.raises(InputError, match="no band holds sigma nan"):
+        band_of(make_bands([(1.0, None)], 1), nan, None)
+
+
+def test_more_bands_than_steps_are_one_for_each_step() -> None:
+    assert [(b.low, b.high) for b in make_bands([(1.0, None), (0.5, None)], 5)] == [(0.75, inf), (0.0, 0.75)]
+    for wrong in (0, -1, True, (0.5, nan), (0.0,), (-1.0,)):
+        with pytest.raises(InputError, match="bands="):
+            make_bands([(1.0, None)], wrong)
+
+
+# Training.
+
+
+@pytest.mark.parametrize("objective", ["residual", "velocity"])
+def test_training_lowers_the_error_on_other_instances(objective: str) -> None:
+    tuned = trained(objective)
+    table = tuned.frame()
+    assert len(table) == 2 * 2  # bands, and layers but the last
+    assert table["used"].all()
+    assert (table["velocity_validation_tuned"] < 0.8 * table["velocity_validation_plain"]).all()
+    assert (table["residual_validation_tuned"] < 0.8 * table["residual_validation_plain"]).all()
+    assert (table["penalty"].notna() == (objective == "residual")).all()
+    # The record's errors are those that the lens makes: of runs with the same seeds.
+    assert tuned.record.objective == objective
+    assert len(tuned.record.train) == 6
+    assert len(tuned.record.validation) == 4
+
+
+def test_the_recorded_errors_are_those_that_the_depth_lens_shows() -> None:
+    tuned, model = trained(), small()
+    part = TASK.sample(4, 0, "val")
+    run = model.run(part, [0, 1, 2, 3], record=True, decode=False)
+    sums = np.zeros((2, 2, 3))
+    for step in range(4):
+        band = band_of(tuned.record.bands, run.calls[step].sigma, None)
+        for i, translator in enumerate((None, tuned)):
+            lens = depth_lens(model, run, step, translator=translator)
+            error = (lens.velocities - lens.velocity).double().square().flatten(1).sum(1)
+            sums[band, :, i] += error[:2].numpy()
+        sums[band, :, 2] += float(lens.velocity.double().square().sum())
+    table = tuned.frame()
+    shown = sums[..., :2] / sums[..., 2:]
+    expected = table[["velocity_validation_plain", "velocity_validation_tuned"]].to_numpy().reshape(2, 2, 2)
+    np.testing.assert_allclose(shown, expected, rtol=1e-4)
+
+
+def test_gradient_steps_lower_the_error_of_the_velocity() -> None:
+    errors = [
+        TunedLens.train(
+            small(), TASK, 4, 2, objective="velocity", start="identity", bands=1, batch=4, passes=passes, rate=0.02
+        ).frame()["velocity_train_tuned"]
+        for passes in (1, 6)
+    ]
+    assert (errors[1] < errors[0]).all()
+
+
+def test_training_is_the_same_twice_and_leaves_the_model_as_it_was() -> None:
+    model = small()
+    before = model.run(TASK.sample(1, 5)[0], decode=False).latents
+    again = TunedLens.train(model, TASK, 6, 4, bands=2, batch=4)
+    assert again.record == trained().record
+    assert all(torch.equal(again.matrices[place], x) for place, x in trained().matrices.items())
+    assert torch.equal(model.run(TASK.sample(1, 5)[0], decode=False).latents, before)
+    assert all(p.grad is None and p.requires_grad for p in model.pipeline.transformer.parameters())
+
+
+def test_where_nothing_can_improve_the_identity_is_kept() -> None:
+    """A model whose blocks after the first change nothing: the residual stream is the last one from there on."""
+    model = dl.organisms.with_identity_blocks(small(1), [1, 2]).model
+    tuned = TunedLens.train(model, TASK, 6, 4, bands=1, batch=4)
+    assert not tuned.frame()["used"].any()
+    assert tuned.matrices == {}
+    residual = torch.randn(2, 3, WIDTH)
+    assert tuned(residual, 0, 0.5) is residual
+
+
+def test_several_tasks_and_two_experts() -> None:
+    subject = subject_of("two_experts")
+    tasks = [dl.tasks.Maze(4), dl.tasks.Move(4)]
+    tuned = TunedLens.train(
+        subject.model, tasks, 8, 4, bands=1, layers=[0, 2], batch=4, num_inference_steps=3, guidance_scale=2.0,
+        branch="uncond",
+    )  # fmt: skip
+    assert [band.expert for band in tuned.record.bands] == ["high_noise", "low_noise"]
+    assert set(tuned.frame()["layer"]) == {0, 2}
+    assert len(tuned.record.tasks) == 2
+    assert tuned.record.branch == "uncond"
+    with pytest.raises(InputError, match=r"no band holds sigma 0\.5; there are: high_noise"):
+        tuned(torch.zeros(1, tuned.record.width), 0, 0.5)
+
+
+@torch.no_grad()
+def test_training_is_refused_where_it_would_mean_nothing() -> None:
+    model, some = small(), TASK.sample(4, 0, "train")
+    from dit_lens.lens.tuned.training import fit
+
+    with pytest.raises(EvidenceError, match="too few"):
+        TunedLens.train(model, TASK, 1, 4)
+    with pytest.raises(EvidenceError, match=r"96 tokens in the band .* 128 channels; make more runs"):
+        TunedLens.train(dl.load_organism("maze", random=True), TASK, 2, 2, steps=2, num_frames=5)
+    with pytest.raises(EvidenceError, match=rf"1 instances are in both training and validation: {some[3].id}"):
+        fit(model, some, [some[3], *TASK.sample(2, 0, "val")])
+    with pytest.raises(InputError, match="unknown objective 'x0hat'; one of residual, velocity"):
+        TunedLens.train(model, TASK, 4, 2, objective="x0hat")
+    with pytest.raises(InputError, match="penalties"):
+        TunedLens.train(model, TASK, 4, 2, penalties=(0.0,))
+    with pytest.raises(SiteError, match="unknown branch 'stg'"):
+        TunedLens.train(model, TASK, 4, 2, branch="stg")
+    weight = model.pipeline.transformer.blocks[1].ffn.net[2].bias
+    before = weight.clone()
+    try:
+        weight[0] = nan
+        with pytest.raises(NotFinite):
+            TunedLens.train(model, TASK, 4, 2)
+    finally:
+        weight.copy_(before)
+
+
+# Using it.
+
+
+def test_the_lens_translates_what_it_was_trained_for_and_nothing_else() -> None:
+    tuned, model = trained(), small()
+    run = model.run(TASK.sample(2, 3), [7, 8], record=True, decode=False)
+    plain, lens = depth_lens(model, run, 1), depth_lens(model, run, 1, translator=tuned)
+    assert (plain.lens, lens.lens) == ("plain", "tuned")
+    assert torch.equal(lens.velocities[-1], plain.velocity)
+    assert not torch.equal(lens.velocities[0], plain.velocities[0])
+    # Layer by layer the identity is the plain lens, bit for bit.
+    some = depth_lens(model, run, 1, translator=tuned.without([(band, 0) for band in range(2)]))
+    assert torch.equal(some.velocities[0], plain.velocities[0])
+    assert torch.equal(some.velocities[1], lens.velocities[1])
+    # Tokens: a part of the translated whole.
+    mask = torch.rand(run.geometry.grid, generator=torch.Generator().manual_seed(0)) < 0.5
+    part = depth_lens(model, run, 1, translator=tuned, tokens=Tokens(mask=mask))
+    torch.testing.assert_close(part.velocities[..., part.read], lens.velocities[..., part.read], rtol=0, atol=1e-6)
+    assert torch.equal(part.velocities[0][..., ~part.read], plain.velocity[..., ~part.read])
+    # The other band has another translator.
+    residual = torch.randn(5, WIDTH)
+    ends = [tuned(residual, 0, run.sigmas[step]) for step in (0, 3)]
+    assert not torch.equal(*ends)
+    with pytest.raises(MadeForAnother, match=r"width 16, got \(5, 17\)"):
+        tuned(torch.zeros(5, 17), 0, 0.5)
+    with pytest.raises(SiteError, match=r"layers 0\.\.2"):
+        tuned(residual, 3, 0.5)
+
+
+def test_another_model_is_refused_by_name(organism: Subject) -> None:
+    run = organism.run(record=True)
+    both = f"{trained().record.model_id} .*3 layers of width 16.* {organism.model.id} .*4 layers of width 128"
+    with pytest.raises(MadeForAnother, match=both):
+        depth_lens(organism.model, run, 0, translator=trained())
+    with pytest.raises(MadeForAnother, match=both):
+        trained().compare(organism.model, TASK, 2)
+
+
+def test_a_saved_lens_is_the_same_lens(tmp_path: Path) -> None:
+    tuned = trained()
+    path = tuned.save(tmp_path / "lens.safetensors")
+    again = TunedLens.load(path, small())
+    assert again.record == tuned.record
+    residual = torch.randn(4, WIDTH)
+    for layer in range(3):
+        for sigma in (1.0, 0.3):
+            assert torch.equal(again(residual, layer, sigma), tuned(residual, layer, sigma))
+    pd.testing.assert_frame_equal(again.frame(), tuned.frame())
+    with pytest.raises(MadeForAnother, match=f"{tuned.record.model_id} .* {small(4).id}"):
+        TunedLens.load(path, small(4))
+    with pytest.raises(InputError, match=r"lens.npz"):
+        tuned.save(tmp_path / "lens.npz")
+
+
+def test_files_that_are_damaged_or_of_another_lens_are_refused(tmp_path: Path) -> None:
+    path = trained().save(tmp_path / "lens.safetensors")
+    content, record, tensors = path.read_bytes(), path.with_suffix(".json").read_text(), load_file(path)
+    with pytest.raises(InputError, match=r"no tuned lens 'labyrinth'.* ship: "):
+        TunedLens.load("labyrinth")
+
+    def refused(match: str) -> None:
+        with pytest.raises(StoreError, match=match):
+            TunedLens.load(path)
+        path.write_bytes(content)
+        path.with_suffix(".json").write_text(record)
+
+    path.write_bytes(content[:-8])
+    refused("no tuned lens can be read")
+    path.with_suffix(".json").unlink()
+    refused("no tuned lens can be read")
+    path.with_suffix(".json").write_text(record.replace('"used": true', '"used": "no"', 1))
+    refused("no tuned lens can be read.*used")
+    path.with_suffix(".json").write_text("[]")
+    refused("no tuned lens can be read")
+    path.with_suffix(".json").write_text(record.replace('"width": 16', '"width": 17'))
+    refused("not those of its record")
+    name = next(iter(tensors))
+    save_file({k: x for k, x in tensors.items() if k != name}, path)
+    refused(f"not those of its record.*{name}")
+    save_file({**tensors, name: tensors[name] * nan}, path)
+    refused("not finite")
+    TunedLens.load(path)
+
+
+# Both lenses side by side.
+
+
+def test_the_comparison_is_of_held_out_runs_paired_by_run() -> None:
+    tuned, model = trained(), small()
+    found = tuned.compare(model, TASK, 3, batch=2)
+    table = found.frame()
+    assert set(table["n"]) == {3}
+    assert sorted(set(table["step"])) == [0, 2]  # the first of each band
+    assert set(found.measures) == set(table["measure"]) >= {"velocity_cosine", "strict", "agreement", "legality"}
+    values = table.pivot_table(index=["measure", "step", "layer"], columns="lens", values="value")
+    np.testing.assert_allclose(values["tuned - plain"], values["tuned"] - values["plain"], atol=1e-12)
+    last = values.xs(2, level="layer")
+    np.testing.assert_allclose(last["tuned - plain"], 0, atol=1e-15)
+    better = table.query("lens == 'tuned - plain' and measure == 'velocity_distance' and layer < 2")
+    assert (better["high"] < 0).all()
+    axis = found.plot(measure="velocity_distance", step=2)
+    assert [line.get_label() for line in axis.lines] == ["plain", "tuned"]
+    for line in axis.lines:
+        np.testing.assert_allclose(line.get_ydata(), values.loc["velocity_distance", 2][line.get_label()])
+    matplotlib.pyplot.close(axis.figure)
+    with pytest.raises(InputError, match="no measure 'loss' of step 0"):
+        found.plot(measure="loss")
+
+
+def test_instances_that_the_lens_has_seen_are_refused() -> None:
+    seen = TASK.sample(4, 0, "val")
+    with pytest.raises(EvidenceError, match=f"1 instances are not held out.*{seen[1].id}"):
+        trained().compare(small(), TASK, [*TASK.sample(2), seen[1]])
+    with pytest.raises(InputError, match="one task at a time"):
+        trained().compare(small(), [TASK, TASK], seen)
+
+
+# What ships.
+
+
+@pytest.mark.parametrize("name", ["maze"])
+def test_the_shipped_lenses_are_of_the_shipped_models_and_read_earlier_layers_better(name: str) -> None:
+    model = dl.load_organism(name)
+    tuned = TunedLens.load(name, model)
+    assert tuned.record.train
+    task = dl.organisms.organism_tasks(name)[0]
+    table = tuned.compare(model, task, 4, steps=[0], decode=False).frame()
+    by_lens = table.query("measure == 'velocity_distance'").pivot_table(index="layer", columns="lens", values="value")
+    assert (by_lens["tuned"][:-1] < by_lens["plain"][:-1]).all()
+    with pytest.raises(MadeForAnother):
+        TunedLens.load(name, dl.load_organism(name, random=True))
