@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -148,11 +146,7 @@ def _compare(header: dict[str, Any], entry: Entry, layout: Layout) -> dict[str, 
 
 
 def _same_sites(names: set[str], layout: Layout) -> None:
-    if wrong := names ^ layout.by_name.keys():
-        what = "has no" if (first := min(wrong)) in layout.by_name else "has, against the manifest,"
-        raise strict.Malformed(f"{what} {first}")
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of several shards as one tensor of its own memory."""
-    return torch.cat(list(parts))
+    if missing := layout.by_name.keys() - names:
+        raise strict.Malformed(f"has no {min(missing)}")
+    if extra := names - layout.by_name.keys():
+        raise strict.Malformed(f"has, against the manifest, {min(extra)}")
