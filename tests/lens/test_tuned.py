@@ -352,7 +352,7 @@ def test_instances_that_the_lens_has_seen_are_refused() -> None:
 # What ships.
 
 
-@pytest.mark.parametrize("name", ["maze"])
+@pytest.mark.parametrize("name", ["maze", "puzzles"])
 def test_the_shipped_lenses_are_of_the_shipped_models_and_read_earlier_layers_better(name: str) -> None:
     model = dl.load_organism(name)
     tuned = TunedLens.load(name, model)
