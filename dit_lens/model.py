@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.architectures import architecture_of
+from dit_lens.architectures.common import temporal_factor
 from dit_lens.bridge import Tree
 from dit_lens.checks import CheckReport
 from dit_lens.compat import refuse_modes
 from dit_lens.conditioning import outputs_of, rows_of
 from dit_lens.dispatch import Body, Dispatcher, velocities
 from dit_lens.drive import drive
-from dit_lens.errors import InputError, UnsupportedModel
+from dit_lens.errors import InputError, NotFinite, UnsupportedModel
 from dit_lens.geometry import Geometry
 from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
 from dit_lens.identity import model_id, run_id, weights_state
@@ -29,6 +30,7 @@ from dit_lens.inputs import Inputs, gather
 from dit_lens.interventions.base import Intervention
 from dit_lens.plan import check_reached, check_stop, make_plan
 from dit_lens.run import Context, Replay, Resume, Run
+from dit_lens.selection import Select, indices
 from dit_lens.settings import gather_settings, geometry_of, scales_of
 from dit_lens.sites import Sites
 
@@ -284,14 +286,44 @@ class VideoDiT:
         return Gradients(value.detach(), watch.activations, found, detached(replay))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch: int = 32) -> NDArray[np.uint8]:
-        """Frames of sampler latents (B, C, F, H, W), as the pipeline decodes them: uint8 (B, T, height, width, 3)."""
-        frames = []
+    def decode(self, latents: Tensor, batch: int = 32, frames: Select = "all") -> NDArray[np.uint8]:
+        """Frames of sampler latents, as the pipeline decodes them: uint8 (B, T, height, width, 3).
+
+        Parameters
+        ----------
+        latents : Tensor of shape (B, C, F, H, W)
+        batch : int
+            Videos that the VAE is given at once.
+        frames : Select
+            Return only these pixel frames, in order. Where the VAE's decoder is causal in time, no later latent frame
+            is decoded than they need; other decoders must see the whole video.
+
+        Raises
+        ------
+        InputError
+            Latents of another number of axes, or none.
+        NotFinite
+            NaN or infinity in the latents.
+        SiteError
+            A frame that the video does not have.
+        """
+        if latents.ndim != 5 or not len(latents) or batch < 1:
+            given = f"{tuple(latents.shape)} in batches of {batch}"
+            raise InputError(f"decode: need latents of shape (B, C, F, H, W), at least one and so a batch; got {given}")
+        if not torch.isfinite(latents).all():
+            raise NotFinite(f"decode: {int((~torch.isfinite(latents)).sum())} values of the latents are not finite")
+        chosen: list[int] | None = None
+        if self.architecture.causal_decoder and frames != "all":
+            temporal = temporal_factor(self.pipeline)
+            chosen = indices(frames, 1 + (latents.shape[2] - 1) * temporal, "frame")
+            latents = latents[:, :, : 1 - (-chosen[-1] // temporal)]
+        decoded = []
         for part in latents.split(batch if self.architecture.decodes_batches else 1):
-            decoded = self.architecture.decode(self.pipeline, part)
-            pixels = self.pipeline.video_processor.postprocess_video(decoded, output_type="np")
-            frames.append((pixels * 255).round().astype(np.uint8))
-        return np.concatenate(frames)
+            video = self.architecture.decode(self.pipeline, part)
+            chosen = indices(frames, video.shape[2], "frame") if chosen is None else chosen
+            pixels = self.pipeline.video_processor.postprocess_video(video[:, :, chosen], output_type="np")
+            decoded.append((pixels * 255).round().astype(np.uint8))
+        return np.concatenate(decoded)
 
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8], batch: int = 32) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.errors import InputError, UnsupportedModel
+from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
 from dit_lens.organisms import organism_tasks
 from dit_lens.tiny import TINY
 
@@ -94,6 +94,69 @@ def test_padding_that_is_never_decoded_repeats_the_first_latent_frame() -> None:
     assert latents.shape[2] == 4
     assert torch.equal(latents[:, :, 0], latents[:, :, 1])
     assert not torch.equal(latents[:, :, 1], latents[:, :, 2])
+
+
+def noise(model: dl.VideoDiT, rows: int = 1, frames: int | None = None) -> Tensor:
+    channels, latent_frames, height, width = model.geometry().shapes["latents"]
+    shape = (rows, channels, frames or latent_frames, height, width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def test_which_decoders_are_causal(model: dl.VideoDiT) -> None:
+    """Every prefix of the latents against the prefix of the whole, bit for bit, before any rounding to 8 bits."""
+    family, exact = model.architecture, True
+    if family.family == "allegro":
+        assert not family.causal_decoder  # its tiles are six latent frames long: there are no prefixes
+        return
+    latents = noise(model, frames=5)
+    whole = family.decode(model.pipeline, latents)
+    for count in range(1, 5):
+        part = family.decode(model.pipeline, latents[:, :, :count])
+        exact &= torch.equal(part, whole[:, :, : part.shape[2]])
+    assert exact == family.causal_decoder
+
+
+def test_chosen_frames_are_those_of_the_whole_video(model: dl.VideoDiT) -> None:
+    latents = noise(model)
+    whole = model.decode(latents)
+    for frames in ([0, 2], -1):
+        some = model.decode(latents, frames=frames)
+        assert np.array_equal(some, whole[:, frames if isinstance(frames, list) else [frames]])
+        if model.architecture.family == "allegro":
+            return  # takes seconds
+    with pytest.raises(SiteError, match=rf"no frame {whole.shape[1]}; .*frames 0\.\.{whole.shape[1] - 1}"):
+        model.decode(latents, frames=whole.shape[1])
+
+
+def test_a_causal_decoder_is_given_no_more_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("wan2.1-t2v")
+    latents = noise(model, frames=5)
+    for frame, needed in ((0, 1), (1, 2), (4, 2), (5, 3), (16, 5)):
+        seen = []
+        decode = type(model.pipeline.vae).decode
+
+        def spy(z: Tensor, *args: Any, decode: Any = decode, seen: list[int] = seen, **kwargs: Any) -> Any:
+            seen.append(z.shape[2])
+            return decode(model.pipeline.vae, z, *args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(model.pipeline.vae, "decode", spy)
+            model.decode(latents, frames=frame)
+        assert seen == [needed]
+
+
+def test_latents_that_cannot_be_decoded_are_refused() -> None:
+    model = model_of("wan2.1-t2v")
+    latents = noise(model)
+    for wrong in (latents[0], latents[:0]):
+        with pytest.raises(InputError, match=r"\(B, C, F, H, W\)"):
+            model.decode(wrong)
+    with pytest.raises(InputError, match="batches of 0"):
+        model.decode(latents, batch=0)
+    latents[0, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(NotFinite, match="1 values"):
+        model.decode(latents)
 
 
 def test_sizes_that_a_run_could_not_have_are_refused(model: dl.VideoDiT) -> None:

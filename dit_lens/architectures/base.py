@@ -304,6 +304,8 @@ class Architecture:
         Whether the image-to-video pipeline takes one image for several rows.
     decodes_batches : bool
         Whether the VAE decodes and encodes several rows at once.
+    causal_decoder : bool
+        Whether the first F latent frames alone decode to exactly the frames that they make as part of a longer video.
     """
 
     family: str
@@ -332,6 +334,7 @@ class Architecture:
     step_callback: bool = True
     shared_image: bool = False
     decodes_batches: bool = True
+    causal_decoder: bool = False
 
     def layers(self, transformer: Any) -> list[tuple[str, nn.Module, Block]]:
         """Path, module and kind of every block, on one layer axis."""

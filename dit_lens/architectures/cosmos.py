@@ -140,4 +140,5 @@ COSMOS = Architecture(
     encode=encode,
     guide=guide,
     refuse=refuse,
+    causal_decoder=True,
 )

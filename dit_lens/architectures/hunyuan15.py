@@ -82,5 +82,6 @@ HUNYUAN_VIDEO_15 = Architecture(
     refuse=refuse,
     pipeline_arguments=pipeline_arguments,
     step_callback=False,
+    causal_decoder=True,
     decodes_batches=False,  # the mask of shape (B, N, N) of its VAE's attention is none for (B, 1, N, D)
 )

@@ -141,4 +141,5 @@ WAN = Architecture(
     fixed_frames=fixed_frames,
     call_arguments=call_arguments,
     shared_image=True,
+    causal_decoder=True,
 )
