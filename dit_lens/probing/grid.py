@@ -1,156 +1,226 @@
 """Probes over layers, steps and labels, with the controls that make them mean something.
 
-Every probe is scored on task instances that it was not fitted on (folds grouped by instance), beside
+All probes of a step, or of as many steps and layers as fit into memory, are fitted at once: the second moments of every
+fold are computed once, those of its training rows are the total less the fold's own, and all labels with their shuffled
+controls are columns of one factorised system. Every probe is scored on task instances that it was not fitted on, beside
 
 - *shuffled*: the same features, each instance's labels taken from another instance. What remains is what the position
-of
-  a cell says, and what the probe can memorise;
+  of a row says, and what the probe can memorise; skill less this is the *selectivity* (Hewitt and Liang 2019, arXiv
+  1909.03368);
 - *input*: the full model input at the same token (noisy latents, frame mask and condition latents) in the features'
-place;
-- *position*: which cell it is, and nothing else;
+  place;
+- *position*: which row it is, and nothing else;
+- *random*: the same readout of the same architecture with random weights;
 - *majority*: the most frequent answer, whose skill is 0 by the definition of skill.
+
+A control that the data does not hold is named in the table as missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import pandas as pd
+import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.estimators import LinearProbe
-from dit_lens.probing.scores import GroupedScores, grouped_scores
-from dit_lens.statistics import bootstrap_weights, percentile_interval
-from dit_lens.tasks.base import Label
+from dit_lens.probing.columns import Question, ask, check_folds, targets
+from dit_lens.probing.data import ProbeData, check_data, fold_of_runs, group_numbers
+from dit_lens.probing.moments import Moments
+from dit_lens.probing.result import ProbeGrid
+from dit_lens.probing.scores import scores_by_group
 
-Floats = NDArray[np.float64]
+__all__ = ["ProbeData", "ProbeGrid", "probe_grid"]
 
-
-@dataclass(frozen=True)
-class ProbeData:
-    """Features and labels of one step.
-
-    Attributes
-    ----------
-    features : dict from readout name ("embed", "L00", ..., "input", "position") to float array of shape (G, N, D)
-        G task instances, N cells of each.
-    labels : dict from label name to Label with values of shape (G, N)
-    """
-
-    features: Mapping[str, Floats]
-    labels: Mapping[str, Label]
+#: Bytes of features that are worked on at once. On a CPU more would only leave the cache.
+AT_ONCE = {"cpu": 2**24, "cuda": 2**32}
+#: Up to this width the matrices are so small that BLAS threads which wait for each other cost more than they do.
+NARROW = 1024
 
 
-@dataclass
-class ProbeGrid:
-    """Scores of all probes.
-
-    Attributes
-    ----------
-    scores : dict from (step, readout, label, control) to GroupedScores
-        ``control`` is "none" or "shuffled"; the readouts "input" and "position" are controls themselves.
-    labels : dict from label name to role
-    """
-
-    groups: int
-    labels: dict[str, str]
-    scores: dict[tuple[int, str, str, str], GroupedScores] = field(default_factory=dict)
-
-    def skill(self, step: int, readout: str, label: str, control: str, weights: Floats) -> Floats:
-        """Skill under group weights (R, G): shape (R,)."""
-        return self.scores[step, readout, label, control].skill(weights)
-
-    def excess(self, step: int, readouts: Sequence[str], label: str, weights: Floats) -> Floats:
-        """Skill above the best control at each readout: shape (R, readouts)."""
-        still = [self.skill(step, name, label, "none", weights) for name in ("input", "position")]
-        columns = []
-        for readout in readouts:
-            shuffled = self.skill(step, readout, label, "shuffled", weights)
-            best = np.maximum.reduce([*still, shuffled, np.zeros_like(shuffled)])
-            columns.append(self.skill(step, readout, label, "none", weights) - best)
-        return np.stack(columns, axis=1)
-
-    def frame(self, replicates: int = 300, seed: int = 0) -> pd.DataFrame:
-        """Tidy table: step, readout, label, role, control, skill, low, high, n."""
-        weights = bootstrap_weights(self.groups, replicates, seed)
-        rows = []
-        for (step, readout, label, control), scores in self.scores.items():
-            interval = percentile_interval(scores.skill(weights))
-            rows.append((step, readout, label, self.labels[label], control, *interval, self.groups))
-        return pd.DataFrame(rows, columns=["step", "readout", "label", "role", "control", "skill", "low", "high", "n"])
-
-
-def probe_grid(data: Mapping[int, ProbeData], *, folds: int = 3, alpha: float = 1e-3, seed: int = 0) -> ProbeGrid:
+def probe_grid(
+    data: Mapping[int, ProbeData],
+    *,
+    folds: int | Sequence[int] = 3,
+    alpha: float = 1e-3,
+    seed: int = 0,
+    shuffled: bool = True,
+    device: torch.device | str = "cpu",
+    product: torch.dtype = torch.float64,
+) -> ProbeGrid:
     """Fit and score probes on every step and readout of ``data`` (step -> ProbeData).
+
+    Parameters
+    ----------
+    folds : int, or R ints
+        Into how many folds the task instances are dealt; or the fold of each run.
+    alpha : float
+        Ridge penalty in units of the number of training rows, on standardised features; see `Moments.solve`.
+    seed : int
+        Of the order in which shuffled labels are taken from other instances.
+    shuffled : bool
+        Also fit every probe to shuffled labels.
+    device : torch.device
+        Where sums and factors are made.
+    product : torch.dtype
+        float32 halves the time of products of rows; they are summed and solved in float64 all the same.
 
     Raises
     ------
     EvidenceError
-        Fewer instances than folds, labels of one class only, or NaN among the features.
+        Fewer than two instances to a fold, a split that shares instances, labels of one class only or with a class that
+        no training row of a fold has, NaN, or shapes and dtypes that do not go together.
     """
+    check_data(data)
     first = next(iter(data.values()))
-    count = len(next(iter(first.features.values())))
-    if count < 2 * folds:
-        raise EvidenceError(f"{count} task instances are too few for {folds} folds; need at least {2 * folds}")
-    _check_labels(first.labels)
-    grid = ProbeGrid(count, {name: label.role for name, label in first.labels.items()})
-    order = np.random.default_rng(seed).permutation(count)
-    total = sum(len(step.features) for step in data.values())
-    # One thread: the matrices are small, and on a busy machine BLAS threads that wait for each other cost far more.
-    with threadpool_limits(1, user_api="blas"), tqdm(total=total, desc="probes", unit="readout") as bar:
-        for step, step_data in data.items():
-            for readout, features in step_data.features.items():
-                _score_readout(grid, step, readout, features, step_data.labels, order, folds, alpha)
-                bar.update()
+    fold = fold_of_runs(first.instances, folds)
+    groups = group_numbers(first.instances)
+    grid = ProbeGrid(
+        int(groups.max()) + 1, {name: label.role for name, label in first.labels.items()},
+        source=first.source, level=first.level,
+        sigmas={step: part.sigma for step, part in data.items()},
+        experts={step: part.expert for step, part in data.items()},
+    )  # fmt: skip
+    work = _Work(grid, fold, groups, alpha, torch.device(device), product)
+    widest = max(x.shape[-1] for part in data.values() for x in part.features.values())
+    total = sum(len(part.features) for part in data.values())
+    with (
+        threadpool_limits(1 if widest <= NARROW else None, user_api="blas"),
+        tqdm(total=total, desc="probes", unit="readout") as bar,
+    ):
+        for questions, places in _batches(data, groups, seed, shuffled, work):
+            work.score(questions, places)
+            bar.update(len(places))
     return grid
 
 
-def _check_labels(labels: Mapping[str, Label]) -> None:
-    if not labels:
-        raise EvidenceError("no labels to probe")
-    for name, label in labels.items():
-        if len(np.unique(label.values)) < 2:
-            raise EvidenceError(
-                f"label {name!r} has one value only ({label.values.flat[0]}); there is nothing to probe"
+Place = tuple[int, str, NDArray[Any]]
+
+
+def _batches(
+    data: Mapping[int, ProbeData], groups: NDArray[np.int64], seed: int, shuffled: bool, work: _Work
+) -> Iterator[tuple[list[Question], list[Place]]]:
+    """Places (step, readout, features) that share labels and width, as many as fit into memory at once."""
+    for steps in _same_labels(data):
+        labels = data[steps[0]].labels
+        questions = [q for q in ask(labels, groups, seed) if shuffled or q.control == "none"]
+        check_folds(questions, work.fold)
+        for name, label in labels.items():
+            question = next(q for q in questions if q.name == name)
+            work.grid.labels.setdefault(name, label.role)
+            work.grid.kinds[name] = question.kind
+            names = getattr(label, "names", ())
+            work.grid.classes[name] = tuple(names[int(c)] if names else str(c) for c in question.classes)
+        places = [(step, name, x) for step in steps for name, x in data[step].features.items()]
+        for width in dict.fromkeys(x.shape[-1] for *_, x in places):
+            alike = [place for place in places if place[2].shape[-1] == width]
+            size = max(1, work.at_once // alike[0][2].size // work.product.itemsize)
+            for start in range(0, len(alike), size):
+                yield questions, alike[start : start + size]
+
+
+def _same_labels(data: Mapping[int, ProbeData]) -> list[list[int]]:
+    """Steps in runs of equal labels."""
+    found: list[list[int]] = []
+    for step, part in data.items():
+        if found and _equal(data[found[-1][0]], part):
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found
+
+
+def _equal(one: ProbeData, other: ProbeData) -> bool:
+    a, b = one.labels, other.labels
+    return a is b or (
+        list(a) == list(b)
+        and all(a[name].values.dtype == b[name].values.dtype for name in a)
+        and all(np.array_equal(a[name].values, b[name].values) for name in a)
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for every batch of places."""
+
+    grid: ProbeGrid
+    fold: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    alpha: float
+    device: torch.device
+    product: torch.dtype
+    rooms: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def at_once(self) -> int:
+        return AT_ONCE.get(self.device.type, AT_ONCE["cuda"])
+
+    def score(self, questions: Sequence[Question], places: Sequence[Place]) -> None:
+        """Fit and score all questions at all of these places."""
+        order = np.argsort(self.fold, kind="stable")  # the runs of a fold lie together
+        predicted = self._predict(questions, places, order)
+        for q, question in enumerate(questions):
+            codes, answers = question.codes[order], predicted[q].reshape(len(places), *question.codes.shape)
+            scores = scores_by_group(
+                codes, answers, self.groups[order], question.kind == "regression", self.grid.groups,
+                len(question.classes),
+            )  # fmt: skip
+            for (step, readout, _), of_place in zip(places, scores, strict=True):
+                self.grid.scores[step, readout, question.name, question.control] = of_place
+
+    def _predict(
+        self, questions: Sequence[Question], places: Sequence[Place], order: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """Held-out answers (questions, P, rows), the rows in ``order``."""
+        x = self._features(places, order)
+        y = targets(questions)[torch.from_numpy(order)].flatten(0, 1).to(self.device)
+        rows = len(y) // len(order)
+        ends = np.cumsum(np.bincount(self.fold)) * rows
+        parts = [slice(int(a), int(b)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        of_folds = [
+            Moments.zeros(len(x), x.shape[-1], y.shape[-1], self.device, self.product).add(
+                x[:, part], y[part], about_zero=True
             )
+            for part in parts
+        ]
+        everything = sum(of_folds[1:], of_folds[0])
+        predicted = torch.empty(len(questions), len(x), len(y), dtype=self.product, device=self.device)
+        for part, moments in zip(parts, of_folds, strict=True):
+            train = everything - moments
+            linear = train.solve(self.alpha)
+            scores, middle = linear(x[:, part]), train.midpoints(linear)
+            for q, question in enumerate(questions):
+                predicted[q, :, part] = question.answer(scores, train, linear, middle, x[:, part])
+        return predicted.cpu().numpy()
 
+    def _features(self, places: Sequence[Place], order: NDArray[np.int64]) -> Tensor:
+        """Features of some places (P, rows, D) less their means, the runs in ``order``.
 
-def _score_readout(
-    grid: ProbeGrid,
-    step: int,
-    readout: str,
-    features: Floats,
-    labels: Mapping[str, Label],
-    order: NDArray[np.int64],
-    folds: int,
-    alpha: float,
-) -> None:
-    """All labels, true and shuffled, of one readout: one solve a fold."""
-    count, cells, width = features.shape
-    if not np.isfinite(features).all():
-        raise EvidenceError(f"NaN or infinite features at step {step}, {readout}")
-    true = np.stack([np.asarray(label.values, dtype=np.float64) for label in labels.values()], axis=-1)
-    # A cyclic shift along a random order gives every instance the labels of another one.
-    shuffled = true[order[np.argsort(order) - 1]]
-    targets = np.concatenate([true, shuffled], axis=-1).reshape(count * cells, -1)
-    groups = np.repeat(np.arange(count), cells)
-    predicted = held_out(features.reshape(-1, width), targets, groups, folds, alpha)
-    names = [(name, control) for control in ("none", "shuffled") for name in labels]
-    for column, (name, control) in enumerate(names):
-        grid.scores[step, readout, name, control] = grouped_scores(
-            targets[:, column], predicted[:, column], groups, labels[name].is_regression, count
-        )
+        Without their means, because float32 scores would else be differences of large numbers.
+        """
+        runs, rows, width = places[0][2].shape
+        x = self._room("features", (len(places), runs * rows, width), self.product)
+        for one, (step, readout, features) in zip(x, places, strict=True):
+            taken = self._room("taken", features.shape, torch.from_numpy(np.empty(0, features.dtype)).dtype, "cpu")
+            np.take(features, order, axis=0, out=taken.numpy(), mode="clip")
+            flat = taken.flatten(0, 1).to(self.device)
+            mean = flat.mean(0, dtype=torch.float64)
+            if not torch.isfinite(mean).all():
+                bad = int((~torch.isfinite(flat)).sum())
+                raise EvidenceError(f"{bad} NaN or infinite features at step {step}, {readout}")
+            torch.sub(flat, mean.to(flat.dtype), out=one)
+        return x
 
-
-def held_out(X: Floats, Y: Floats, groups: NDArray[np.int64], folds: int, alpha: float) -> Floats:
-    """Predictions of every row by a probe fitted on other groups: shape of Y."""
-    predicted = np.empty_like(Y)
-    for train, test in GroupKFold(folds).split(X, Y, groups):
-        predicted[test] = LinearProbe(alpha).fit(X[train], Y[train]).predict(X[test])
-    return predicted
+    def _room(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Memory that every batch works in: fresh memory for each costs more than what is done there."""
+        if name not in self.rooms or (self.rooms[name].shape, self.rooms[name].dtype) != (shape, dtype):
+            self.rooms[name] = torch.empty(shape, dtype=dtype, device=device or self.device)
+        return self.rooms[name]

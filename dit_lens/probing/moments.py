@@ -102,7 +102,9 @@ class Moments:
         ]
         return cls._of(made, (0,) * targets, shape, product)
 
-    def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Moments:
+    def add(
+        self, features: Tensor, targets: Tensor, weights: Tensor | None = None, *, about_zero: bool = False
+    ) -> Moments:
         """Add n rows, in place.
 
         Parameters
@@ -112,6 +114,9 @@ class Moments:
             NaN where a row is not labelled.
         weights : tensor of shape (n,), optional
             How often each row counts; once by default.
+        about_zero : bool
+            The features' means are no larger than their deviations: do not take them off before multiplying, which
+            saves a pass over the rows.
 
         Raises
         ------
@@ -121,7 +126,7 @@ class Moments:
         x, y, w = self._fitted(features, targets, weights)
         self._refine(_meet(self.patterns, _missing_patterns(y)))
         for p in range(len(x)):
-            part = self._of_rows(x[p], y[p if len(y) > 1 else 0], w)
+            part = self._of_rows(x[p], y[p if len(y) > 1 else 0], w, about_zero)
             if not torch.isfinite(part.mean).all():
                 bad = int((~torch.isfinite(x[p])).sum())
                 raise EvidenceError(f"{bad} NaN or infinite features at place {self._name(p)}")
@@ -238,7 +243,7 @@ class Moments:
         y = y[None] if shared else y.flatten(0, -3)
         return x.to(device).flatten(0, -3), y, None if w is None else w.to(device, torch.float64)
 
-    def _of_rows(self, x: Tensor, y: Tensor, w: Tensor | None) -> Moments:
+    def _of_rows(self, x: Tensor, y: Tensor, w: Tensor | None, about_zero: bool) -> Moments:
         """Moments of rows (n, D) with targets (n, K) at one place."""
         part = Moments.zeros(1, x.shape[1], y.shape[1], x.device, self.product)
         part._refine(self.patterns)
@@ -250,23 +255,28 @@ class Moments:
             everything = bool(kept.all())
             rows, wanted = (x, y[:, columns]) if everything else (x[kept], y[kept][:, columns])
             if len(rows):
-                part._set(m, columns, rows, wanted, w if w is None or everything else w[kept])
+                part._set(m, columns, rows, wanted, w if w is None or everything else w[kept], about_zero)
         return part
 
-    def _set(self, m: int, columns: list[int], x: Tensor, y: Tensor, w: Tensor | None) -> None:
+    def _set(
+        self, m: int, columns: list[int], x: Tensor, y: Tensor, w: Tensor | None, about_zero: bool
+    ) -> None:  # fmt: skip
         """Fill in one pattern of a single place, from its labelled rows."""
-        share = torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device) if w is None else w / w.sum()
-        count = float(len(x)) if w is None else float(w.sum())
-        mean, target_mean = _weighted_mean(x, share, w is None), share @ y
-        near = mean.to(self.product)
-        centred, off = x.to(self.product) - near, y - target_mean
-        if w is not None:
-            centred, off = centred * w.sqrt()[:, None].to(centred), off * w.sqrt()[:, None]
-        rounding = mean - near.to(torch.float64)
-        self.count[0, m], self.mean[0, m], self.target_mean[0, columns] = count, mean, target_mean
-        self.gram[0, m] = _products(centred, centred) - count * torch.outer(rounding, rounding)
-        self.cross[0, columns] = _products(off.to(self.product), centred)
-        self.square[0, columns] = off.square().sum(0)
+        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if w is None else w
+        count, root = w.sum(), w.sqrt()[:, None]
+        near = None if about_zero else (x.mean(0, dtype=torch.float64)).to(self.product)
+        rows = x.to(self.product) if near is None else x.to(self.product) - near
+        target_mean = w @ y / count
+        off = (y - target_mean) * root
+        if bool((w != 1).any()):
+            rows = rows * root.to(rows)
+        # The last column sums the rows up: what is left of their mean.
+        sums = _products(torch.cat([off, root], dim=1).to(self.product), rows)
+        rest = sums[-1] / count
+        self.count[0, m], self.target_mean[0, columns] = count, target_mean
+        self.mean[0, m] = rest if near is None else rest + near
+        self.gram[0, m] = torch.addr(_products(rows, rows), rest, rest, alpha=-float(count))
+        self.cross[0, columns], self.square[0, columns] = sums[:-1], off.square().sum(0)
 
     def _at(self, p: int) -> Moments:
         """One place, as views of the same memory."""
@@ -315,6 +325,8 @@ class Moments:
     def _clear(self, before: Tensor) -> None:
         """Set to exactly zero what a subtraction left of features that are constant in the rest."""
         kept = (self.gram.diagonal(dim1=-2, dim2=-1) > VANISHED * before).to(torch.float64)
+        if kept.all():
+            return
         self.gram.mul_(kept[..., None]).mul_(kept[..., None, :])
         self.cross.mul_(kept[:, list(self.patterns)])
 
@@ -346,12 +358,6 @@ def _scale(gram: Tensor, mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     deviation = (gram.diagonal(dim1=-2, dim2=-1).clamp(min=0) / count).sqrt()
     constant = deviation <= 1e-12 * (1 + mean.abs())
     return torch.where(constant, 1.0, deviation), constant
-
-
-def _weighted_mean(x: Tensor, share: Tensor, equal: bool) -> Tensor:
-    if equal:
-        return x.mean(0, dtype=torch.float64)
-    return share @ x.to(torch.float64)
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:

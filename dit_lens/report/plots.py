@@ -94,17 +94,15 @@ def _shade(axis: Axes, result: Localization) -> None:
 
 
 def plot_probe_heatmap(result: Localization, label: str) -> Figure:
-    """Skill of one label's probes, layer by step, beside the same for its shuffled control."""
+    """Skill of one label's probes, layer by step and beside its controls, then that of shuffled labels by layer."""
     table = result.probes.frame(replicates=2)
-    table = table[table["label"] == label]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
-    for axis, control in zip(axes, ("none", "shuffled"), strict=True):
-        chosen = table[table["control"] == control]
-        grid = chosen.pivot_table(index="step", columns="readout", values="skill")
-        order = ["input", "position", "embed", *sorted(c for c in grid.columns if c.startswith("L"))]
-        sns.heatmap(grid[order], ax=axis, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", annot_kws={"size": 6})
-        axis.set(title=f"{label}: {'true' if control == 'none' else 'shuffled'} labels", xlabel="", ylabel="step")
-    figure.tight_layout()
+    shuffled = table[(table["label"] == label) & (table["control"] == "shuffled")]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 3.6), layout="constrained")
+    result.probes.plot(label, left)
+    grid = shuffled.pivot_table(index="step", columns="readout", values="skill")[result.probes.readouts]
+    sns.heatmap(grid, ax=right, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", annot_kws={"size": 6})
+    right.set(title=f"{label}: shuffled labels, layer by layer", xlabel="", ylabel="step")
+    right.title.set_fontsize(9)
     return figure
 
 

@@ -2,104 +2,324 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-import dit_lens as dl
 from dit_lens.errors import EvidenceError
-from dit_lens.probing import ProbeData, collect, probe_grid
-from dit_lens.probing.grid import held_out
+from dit_lens.probing import Moments, ProbeData, ProbeGrid, RidgeProbe, probe_grid, require_disjoint
+from dit_lens.probing.columns import donors
+from dit_lens.probing.data import fold_of_runs
+from dit_lens.probing.decisions import discriminant
 from dit_lens.tasks import Label
-from tests.subjects import Subject
 
-GROUPS, CELLS = 60, 9
-ONE = np.ones((1, GROUPS))
+RUNS, CELLS = 60, 9
+ONE = np.ones((1, RUNS))
 
 
-def planted(seed: int = 0) -> ProbeData:
-    """One label is in the features, one is what a cell's position says, one is nowhere."""
+def labelled(**values: NDArray[Any]) -> dict[str, Label]:
+    return {name: Label(name, "perception", x) for name, x in values.items()}
+
+
+def planted(seed: int = 0, mean: float = 0.0) -> ProbeData:
+    """Two labels are in the features, one is what a cell's position says, one is nowhere."""
     rng = np.random.default_rng(seed)
-    known, absent = rng.random((2, GROUPS, CELLS)) < 0.5
-    place = np.broadcast_to(np.arange(CELLS) < 3, (GROUPS, CELLS))
-    noise = rng.normal(size=(GROUPS, CELLS, 4))
-    position: NDArray[Any] = np.broadcast_to(np.eye(CELLS), (GROUPS, CELLS, CELLS))
+    known, absent = rng.random((2, RUNS, CELLS)) < 0.3
+    colour = rng.choice(4, size=(RUNS, CELLS), p=[0.55, 0.2, 0.15, 0.1])
+    place = np.broadcast_to(np.arange(CELLS) < 3, (RUNS, CELLS))
+    noise = rng.normal(size=(RUNS, CELLS, 4))
+    position: NDArray[Any] = np.broadcast_to(np.eye(CELLS), (RUNS, CELLS, CELLS))
+    inside = np.concatenate([known[..., None], np.eye(4)[colour]], axis=-1) + 0.1 * rng.normal(size=(RUNS, CELLS, 5))
     features = {
-        "L00": np.concatenate([noise, known[..., None] + 0.1 * rng.normal(size=(GROUPS, CELLS, 1)), position], axis=-1),
+        "embed": np.concatenate([noise, noise, position, noise[..., :1]], axis=-1) + mean,
+        "L00": np.concatenate([noise, inside, position], axis=-1) + mean,
         "input": noise,
         "position": position,
     }
-    labels = {"known": known, "place": place, "absent": absent}
-    return ProbeData(features, {name: Label(name, "perception", values) for name, values in labels.items()})
+    labels = labelled(known=known, place=place, absent=absent, colour=colour, far=noise[..., 0] + known)
+    return ProbeData(features, labels, sigma=0.5)
 
 
-def test_only_what_is_there_and_not_in_a_control_counts() -> None:
-    grid = probe_grid({0: planted()})
-    excess = {name: float(grid.excess(0, ["L00"], name, ONE)[0, 0]) for name in ("known", "place", "absent")}
-    assert grid.skill(0, "L00", "known", "none", ONE)[0] > 0.95
-    assert grid.skill(0, "L00", "place", "none", ONE)[0] > 0.95
+def few(data: ProbeData, runs: int) -> ProbeData:
+    labels = {name: replace(label, values=label.values[:runs]) for name, label in data.labels.items()}
+    return ProbeData({name: x[:runs] for name, x in data.features.items()}, labels)
+
+
+@pytest.fixture(scope="module")
+def grid() -> ProbeGrid:
+    return probe_grid({0: planted()})
+
+
+# -- what is found
+
+
+def test_only_what_is_there_and_not_in_a_control_counts(grid: ProbeGrid) -> None:
+    excess = {name: float(grid.excess(0, ["L00"], name, ONE)[0, 0]) for name in grid.labels}
+    for name in ("known", "place", "colour", "far"):
+        assert grid.skill(0, "L00", name, "none", ONE)[0] > 0.95
     assert excess["known"] > 0.8
+    assert excess["colour"] > 0.8
     assert excess["place"] <= 1e-9
     assert abs(excess["absent"]) < 0.25
+    assert grid.skill(0, "embed", "colour", "none", ONE)[0] < 0.2
 
 
-def test_shuffled_labels_are_another_instances_and_keep_what_position_says() -> None:
-    grid = probe_grid({0: planted()})
+def test_shuffled_labels_are_another_instances_and_keep_what_position_says(grid: ProbeGrid) -> None:
     assert abs(grid.skill(0, "L00", "known", "shuffled", ONE)[0]) < 0.25
     assert grid.skill(0, "L00", "place", "shuffled", ONE)[0] > 0.95
 
 
-def test_no_instance_is_scored_by_a_probe_that_saw_it() -> None:
-    """Each group carries a value that only its own rows could reveal."""
+@pytest.mark.parametrize("product", [torch.float64, torch.float32])
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_skills_are_those_of_a_loop_of_single_probes(product: torch.dtype, mean: float) -> None:
+    """The batched grid against `RidgeProbe`, which is scikit-learn's Ridge, fitted one label and one fold at a time."""
+    data = planted(mean=mean)
+    grid = probe_grid({0: data}, alpha=0.01, product=product)
+    fold = fold_of_runs(data.instances, 3)
+    X = data.features["L00"]
+    for name in ("known", "absent", "far"):
+        y = data.labels[name].values
+        predicted = np.zeros(y.shape)
+        for f in range(3):
+            train = fold != f
+            probe = RidgeProbe(0.01).fit(X[train].reshape(-1, X.shape[-1]), y[train].ravel().astype(float))
+            predicted[~train] = probe.predict(X[~train].reshape(-1, X.shape[-1])).reshape(-1, CELLS)
+        skill = grid.skill(0, "L00", name, "none", ONE)[0]
+        if name == "far":
+            expected = 1 - ((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+        else:
+            expected = np.mean([(predicted == y)[y == c].mean() for c in (True, False)]) * 2 - 1
+        assert skill == pytest.approx(expected, abs=1e-9 if product == torch.float64 else 1e-4)
+
+
+def test_several_classes_are_told_apart_as_by_discriminant_analysis_with_equal_priors() -> None:
+    """Ridge columns and their fitted values give the boundaries of discriminant analysis of the features themselves."""
     rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(12), 5)
-    secret = rng.normal(size=12)[groups][:, None]
-    X = np.eye(12)[groups]
-    predicted = held_out(X, secret, groups, folds=3, alpha=1e-6)
-    assert np.corrcoef(predicted.ravel(), secret.ravel())[0, 1] < 0.5
+    y = rng.choice(4, size=600, p=[0.6, 0.2, 0.1, 0.1])
+    X = rng.normal(size=(600, 6)) + 0.8 * np.array([0.0, 1.0, 2.0, 3.0])[y, None] * [1, 1, 0, 0, 0, 0] + 5
+    columns = torch.from_numpy(np.eye(4)[y])
+    moments = Moments.zeros(1, 6, 4).add(torch.from_numpy(X)[None], columns)
+    scores = discriminant(moments, moments.solve(1e-9), slice(0, 4))(torch.from_numpy(X)[None])[0]
+    lda = LinearDiscriminantAnalysis(priors=np.full(4, 0.25)).fit(X, y)
+    assert (scores.argmax(-1).numpy() == lda.predict(X)).mean() > 0.995
+    # Compared as they are, the columns never give the classes that lie between two others.
+    raw = moments.solve(1e-9)(torch.from_numpy(X)[None])[0].argmax(-1).numpy()
+    assert (raw == 2).mean() < 0.02 < (lda.predict(X) == 2).mean()
+
+
+def test_two_classes_as_columns_equal_the_midpoint() -> None:
+    rng = np.random.default_rng(1)
+    y = rng.random(300) < 0.2
+    X = torch.from_numpy(rng.normal(size=(300, 5)) + y[:, None])[None]
+    columns = torch.from_numpy(np.stack([~y, y, y], axis=1).astype(float))
+    moments = Moments.zeros(1, 5, 3).add(X, columns)
+    linear = moments.solve(0.01)
+    by_class = discriminant(moments, linear, slice(0, 2))(X)[0].argmax(-1)
+    by_middle = linear(X)[0, :, 2] > moments.midpoints(linear)[0, 2]
+    assert torch.equal(by_class.bool(), by_middle)
+
+
+def test_classes_that_position_tells_apart_fully_are_found() -> None:
+    """Within-class covariance is zero there, which must not hide the classes."""
+    data = planted()
+    which = np.broadcast_to(np.arange(CELLS) // 3, (RUNS, CELLS))
+    grid = probe_grid({0: ProbeData(data.features, labelled(row=which))})
+    for readout in ("position", "L00"):
+        assert grid.skill(0, readout, "row", "none", ONE)[0] == 1
+
+
+# -- splits
+
+
+def test_no_instance_is_scored_by_a_probe_that_saw_it() -> None:
+    """Each instance carries a value that only its own rows could reveal, and each has two runs."""
+    rng = np.random.default_rng(0)
+    ids = np.repeat(np.arange(12), 2)
+    secret = rng.normal(size=12)[ids][:, None]
+    data = ProbeData({"L00": np.eye(12)[ids][:, None]}, labelled(secret=secret), groups=[f"m{i}" for i in ids])
+    assert probe_grid({0: data}, alpha=1e-6).skill(0, "L00", "secret", "none", np.ones((1, 12)))[0] < 0.3
+    leaking = replace(data, groups=None)
+    assert probe_grid({0: leaking}, alpha=1e-6).skill(0, "L00", "secret", "none", np.ones((1, 24)))[0] > 0.3
+
+
+def test_a_split_that_shares_instances_is_refused_and_names_them() -> None:
+    data = replace(planted(), groups=[f"maze-{i // 2}" for i in range(RUNS)])
+    split = np.arange(RUNS) % 3
+    split[4], split[5] = 0, 0
+    with pytest.raises(EvidenceError, match=r"20 task instances are in training and in test: 'maze-0'.*and 15 more"):
+        probe_grid({0: data}, folds=split.tolist())
+    fine = probe_grid({0: data}, folds=[(i // 2) % 3 for i in range(RUNS)])
+    assert fine.groups == RUNS // 2
+    require_disjoint(["a", "b"], ["c"])
+    with pytest.raises(EvidenceError, match=r"1 task instances .*'b'"):
+        require_disjoint(["a", "b"], ["c", "b"])
+
+
+def test_runs_of_one_instance_fall_into_one_fold_and_count_as_one() -> None:
+    ids = np.random.default_rng(0).integers(0, 20, RUNS).tolist()
+    fold = fold_of_runs(ids, 4)
+    assert all(len(set(fold[np.array(ids) == i])) == 1 for i in set(ids))
+    grid = probe_grid({0: replace(planted(), groups=ids)}, folds=4)
+    assert grid.groups == len(set(ids))
+    assert grid.frame(replicates=20)["n"].unique().tolist() == [grid.groups]
+
+
+def test_shuffled_labels_come_from_another_instance() -> None:
+    groups = np.array([0, 0, 1, 2, 2, 2, 3])
+    donor = donors(groups, seed=3)
+    assert (groups[donor] != groups).all()
+    for g in range(4):
+        assert len(set(groups[donor[groups == g]])) == 1
+
+
+# -- tables
 
 
 def test_table_is_tidy_and_has_every_control() -> None:
     frame = probe_grid({0: planted(), 4: planted(1)}).frame(replicates=50)
-    assert len(frame) == 2 * 3 * 3 * 2
+    assert len(frame) == 2 * 4 * 5 * 2
     assert set(frame["control"]) == {"none", "shuffled"}
     assert {"input", "position"} <= set(frame["readout"])
     assert (frame["low"] <= frame["high"]).all()
-    assert (frame["n"] == GROUPS).all()
+    assert (frame["n"] == RUNS).all()
+    assert set(frame["sigma"]) == {0.5}
+    assert "expert" not in frame
+
+
+def test_controls_stand_side_by_side() -> None:
+    data = planted()
+    twin = {f"random/{name}": data.features["embed"] for name in ("embed", "L00")}
+    grid = probe_grid({0: replace(data, features={**data.features, **twin}, expert="high_noise")})
+    row = grid.table(0, replicates=50).set_index(["label", "readout"]).loc["known", "L00"]
+    for name in ("input", "position"):
+        assert row[name] == grid.skill(0, name, "known", "none", ONE)[0]
+    assert row["random"] == grid.skill(0, "random/L00", "known", "none", ONE)[0]
+    assert row["selectivity"] == pytest.approx(row["skill"] - row["shuffled"])
+    best = max(0, row["input"], row["position"], row["random"], row["shuffled"])
+    assert row["excess"] == pytest.approx(row["skill"] - best)
+    assert row["excess_low"] <= row["excess"] <= row["excess_high"]
+    assert (row["missing"], grid.missing, row["expert"]) == ("", (), "high_noise")
+    assert grid.readouts == ["embed", "L00"]
+    assert "no control is missing" in grid.summary(replicates=10)
+
+
+def test_missing_controls_are_said(grid: ProbeGrid) -> None:
+    table = grid.table(replicates=10)
+    assert set(table["missing"]) == {"random"}
+    assert table["random"].isna().all()
+    assert "controls missing: random" in grid.summary(replicates=10)
+    data = planted()
+    bare = probe_grid({0: replace(data, features={"L00": data.features["L00"]})}, shuffled=False)
+    assert bare.missing == ("shuffled", "input", "position", "random")
+    assert set(bare.table(replicates=10)["missing"]) == {"shuffled, input, position, random"}
+
+
+def test_class_balance_is_reported(grid: ProbeGrid) -> None:
+    table = grid.table(replicates=10).set_index(["label", "readout"])
+    colour, values = table.loc["colour", "L00"], planted().labels["colour"].values
+    assert colour["majority"] == pytest.approx((values == 0).mean())
+    assert colour["rows"] == ", ".join(f"{c} {(values == c).sum()}" for c in range(4))
+    assert colour["accuracy"] > 0.95
+    assert table.loc["known", "L00"]["rows"].startswith("False ")
+    assert np.isnan(table.loc["far", "L00"]["accuracy"])
+
+
+def test_unlabelled_rows_are_left_out() -> None:
+    data = planted()
+    colour = data.labels["colour"].values
+    gaps = np.where(np.arange(CELLS) % 2 == 0, colour, -1)
+    grid = probe_grid({0: replace(data, labels=labelled(colour=colour, some=gaps))})
+    alone = {name: x[:, ::2] for name, x in data.features.items()}
+    expected = probe_grid({0: ProbeData(alone, labelled(some=gaps[:, ::2]))})
+    for readout in ("L00", "embed"):
+        for control in ("none", "shuffled"):
+            one, other = (g.scores[0, readout, "some", control].sums for g in (grid, expected))
+            np.testing.assert_array_equal(one, other)
+
+
+def test_picture_has_every_layer_and_every_control(grid: ProbeGrid) -> None:
+    mpl.use("Agg")
+    axis = grid.plot("colour")
+    drawn = [text.get_text() for text in axis.get_xticklabels()]
+    assert drawn == ["embed", "L00", "shuffled", "input", "position", "random", "majority"]
+    assert "missing: random" in axis.get_title()
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["0 (0.50)"]
+    mpl.pyplot.close("all")
+
+
+def test_steps_with_labels_of_their_own_are_kept_apart() -> None:
+    one, other = planted(), planted(1)
+    both = probe_grid({0: one, 1: one, 2: other})
+    for step, data in ((1, one), (2, other)):
+        alone = probe_grid({step: data})
+        for key, scores in alone.scores.items():
+            np.testing.assert_allclose(both.scores[key].sums, scores.sums, rtol=1e-12, atol=1e-12)
+
+
+# -- what is refused
 
 
 def test_bad_data_is_refused() -> None:
     data = planted()
-    few = ProbeData(
-        {k: v[:4] for k, v in data.features.items()},
-        {k: Label(k, v.role, v.values[:4]) for k, v in data.labels.items()},
-    )
     with pytest.raises(EvidenceError, match="at least 6"):
-        probe_grid({0: few})
-    constant = ProbeData(data.features, {"flat": Label("flat", "perception", np.zeros((GROUPS, CELLS), dtype=bool))})
-    with pytest.raises(EvidenceError, match="'flat' has one value"):
-        probe_grid({0: constant})
-    broken = data.features["L00"].copy()
-    broken[0, 0, 0] = np.nan
-    with pytest.raises(EvidenceError, match="step 0, L00"):
-        probe_grid({0: ProbeData({"L00": broken}, data.labels)})
+        probe_grid({0: few(data, 4)})
+    with pytest.raises(EvidenceError, match="at least 2, got 1"):
+        probe_grid({0: data}, folds=1)
     with pytest.raises(EvidenceError, match="no labels"):
         probe_grid({0: ProbeData(data.features, {})})
+    with pytest.raises(EvidenceError, match="no features"):
+        probe_grid({})
+    for flat in (np.zeros((RUNS, CELLS), dtype=bool), np.full((RUNS, CELLS), 3), np.full((RUNS, CELLS), 1.5)):
+        with pytest.raises(EvidenceError, match="'flat' has one value"):
+            probe_grid({0: replace(data, labels=labelled(flat=flat))})
+    with pytest.raises(EvidenceError, match="'none' has no labelled row"):
+        probe_grid({0: replace(data, labels=labelled(none=np.full((RUNS, CELLS), -1)))})
 
 
-def test_collected_features_are_the_models_residuals(organism: Subject) -> None:
-    task = dl.tasks.Maze(size=3, lengths=(2, 4))
-    mazes = task.sample(3, seed=0)
-    data = collect(organism.model, task, mazes, steps=[0, 1], frame=-1, seed=7, batch=2)
-    run = organism.model.run(
-        mazes, seed=[7, 8, 9], interventions=[dl.Capture(dl.Sites(("resid", "model_input"), steps=1))]
-    )
-    resid = run["s01/cond/L02/resid/video"][:, -1, :3, :3].flatten(1, 2).numpy()
-    given = run["s01/cond/-/model_input/video"][:, :, -1, :3, :3].flatten(2).transpose(1, 2).numpy()
-    np.testing.assert_allclose(data[1].features["L02"], resid, atol=1e-4)
-    np.testing.assert_allclose(data[1].features["input"], given, atol=1e-4)
-    assert list(data) == [0, 1]
-    assert set(data[0].features) == {"embed", "input", "position", *(f"L{k:02d}" for k in range(4))}
-    assert data[0].labels["on_path"].values.shape == (3, 9)
+def test_nan_is_refused_and_found() -> None:
+    data = planted()
+    broken = data.features["L00"].copy()
+    broken[0, 0, 0], broken[1, 2, 3] = np.nan, np.inf
+    with pytest.raises(EvidenceError, match="2 NaN or infinite features at step 3, L00"):
+        probe_grid({3: replace(data, features={**data.features, "L00": broken})})
+    far = data.labels["far"].values.copy()
+    far[5, 5] = np.nan
+    with pytest.raises(EvidenceError, match="'far' of step 3 is NaN or infinite in 1 of 540 rows"):
+        probe_grid({3: replace(data, labels=labelled(far=far))})
+
+
+def test_mixed_shapes_types_and_lengths_are_refused() -> None:
+    data = planted()
+    x = data.features["L00"]
+    for other, match in (
+        (x[:-1], r"L01 have shape \(59, 9, 18\)"),
+        (x[:, :-1], r"L01 have shape \(60, 8, 18\)"),
+        (x.astype(np.float32), r"mix float64 \(embed\) and float32 \(L01\)"),
+        (x.astype(np.int64), "L01 are int64"),
+    ):
+        with pytest.raises(EvidenceError, match=match):
+            probe_grid({0: replace(data, features={**data.features, "L01": other})})
+    with pytest.raises(EvidenceError, match=r"'known' of step 0 has shape \(60, 8\)"):
+        probe_grid({0: replace(data, labels=labelled(known=data.labels["known"].values[:, 1:]))})
+    with pytest.raises(EvidenceError, match="object"):
+        probe_grid({0: replace(data, labels=labelled(odd=np.full((RUNS, CELLS), "x", dtype=object)))})
+    with pytest.raises(EvidenceError, match="other instances"):
+        probe_grid({0: data, 1: few(data, 30)})
+    with pytest.raises(EvidenceError, match="of invert, cell; the first of sample"):
+        probe_grid({0: data, 1: replace(data, source="invert")})
+    with pytest.raises(EvidenceError, match="fold for each of 60 runs"):
+        probe_grid({0: data}, folds=[0, 1])
+
+
+def test_a_class_that_a_fold_never_trains_on_is_named() -> None:
+    data = planted()
+    fold = fold_of_runs(data.instances, 3)
+    rare = np.where((fold == 1)[:, None] & (np.arange(CELLS) == 0), 7, data.labels["colour"].values)
+    with pytest.raises(EvidenceError, match=r"'rare': class 7 is in no training instance of fold 1"):
+        probe_grid({0: replace(data, labels=labelled(rare=rare))})
