@@ -17,6 +17,7 @@ from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
 from dit_lens.lens.attention import Attention, attention
 from dit_lens.lens.attention.measure import Axis, Softmax, Sums
 from dit_lens.lens.attention.watch import attention_modules, watched
+from tests.benchmarks import attention as attention_benchmark
 from tests.benchmarks.memory import peak_bytes
 from tests.subjects import STEPS, Subject, leftovers, subject_of
 
@@ -175,6 +176,14 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square() -> None:
     assert large < 1.5 * small
     assert large < budget
     assert large < 2048**2  # a map of one head in single bytes
+
+
+def test_the_memory_benchmark_compares_two_ways_to_one_result() -> None:
+    rows = attention_benchmark.measured([64, 256], budget=2**16)
+    assert [row["tokens"] for row in rows] == [64, 256]
+    assert max(row["difference"] for row in rows) < EXACT
+    assert rows[1]["whole map"] > 12 * rows[0]["whole map"]
+    assert rows[1]["lens"] < rows[1]["whole map"]
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "additive", "by head"])
