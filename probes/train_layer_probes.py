@@ -1,82 +1,82 @@
-"""Train linear probes for every label, layer and step of a task, and save them with their scores.
+"""Train linear probes of a task at every layer of a model, score them beside all controls, and save both.
 
-    python probes/train_layer_probes.py --model maze --out runs/probes
+    python probes/train_layer_probes.py --config probes/maze.toml --out runs/probes/maze
+    python probes/train_layer_probes.py --model puzzles --task sort --labels height rank --steps 0 5 --out runs/sort
 
-Writes ``probes.safetensors`` (for each step and readout the coefficients of shape (labels, D), intercepts and
-thresholds) and ``probes.json`` (what they are, how they were fitted, and their held-out scores beside all controls).
+A configuration file says the same as the options, which overrule it. Writes ``OUT.safetensors`` (weights) and
+``OUT.json`` (what they are of, how they were fitted, and their scores on unseen instances). Nothing is kept of the
+activations: see `dit_lens.probing.stream`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict, dataclass
+import tomllib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-
-import numpy as np
-from safetensors.numpy import save
-from tqdm.auto import tqdm
+from typing import Any
 
 import dit_lens as dl
-from dit_lens.files import write_atomic
-from dit_lens.probing import LinearProbe, ProbeData, collect, probe_grid
+from dit_lens.probing.stream import stream_probes
+from dit_lens.tasks import task_named
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a set of probes depends on."""
+    """Everything that a set of probes depends on.
+
+    ``model`` is a shipped organism, or the id or folder of a diffusers pipeline; ``task`` a name as
+    `dit_lens.tasks.task_named` reads it, by default the organism's first.
+    """
 
     model: str = "maze"
-    size: int = 5
-    instances: int = 192
-    frame: int = -1
-    folds: int = 3
+    task: str | None = None
+    level: str = "cell"
+    labels: list[str] | None = None
+    steps: list[int] | None = None
+    layers: list[int] | None = None
+    frames: list[int] | None = None
+    source: str = "sample"
+    controls: list[str] | None = None
+    train: int = 192
+    test: int = 96
     alpha: float = 1e-3
     seed: int = 0
-    split: str = "val"
+    batch: int = 32
 
 
-def fit_all(data: dict[int, ProbeData], alpha: float) -> dict[str, np.ndarray]:
-    """Final probes, fitted on all instances: tensors by ``sSS/readout/what``."""
-    tensors = {}
-    for step, part in tqdm(data.items(), desc="final probes", unit="step"):
-        targets = np.stack(
-            [np.asarray(label.values, dtype=np.float64).ravel() for label in part.labels.values()], axis=1
-        )
-        for readout, features in part.features.items():
-            probe = LinearProbe(alpha).fit(features.reshape(-1, features.shape[-1]), targets)
-            for what in ("coef", "intercept", "threshold"):
-                tensors[f"s{step:02d}/{readout}/{what}"] = getattr(probe, f"{what}_").astype(np.float32)
-    return tensors
+def parse() -> tuple[Config, Path]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="a TOML file of these options")
+    parser.add_argument("--out", type=Path, default=Path("runs/probes/probes"))
+    several = {"labels": str, "controls": str, "steps": int, "layers": int, "frames": int}
+    single: dict[str, Any] = {"train": int, "test": int, "seed": int, "batch": int, "alpha": float}
+    for field in fields(Config):
+        kind = {"type": several[field.name], "nargs": "*"} if field.name in several else {
+            "type": single.get(field.name, str)}  # fmt: skip
+        parser.add_argument(f"--{field.name}", **kind)
+    options = vars(parser.parse_args())
+    out, file = options.pop("out"), options.pop("config")
+    given = tomllib.loads(file.read_text()) if file is not None else {}
+    if unknown := set(given) - {field.name for field in fields(Config)}:
+        parser.error(f"{file}: unknown {', '.join(sorted(unknown))}")
+    return Config(**given | {name: value for name, value in options.items() if value is not None}), out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/probes"))
-    for name, value in asdict(Config()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    options = vars(parser.parse_args())
-    out = options.pop("out")
-    config = Config(**options)
+    config, out = parse()
+    shipped = config.model in dl.organisms.organism_names()
+    model = dl.load_organism(config.model) if shipped else dl.VideoDiT(config.model)
+    task = task_named(config.task) if config.task else dl.organisms.organism_tasks(config.model)[0]
+    chosen = {name: value for name, value in asdict(config).items() if value is not None}
+    for name in ("model", "task"):
+        chosen.pop(name, None)
 
-    model = dl.load_organism(config.model)
-    task = dl.tasks.Maze(config.size)
-    instances = task.sample(config.instances, seed=config.seed, split=config.split)
-    data = collect(model, task, instances, frame=config.frame, seed=config.seed, decode=True)
+    result = stream_probes(model, task, **chosen)
+    path = result.probes.save(out)
 
-    grid = probe_grid(data, folds=config.folds, alpha=config.alpha, seed=config.seed)
-    scores = grid.frame()
-    labels = list(next(iter(data.values())).labels)
-    card = {
-        "config": asdict(config), "model_id": model.id, "task": task.name, "labels": labels,
-        "scores": json.loads(scores.to_json(orient="records")),
-    }  # fmt: skip
-    write_atomic(out / "probes.safetensors", save(fit_all(data, config.alpha)))
-    write_atomic(out / "probes.json", json.dumps(card, indent=1).encode())
-
-    shown = scores[(scores["control"] == "none") & (scores["step"] == scores["step"].min())]
-    print(shown.pivot_table(index="label", columns="readout", values="skill").round(2).to_string())
-    print(f"{out}/probes.safetensors, {out}/probes.json")
+    print(result.grid.summary())
+    print(f"{path} ({path.stat().st_size / 1e6:.2f} MB), {path.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from dit_lens.interventions import Capture
+from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing.grid import ProbeData
-from dit_lens.run import Run
+from dit_lens.probing.data import ProbeData, Source
+from dit_lens.probing.rows import Pool, Rows
+from dit_lens.probing.sources import require_source
+from dit_lens.probing.targets import targets_of
+from dit_lens.probing.visit import CONTROLS, Sink, Visit, require_controls
 from dit_lens.selection import Select, indices
-from dit_lens.sites import Sites
-from dit_lens.tasks.base import Label, Task
-from dit_lens.tokens import Tokens
+from dit_lens.tasks.base import Level, Task
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 
 def collect(
@@ -30,72 +29,114 @@ def collect(
     instances: Sequence[Any],
     *,
     steps: Select = "all",
-    frame: int = -1,
+    layers: Select = "all",
+    frames: Select | None = None,
+    level: Level = "cell",
+    labels: Sequence[str] | None = None,
+    pool: str | Pool = "mean",
+    source: Source = "sample",
+    controls: Sequence[str] = CONTROLS,
     seed: int = 0,
     batch: int = 32,
     decode: bool = False,
+    random_seed: int = 0,
 ) -> dict[int, ProbeData]:
-    """Run a task's instances and keep the residual stream of one latent frame at every layer.
+    """Run a task's instances and keep the residual stream at every layer, with the controls' features.
 
-    Instance i runs with seed ``seed + i``. Readouts: "embed" (before block 0), "L00" ... (after each block), "input"
-    (the full model input at the same token), "position" (one-hot).
+    Instance i runs with seed ``seed + i``. Readouts: "embed" (before block 0), "L00" ... (after each block), and the
+    controls "input" (the full model input of the same rows, conditioning channels included), "position" (which row it
+    is, one-hot) and "random/embed", "random/L00" ... (a twin with random weights, given the very same inputs).
 
     Parameters
     ----------
-    frame : int
-        Latent frame whose tokens are read, from the end where negative.
+    steps, layers : Select
+    frames : Select, optional
+        Latent frames that are read, each a row of its own (of a clip, pooled together). By default the last one for
+        cells and tokens, which shows the answer, and all for frames and clips.
+    level : "cell", "token", "frame" or "clip"
+        What a row is; see `dit_lens.probing.rows.Rows`.
+    labels : sequence of str, optional
+        By default all labels of that level.
+    pool : "mean", "max" or callable from (B, n, D) to (B, D)
+        How the tokens of a frame or clip become one vector.
+    source : "sample", "forward-noise" or "invert"
+        Where the states come from; see `dit_lens.probing.sources`.
+    controls : sequence of str
+        Which of "input", "position" and "random" to collect.
     decode : bool
-        Also decode every run and add the label "drawn" (the answer that this run shows).
+        Also decode every run, for labels of what it shows ("drawn", the answer that a maze's run shows).
+    random_seed : int
+        Of the twin's weights.
 
     Returns
     -------
     dict from step to ProbeData
+
+    Raises
+    ------
+    EvidenceError
+        Labels, levels or controls that there are not.
+    UnsupportedModel
+        A source that this model cannot be given.
     """
+    visit = plan_visit(
+        model, task, instances, steps=steps, layers=layers, frames=frames, level=level, pool=pool, source=source,
+        controls=controls, seed=seed, batch=batch, random_seed=random_seed,
+    )  # fmt: skip
+    targets = None if decode else targets_of(task, instances, visit.rows, labels)  # refused before anything runs
+    found: dict[int, dict[str, list[Floats]]] = defaultdict(lambda: defaultdict(list))
+    shown = []
+    for run in visit.runs(model, task, instances, lambda _: _keeping(found), decode=decode):
+        shown.append(run.frames)
+        last = run
+    if targets is None:
+        targets = targets_of(task, instances, visit.rows, labels, np.concatenate([f for f in shown if f is not None]))
+    still = {}
+    if "position" in visit.controls:
+        still["position"] = np.repeat(visit.rows.positions()[None], len(instances), axis=0)
+    names, experts = [instance.id for instance in instances], {call.step: call.expert for call in last.calls}
+    return {
+        step: ProbeData(
+            {name: np.concatenate(parts) for name, parts in found[step].items()} | still,
+            targets, names, source, level, last.schedule.sigma(step), experts[step],
+        )
+        for step in visit.steps
+    }  # fmt: skip
+
+
+def plan_visit(
+    model: VideoDiT,
+    task: Any,
+    instances: Sequence[Any],
+    *,
+    steps: Select,
+    layers: Select,
+    frames: Select | None,
+    level: Level,
+    pool: str | Pool,
+    source: Source,
+    controls: Sequence[str],
+    seed: int,
+    batch: int,
+    random_seed: int,
+) -> Visit:
+    """What is read in the runs of a task's instances, checked before anything runs."""
+    if not instances:
+        raise EvidenceError("no instances to probe")
+    require_controls(controls)
     geometry = model.geometry(instances[0])
+    require_source(model, source, geometry)
+    if frames is None:
+        frames = -1 if level in ("cell", "token") else "all"
+    rows = Rows.of(geometry, task, level, frames, pool)
     chosen = indices(steps, geometry.steps, "step")
-    kept = indices(frame, geometry.grid[0], "latent frame")[0]
-    runs = [
-        _run(model, instances[i : i + batch], range(seed + i, seed + i + batch), chosen, kept, decode)
-        for i in tqdm(range(0, len(instances), batch), desc="runs for probes", unit="batch")
-    ]
-    labels = _labels(task, instances, geometry.grid[0], kept, [r.frames for r in runs])
-    n = task.size
-    position = np.broadcast_to(np.eye(n * n), (len(instances), n * n, n * n))
-    data = {}
-    for step in chosen:
-        features = {name: np.concatenate(parts) for name, parts in _by_readout(runs, step, n)}
-        data[step] = ProbeData(features | {"position": position}, labels)
-    return data
+    return Visit(chosen, rows, layers, tuple(controls), source, seed, batch, random_seed=random_seed)
 
 
-def _run(model: VideoDiT, instances: Sequence[Any], seeds: range, steps: list[int], frame: int, decode: bool) -> Run:
-    here = Tokens(frames=frame)
-    captures = [
-        Capture(Sites(("embed", "resid"), steps=steps, branches="cond", tokens=here)),
-        Capture(Sites("model_input", steps=steps, branches="cond"), reduce=lambda x: x[:, :, frame].movedim(1, -1)),
-    ]
-    stop = None if decode else max(steps)
-    return model.run(list(instances), seed=list(seeds[: len(instances)]), interventions=captures, stop_after=stop)
+def _keeping(found: dict[int, dict[str, list[Floats]]]) -> Sink:
+    """Collects features on the CPU."""
 
+    def keep(step: int, readout: str, features: Tensor) -> None:
+        found[step][readout].append(features.cpu().numpy())
 
-def _by_readout(runs: Sequence[Run], step: int, n: int) -> Iterator[tuple[str, list[Floats]]]:
-    """Name and per-run features (rows, n * n, D) of every readout of one step."""
-    sites = [s for s in runs[0].captured() if s.step == step]
-    for site in sites:
-        name = {"embed": "embed", "model_input": "input"}.get(site.component, f"L{site.layer or 0:02d}")
-        yield name, [_cells(run[site], n) for run in runs]
-
-
-def _cells(captured: Tensor, n: int) -> Floats:
-    """Capture (B, [1,] H, W, D) to the task's cells, (B, n * n, D): a board may be smaller than the picture."""
-    grid = captured.squeeze(1) if captured.ndim == 5 else captured
-    return grid[:, :n, :n].flatten(1, 2).to(torch.float64).cpu().numpy()
-
-
-def _labels(
-    task: Task, instances: Sequence[Any], latent_frames: int, frame: int, frames: list[Any]
-) -> dict[str, Label]:
-    drawn = {} if frames[0] is None else {"frames": np.concatenate(frames)}
-    labels = task.labels(instances, latent_frames, **drawn)
-    flat = {name: label.values[:, frame].reshape(len(instances), -1) for name, label in labels.items()}
-    return {name: replace(label, values=flat[name]) for name, label in labels.items()}
+    return keep

@@ -1,0 +1,221 @@
+"""From what can be read to what is used: steering along a probe's direction, against random directions.
+
+A probe that reads a label shows that it is there, not that the model uses it. If it does, moving the residual stream
+along the probe's direction moves the answer more than moving it as far along a random direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dit_lens.errors import EvidenceError
+from dit_lens.interventions import Capture, Steer
+from dit_lens.lens.depth import read_out
+from dit_lens.model import VideoDiT
+from dit_lens.plotting import curves
+from dit_lens.probing.trained import ProbeSet, site_of_readout
+from dit_lens.run import Resume, Run
+from dit_lens.sites import Sites
+from dit_lens.statistics import mean_interval
+from dit_lens.tokens import Tokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: What is measured of every steered run, beside the unsteered one of the same instance and seed.
+MEASURES = ("score", "strict", "lens_score", "lens_cosine")
+_PAIRED = "probe - random"
+
+
+@dataclass(frozen=True)
+class CausalCheck:
+    """How score and depth lens move with the dose.
+
+    Attributes
+    ----------
+    label : str
+    answer : the class towards which was steered, None for a boolean or a number
+    step, layer : int, int or "embed"
+        Where.
+    lens_layer : int
+        Where the depth lens reads.
+    rows : DataFrame
+        One row for each instance, dose and direction: instance, seed, step, sigma, expert, layer, dose, direction
+        ("probe" or "random"), draw, and `MEASURES`: the score of the final video and whether it is fully right, the
+        score of the depth lens's decoded estimate in the steered step, and that estimate's cosine to the unsteered one.
+    """
+
+    label: str
+    answer: Any
+    step: int
+    layer: int | str
+    lens_layer: int
+    rows: pd.DataFrame
+
+    def frame(self, replicates: int = 1000) -> pd.DataFrame:
+        """Mean changes from the unsteered runs, with 95 % bootstrap intervals over instances.
+
+        Returns
+        -------
+        DataFrame with columns step, sigma, expert, layer, label, measure, direction, dose, value, low, high, n
+            "random" is the mean over its draws; "probe - random" their difference, paired by instance and seed.
+        """
+        keys, first = ["dose", "direction", "instance", "seed"], self.rows.iloc[0]
+        found = []
+        for measure in MEASURES:
+            values = self.rows.groupby(keys, sort=False)[measure].mean()
+            start = values[0.0]["probe"]
+            for dose in self.rows["dose"].unique():
+                moved = {way: (values[dose][way] - start).to_numpy() for way in ("probe", "random")}
+                moved[_PAIRED] = moved["probe"] - moved["random"]
+                for way, change in moved.items():
+                    interval = mean_interval(change, replicates)
+                    found.append((measure, way, dose, *interval, len(change)))
+        table = pd.DataFrame(found, columns=["measure", "direction", "dose", "value", "low", "high", "n"])
+        for name in ("layer", "expert", "sigma", "step"):
+            table.insert(0, name, first[name])
+        table.insert(4, "label", self.label)
+        return table
+
+    def plot(self, axis: Axes | None = None, measure: str = "score") -> Axes:
+        """Change of one measure over the dose, along the probe's direction and along random ones."""
+        if measure not in MEASURES:
+            raise EvidenceError(f"unknown measure {measure!r}; one of {', '.join(MEASURES)}")
+        table = self.frame()
+        table = table[(table["measure"] == measure) & (table["direction"] != _PAIRED)]
+        axis = curves(table, "dose", "value", "direction", axis)
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        towards = self.label if self.answer is None else f"{self.label} = {self.answer}"
+        axis.set_title(
+            f"steering {towards}, step {self.step}, layer {self.layer}, n = {table['n'].iloc[0]}", fontsize=9
+        )
+        axis.set(ylabel=f"change of {measure}", xlabel="dose (share of each token's norm)")
+        return axis
+
+
+@torch.no_grad()
+def causal_check(
+    model: VideoDiT,
+    task: Any,
+    probes: ProbeSet,
+    label: str,
+    layer: int | str,
+    *,
+    step: int | None = None,
+    doses: Sequence[float] = (-0.5, -0.25, 0.25, 0.5),
+    answer: Any = None,
+    instances: int | Sequence[Any] = 24,
+    draws: int = 3,
+    lens_layer: int = -1,
+    tokens: Tokens | None = None,
+    seed: int = 0,
+    batch: int = 24,
+) -> CausalCheck:
+    """Steer along a probe's direction, and along random ones of the same norm, and see what moves.
+
+    Every steered run starts from the record of the unsteered run of the same instance and seed, so that all of them are
+    the same up to ``step``.
+
+    Parameters
+    ----------
+    probes : ProbeSet
+    label, layer, answer
+        As in `ProbeSet.direction`.
+    step : int, optional
+        By default the first of the probes' steps.
+    doses : sequence of float
+        Lengths of the steps along a direction, as shares of the norm of each token's own activation.
+    instances : int or sequence of instances
+        A number draws so many of the task's test split. Instance i runs with ``seed + i``.
+    draws : int
+        Random directions.
+    lens_layer : int
+        Layer that the depth lens reads in the steered step; the last is what the model itself predicts.
+    tokens : Tokens, optional
+        Where to steer; by default everywhere.
+
+    Raises
+    ------
+    MadeForAnother
+        Probes of another model, or that were not trained there.
+    EvidenceError
+        No doses, or no draws.
+    """
+    probes.require(model)
+    if not len(doses) or draws < 1:
+        raise EvidenceError(f"a causal check needs doses and random draws, got doses={tuple(doses)}, draws={draws}")
+    step = probes.steps[0] if step is None else step
+    chosen = task.sample(instances, seed=seed) if isinstance(instances, int) else list(instances)
+    own = probes.direction(label, step, layer, answer)
+    ways = [("probe", 0, own)]
+    generator = torch.Generator().manual_seed(seed)
+    for draw in range(draws):
+        random = torch.randn(own.shape, generator=generator)
+        ways.append(("random", draw, random / torch.linalg.vector_norm(random)))
+    place = _Place(model, task, step, site_of_readout(step, layer), range(model.layers)[lens_layer], tokens or Tokens())
+    parts = []
+    for start in range(0, len(chosen), batch):
+        part = chosen[start : start + batch]
+        seeds = [seed + start + i for i in range(len(part))]
+        parts += place.measured(part, seeds, ways, doses)
+    return CausalCheck(label, answer, step, layer, place.lens_layer, pd.concat(parts, ignore_index=True))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where is steered and read."""
+
+    model: VideoDiT
+    task: Any
+    step: int
+    sites: Sites
+    lens_layer: int
+    tokens: Tokens
+
+    def measured(
+        self, part: Sequence[Any], seeds: list[int], ways: Sequence[tuple[str, int, Tensor]], doses: Sequence[float]
+    ) -> list[pd.DataFrame]:
+        """One table for each dose and direction, the unsteered runs first, once for the probe and once for random."""
+        run = self.model.run(list(part), seeds, record=True)
+        still = self._lens(run, None)
+        found = [self._table(run, run, part, still, still, 0.0, way, 0) for way in ("probe", "random")]
+        for dose in tqdm(doses, desc="doses", unit="dose"):
+            for way, draw, direction in ways:
+                steer = Steer(self.sites.at(tokens=self.tokens), direction, dose, unit="norm")
+                resume = Resume(run, self.step)
+                steered = self.model.run(list(part), seeds, interventions=[steer], resume=resume)
+                found.append(self._table(run, steered, part, self._lens(run, steer), still, dose, way, draw))
+        return found
+
+    def _lens(self, run: Run, steer: Steer | None) -> Tensor:
+        """x0hat of the depth lens in the steered step: (B, C, F, H, W)."""
+        keep = Capture(Sites("resid", steps=self.step, layers=self.lens_layer, branches="cond"))
+        replay = self.model.replay(run, self.step, [*([] if steer is None else [steer]), keep])
+        call = next(c for c in run.recorded(self.step) if "cond" in c.branches)
+        residual = next(iter(replay.captures[""].values()))
+        velocity = read_out(self.model, call, residual, replay.conditioning["cond"])
+        return run.clean(self.step, run.states[self.step], velocity)
+
+    def _table(
+        self, run: Run, steered: Run, part: Sequence[Any], lens: Tensor, still: Tensor, dose: float, way: str, draw: int
+    ) -> pd.DataFrame:
+        scores = self.task.score(steered.frames, part)
+        of_lens = self.task.score(self.model.decode(lens), part)
+        cosine = torch.nn.functional.cosine_similarity(lens.flatten(1).double(), still.flatten(1).double())
+        call = next(c for c in run.calls if c.step == self.step)
+        site = self.sites
+        return pd.DataFrame({
+            "instance": [row.instance for row in run.rows], "seed": [row.seed for row in run.rows], "step": self.step,
+            "sigma": call.sigma, "expert": call.expert,
+            "layer": "embed" if "embed" in site.components else site.layers, "dose": float(dose), "direction": way,
+            "draw": draw, "score": scores.total, "strict": scores.strict.astype(np.float64),
+            "lens_score": of_lens.total, "lens_cosine": cosine.cpu().numpy(),
+        })  # fmt: skip

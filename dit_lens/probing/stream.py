@@ -1,0 +1,316 @@
+"""Probes fitted and scored while the model runs: no activation is kept, and memory does not grow with the instances.
+
+Two passes. In the first, every activation of the training instances is added to the sufficient statistics of its place
+(`Moments`) on the device where it was made; then all probes are solved. In the second, activations of the test
+instances are answered inside the run, and only each instance's sums of scores are kept.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dit_lens.errors import EvidenceError
+from dit_lens.model import VideoDiT
+from dit_lens.probing.columns import Question, ask, donors, targets
+from dit_lens.probing.data import Source, require_disjoint
+from dit_lens.probing.decisions import discriminant
+from dit_lens.probing.features import plan_visit
+from dit_lens.probing.moments import Linear, Moments
+from dit_lens.probing.result import ProbeGrid
+from dit_lens.probing.rows import Pool
+from dit_lens.probing.scores import GroupedScores, scores_by_group
+from dit_lens.probing.targets import targets_of
+from dit_lens.probing.trained import SCHEMA, Asked, ProbeSet, card_of_task, sites_of
+from dit_lens.probing.visit import CONTROLS, Sink, Visit
+from dit_lens.run import Run
+from dit_lens.selection import Select, indices
+from dit_lens.tasks.base import Label, Level
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Place = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Trained probes and how well they do on instances that they have not seen.
+
+    Attributes
+    ----------
+    probes : ProbeSet
+    grid : ProbeGrid
+        Scores of the test instances, with every control.
+    """
+
+    probes: ProbeSet
+    grid: ProbeGrid
+
+    def frame(self, **options: Any) -> pd.DataFrame:
+        """Tidy table of all scores; see `ProbeGrid.frame`."""
+        return self.grid.frame(**options)
+
+    def table(self, **options: Any) -> pd.DataFrame:
+        """One row for each step, label and layer, all controls side by side; see `ProbeGrid.table`."""
+        return self.grid.table(**options)
+
+    def plot(self, label: str, axis: Axes | None = None, **options: Any) -> Axes:
+        """Skill of one label over steps and layers, with the controls; see `ProbeGrid.plot`."""
+        return self.grid.plot(label, axis, **options)
+
+
+def stream_probes(
+    model: VideoDiT,
+    task: Any,
+    *,
+    train: int | Sequence[Any] = 192,
+    test: int | Sequence[Any] = 96,
+    steps: Select = "all",
+    layers: Select = "all",
+    frames: Select | None = None,
+    level: Level = "cell",
+    labels: Sequence[str] | None = None,
+    pool: str | Pool = "mean",
+    source: Source = "sample",
+    controls: Sequence[str] = CONTROLS,
+    alpha: float = 1e-3,
+    seed: int = 0,
+    batch: int = 32,
+    random_seed: int = 0,
+) -> Streamed:
+    """Fit ridge probes to the runs of training instances and score them on test instances, without keeping activations.
+
+    The answers are those of `collect` and the ridge of `probe_grid` on the same split. Training instance i runs with
+    seed ``seed + i``, test instance j with ``seed + len(train) + j``.
+
+    Parameters
+    ----------
+    train, test : int or sequence of instances
+        A number draws so many of the task's split of that name.
+    alpha : float
+        Penalty in units of the number of training rows, on standardised features.
+    steps, layers, frames, level, labels, pool, source, controls, seed, batch, random_seed
+        As in `collect`.
+
+    Raises
+    ------
+    EvidenceError
+        Training and test share instances, or a class that no training instance has.
+    """
+    sides = [task.sample(x, seed=seed, split=s) if isinstance(x, int) else list(x)
+             for x, s in ((train, "train"), (test, "test"))]  # fmt: skip
+    require_disjoint(*([instance.id for instance in side] for side in sides))
+    visit = plan_visit(
+        model, task, sides[0], steps=steps, layers=layers, frames=frames, level=level, pool=pool, source=source,
+        controls=controls, seed=seed, batch=batch, random_seed=random_seed,
+    )  # fmt: skip
+    found = targets_of(task, [*sides[0], *sides[1]], visit.rows, labels)
+    count = len(sides[0])
+    known = {name: _only(label, slice(count)) for name, label in found.items()}
+    questions = ask(known, np.arange(count), seed)
+    moments, last = _accumulated(model, task, sides[0], visit, targets(questions))
+    asked, fitted = _solved(questions, known, moments, alpha)
+    card = _card(model, task, visit, last, asked, alpha, pool, seed, {"train": sides[0], "test": sides[1]})
+    probes = ProbeSet(card, *fitted)
+    held_out = {name: _only(label, slice(count, None)) for name, label in found.items()}
+    grid = _scored(probes, model, task, sides[1], visit, held_out, seed + count)
+    card["scores"] = _records(grid)
+    return Streamed(probes, grid)
+
+
+def evaluate_probes(
+    probes: ProbeSet, model: VideoDiT, task: Any = None, test: int | Sequence[Any] = 96, *, seed: int = 0,
+    batch: int = 32, first_run_seed: int = 0,
+) -> ProbeGrid:  # fmt: skip
+    """Score trained probes, and those of their controls, on instances.
+
+    Parameters
+    ----------
+    task : Task, optional
+        By default the one that the probes were trained on.
+    test : int or sequence of instances
+        A number draws so many of the task's test split with ``seed``.
+    first_run_seed : int
+        Instance i runs with this plus i.
+
+    Raises
+    ------
+    MadeForAnother
+        Probes of another model, site or width, or classes that they do not know.
+    """
+    probes.require(model)
+    task, card = probes.task if task is None else task, probes.card
+    instances = task.sample(test, seed=seed, split="test") if isinstance(test, int) else list(test)
+    visit = plan_visit(
+        model, task, instances, steps=probes.steps, layers=card["layers"], frames=card["frames"], level=card["level"],
+        pool=card["pool"], source=card["source"], controls=card["controls"], seed=first_run_seed, batch=batch,
+        random_seed=card["random_seed"],
+    )  # fmt: skip
+    found = targets_of(task, instances, visit.rows, probes.labels)
+    return _scored(probes, model, task, instances, visit, found, first_run_seed)
+
+
+# -- the first pass
+
+
+def _accumulated(
+    model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, y: Tensor
+) -> tuple[dict[Place, Moments], Run]:
+    """Moments of every place over the training instances, and the last run."""
+    moments: dict[Place, Moments] = {}
+
+    def adding(rows: slice) -> Sink:
+        def add(step: int, readout: str, features: Tensor) -> None:
+            place, flat = (step, readout), features.flatten(0, 1)[None]
+            if place not in moments:
+                moments[place] = Moments.zeros(1, flat.shape[-1], y.shape[-1], flat.device)
+            try:
+                moments[place].add(flat, y[rows].flatten(0, 1))
+            except EvidenceError as error:
+                raise EvidenceError(f"step {step}, {readout}: {error}") from error
+
+        return add
+
+    for run in _visited(model, task, instances, visit, adding, "training"):
+        last = run
+    return moments, last
+
+
+def _visited(
+    model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, sink: Callable[[slice], Sink], title: str
+) -> Any:
+    """The visit's runs, each followed by the rows' positions, which no run has."""
+    positions, start = torch.from_numpy(visit.rows.positions()), 0
+    for run in visit.runs(model, task, instances, sink, title=title):
+        rows = slice(start, start + len(run.rows))
+        for step in visit.steps if "position" in visit.controls else ():
+            sink(rows)(step, "position", positions.expand(len(run.rows), -1, -1))
+        start = rows.stop
+        yield run
+
+
+def _solved(
+    questions: Sequence[Question], labels: Mapping[str, Label], moments: Mapping[Place, Moments], alpha: float
+) -> tuple[list[Asked], tuple[dict[Place, Tensor], dict[Place, Tensor]]]:
+    """What is asked, and at each place coefficients (K, D) and intercepts (K,) whose outputs answer it."""
+    asked, start = [], 0
+    for question in questions:
+        label, width = labels[question.name], question.columns.stop - question.columns.start
+        classes = tuple(c.item() for c in question.classes)
+        names = tuple(label.names[int(c)] if label.names else str(c) for c in classes)
+        given = question.name, label.role, question.control, question.kind
+        asked.append(Asked(*given, classes, names, start, start + width))
+        start += width
+    coef, intercept = {}, {}
+    for place, train in moments.items():
+        linear = train.solve(alpha)
+        middle = train.midpoints(linear)
+        parts = [_decision(question, train, linear, middle) for question in questions]
+        coef[place] = torch.cat([part.coef[0] for part in parts]).cpu()
+        intercept[place] = torch.cat([part.intercept[0] for part in parts]).cpu()
+    return asked, (coef, intercept)
+
+
+def _decision(question: Question, train: Moments, linear: Linear, middle: Tensor) -> Linear:
+    """The linear map whose outputs answer a question, as `Asked` says."""
+    columns = question.columns
+    if question.kind == "classes":
+        return discriminant(train, linear, columns)
+    offset = linear.intercept[:, columns]
+    return Linear(linear.coef[:, columns], offset - middle[:, columns] if question.kind == "binary" else offset)
+
+
+# -- the second pass
+
+
+def _scored(
+    probes: ProbeSet, model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, labels: Mapping[str, Label],
+    first_seed: int,
+) -> ProbeGrid:  # fmt: skip
+    """Scores of every instance, made while the model runs."""
+    count, asked = len(instances), probes.asked
+    donor = donors(np.arange(count), 0) if count > 1 else np.zeros(1, dtype=np.int64)
+    codes = [a.codes(labels[a.name].values) for a in asked]
+    codes = [c if a.control == "none" else c[donor] for a, c in zip(asked, codes, strict=True)]
+    sums: dict[tuple[int, str, str, str], list[NDArray[np.float64]]] = {}
+
+    def scoring(rows: slice) -> Sink:
+        def score(step: int, readout: str, features: Tensor) -> None:
+            outputs = probes.scores(step, readout, features)
+            for a, of_all in zip(asked, codes, strict=True):
+                answers = a.answers(outputs).to(torch.float64).cpu().numpy()[None]
+                size = answers.shape[1]
+                each = scores_by_group(
+                    of_all[rows], answers, np.arange(size), a.kind == "regression", size, len(a.classes)
+                )
+                sums.setdefault((step, readout, a.name, a.control), []).append(each[0].sums)
+
+        return score
+
+    seeded = Visit(**{**{f: getattr(visit, f) for f in visit.__dataclass_fields__}, "seed": first_seed})
+    for run in _visited(model, task, instances, seeded, scoring, "test"):
+        last = run
+    kinds = {a.name: a.kind for a in asked}
+    experts = {call.step: call.expert for call in last.calls}
+    return ProbeGrid(
+        count, {a.name: a.role for a in asked},
+        {key: GroupedScores(np.concatenate(parts), kinds[key[2]] == "regression") for key, parts in sums.items()},
+        kinds, {a.name: a.names for a in asked}, visit.source, visit.rows.level,
+        {step: last.schedule.sigma(step) for step in visit.steps}, {step: experts[step] for step in visit.steps},
+    )  # fmt: skip
+
+
+# -- records
+
+
+def _only(label: Label, rows: slice) -> Label:
+    return Label(label.name, label.role, label.values[rows], label.level, label.names)
+
+
+def _card(
+    model: VideoDiT, task: Any, visit: Visit, run: Run, asked: Sequence[Asked], alpha: float, pool: str | Pool,
+    seed: int, sides: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:  # fmt: skip
+    layers = [site.layer for site in sites_of(visit.steps[:1], _layers(model, visit)) if site.layer is not None]
+    return {
+        "schema": SCHEMA,
+        "model_id": model.id,
+        "family": model.architecture.family,
+        "task": card_of_task(task),
+        "level": visit.rows.level,
+        "frames": list(visit.rows.frames),
+        "pool": pool if isinstance(pool, str) else getattr(pool, "__qualname__", repr(pool)),
+        "source": visit.source,
+        "controls": list(visit.controls),
+        "random_seed": visit.random_seed,
+        "layers": layers,
+        "estimator": {"kind": "ridge, classes by discriminant analysis", "alpha": alpha},
+        "asked": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(a).items()} for a in asked],
+        "sites": [str(site) for site in sites_of(visit.steps, _layers(model, visit))],
+        "sigmas": {str(step): run.schedule.sigma(step) for step in visit.steps},
+        "seed": seed,
+        **{name: {"instances": len(side)} for name, side in sides.items()},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _layers(model: VideoDiT, visit: Visit) -> list[str]:
+    return ["embed", *(f"L{k:02d}" for k in indices(visit.layers, model.layers, "layer"))]
+
+
+def _records(grid: ProbeGrid) -> list[dict[str, Any]]:
+    """The table with all controls, rounded, as JSON types."""
+    table = grid.table().round(4)
+    rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+    return [{str(name): value for name, value in row.items()} for row in rows]

@@ -1,0 +1,336 @@
+"""Trained probes: what they are of, how well they read, and their weights; saved, loaded by name, refused elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dit_lens.errors import InputError, MadeForAnother, SiteError
+from dit_lens.files import write_atomic
+from dit_lens.interventions import Steer
+from dit_lens.model import VideoDiT
+from dit_lens.probing.visit import site_of
+from dit_lens.sites import Site, Sites
+from dit_lens.tasks import TASKS
+
+SCHEMA = 1
+_ORGANISMS = Path(__file__).parent.parent / "organisms"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What some of a probe's outputs answer.
+
+    Attributes
+    ----------
+    control : "none" or "shuffled"
+    kind : "binary" (one output, above 0 means the second class), "classes" (the largest wins), or "regression"
+    classes : tuple
+        The label's values; empty for regression.
+    names : tuple of str
+        What each class is called.
+    start, stop : int
+        The outputs.
+    """
+
+    name: str
+    role: str
+    control: str
+    kind: str
+    classes: tuple[Any, ...]
+    names: tuple[str, ...]
+    start: int
+    stop: int
+
+    def answers(self, scores: Tensor) -> Tensor:
+        """Scores (..., K) to numbers of classes or values (...)."""
+        own = scores[..., self.start : self.stop]
+        if self.kind == "classes":
+            return own.argmax(-1)
+        return own[..., 0] if self.kind == "regression" else (own[..., 0] > 0).long()
+
+    def codes(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A label's values as numbers of classes, -1 where they are negative; values of a regression as they are.
+
+        Raises
+        ------
+        MadeForAnother
+            A class that the probe has not been trained on.
+        """
+        if self.kind == "regression":
+            return values.astype(np.float64)
+        numbers, known = values.astype(np.int64), np.array([int(c) for c in self.classes])
+        if len(missing := np.setdiff1d(numbers[numbers >= 0], known)):
+            raise MadeForAnother(
+                f"the probes of {self.name!r} were trained on the classes {', '.join(self.names)}; there is also "
+                f"{', '.join(map(str, missing))}"
+            )
+        return np.where(numbers >= 0, np.searchsorted(known, numbers), -1)
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Linear probes of one task at many steps and layers, their controls included.
+
+    Attributes
+    ----------
+    card : dict of JSON types
+        ``model_id``, ``task``, ``level``, ``frames``, ``pool``, ``source``, ``estimator``, ``asked`` (labels, true and
+        shuffled, with the outputs that answer them), ``sites``, ``train`` and ``test`` (how many instances of which
+        split), ``scores`` (the table, with all controls), ``versions``, ``date``.
+    coef, intercept : dicts from (step, readout) to tensors of shape (K, D) and (K,)
+        Readouts as in `dit_lens.probing.collect`. Files keep them in single precision.
+    """
+
+    card: Mapping[str, Any]
+    coef: Mapping[tuple[int, str], Tensor]
+    intercept: Mapping[tuple[int, str], Tensor]
+
+    def __repr__(self) -> str:
+        task, model = self.card["task"]["name"], self.card["model_id"]
+        steps = ", ".join(map(str, self.steps))
+        return f"ProbeSet({task}, labels={', '.join(self.labels)}, steps={steps}, source={self.source}, model={model})"
+
+    @property
+    def asked(self) -> list[Asked]:
+        """All questions, true labels first."""
+        given: list[dict[str, Any]] = [_options(a) for a in self.card["asked"]]
+        return [Asked(**a) for a in given]
+
+    @property
+    def labels(self) -> list[str]:
+        return [a.name for a in self.asked if a.control == "none"]
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted({step for step, _ in self.coef})
+
+    @property
+    def readouts(self) -> list[str]:
+        """Readouts, those of the controls included."""
+        return list(dict.fromkeys(readout for _, readout in self.coef))
+
+    @property
+    def source(self) -> str:
+        return str(self.card["source"])
+
+    @property
+    def task(self) -> Any:
+        """The task that the probes are of."""
+        return TASKS[self.card["task"]["name"]](**_options(self.card["task"]["options"]))
+
+    def frame(self) -> pd.DataFrame:
+        """The scores that were measured when the probes were trained, with all controls."""
+        return pd.DataFrame(self.card["scores"])
+
+    def require(self, model: VideoDiT) -> None:
+        """Refuse a model that the probes were not made for.
+
+        Raises
+        ------
+        MadeForAnother
+        """
+        if model.id != self.card["model_id"]:
+            raise MadeForAnother(f"these probes are of model {self.card['model_id']}, this is {model.id}")
+
+    def scores(self, step: int, readout: str, features: Tensor) -> Tensor:
+        """Outputs (..., K) of features (..., D).
+
+        Raises
+        ------
+        MadeForAnother
+            A step, readout or width that these probes were not trained on.
+        """
+        coef = self._at(step, readout)
+        if features.shape[-1] != coef.shape[-1]:
+            raise MadeForAnother(
+                f"the probes of step {step}, {readout} read width {coef.shape[-1]}, these features have "
+                f"{features.shape[-1]}"
+            )
+        wide = features.to(torch.float64)
+        return wide @ coef.to(wide).mT + self.intercept[step, readout].to(wide)
+
+    def predict(self, step: int, readout: str, features: Tensor) -> dict[str, NDArray[Any]]:
+        """Answers (...) to every label of features (..., D): values of a regression, else classes."""
+        outputs, found = self.scores(step, readout, features), {}
+        for asked in (a for a in self.asked if a.control == "none"):
+            answers = asked.answers(outputs).cpu().numpy()
+            found[asked.name] = answers if asked.kind == "regression" else np.array(asked.classes)[answers]
+        return found
+
+    def direction(self, label: str, step: int, layer: int | str, answer: Any = None) -> Tensor:
+        """The direction in the residual stream along which a probe's score of a label rises: unit, of shape (D,).
+
+        Parameters
+        ----------
+        layer : int or "embed"
+        answer : optional
+            Of a label with several classes the class, by its name or value; of a boolean one True by default.
+        """
+        asked = next((a for a in self.asked if a.name == label and a.control == "none"), None)
+        if asked is None:
+            raise InputError(f"no probe of {label!r}; there are {', '.join(self.labels)}")
+        weights = self._at(step, _readout(layer))[asked.start : asked.stop].double()
+        if asked.kind == "classes":
+            # Away from all other classes: what the largest score must be larger than.
+            towards = weights[_number(asked, answer)] - weights.mean(0)
+        else:
+            towards = -weights[0] if answer is False else weights[0]
+        unit: Tensor = towards / torch.linalg.vector_norm(towards)
+        return unit.float()
+
+    def steer(
+        self, label: str, step: int, layer: int | str, scale: float, *, answer: Any = None, **options: Any
+    ) -> Steer:
+        """Steer the residual stream of the conditional branch along a probe's direction, at its own step and layer.
+
+        Parameters
+        ----------
+        scale : float
+            In units of the norm of each token's own activation (``unit="norm"``), unless ``unit`` says otherwise.
+        **options
+            ``tokens`` selects tokens; others are those of `Steer`.
+        """
+        sites = site_of_readout(step, layer)
+        if "tokens" in options:
+            sites = sites.at(tokens=options.pop("tokens"))
+        return Steer(sites, self.direction(label, step, layer, answer), scale, **{"unit": "norm", **options})
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path`` (safetensors) and, last and beside it, the card (``.json``)."""
+        path = Path(path).with_suffix(".safetensors")
+        parts = {"coef": self.coef, "intercept": self.intercept}
+        tensors = {
+            f"s{s:02d}/{r}/{what}": x.float().contiguous() for what, of in parts.items() for (s, r), x in of.items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save(tensors))
+        write_atomic(path.with_suffix(".json"), json.dumps(self.card, indent=1).encode())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProbeSet:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            No such files, or files that are no probes.
+        """
+        path = Path(path).with_suffix(".safetensors")
+        if not path.exists() or not path.with_suffix(".json").exists():
+            raise InputError(f"no probes at {path}: need this file and {path.with_suffix('.json').name}")
+        try:
+            card = json.loads(path.with_suffix(".json").read_text())
+            tensors = load(path.read_bytes())
+            if card["schema"] != SCHEMA:
+                raise InputError(f"{path}: probes of schema {card['schema']}; this version reads {SCHEMA}")
+            found = cls(card, _part(tensors, "coef"), _part(tensors, "intercept"))
+            found._check()
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise error if isinstance(error, InputError) else InputError(f"{path}: no probes ({error})") from error
+        return found
+
+    def _check(self) -> None:
+        outputs = max(a.stop for a in self.asked)
+        for place, coef in self.coef.items():
+            if coef.ndim != 2 or len(coef) != outputs or self.intercept[place].shape != (outputs,):
+                raise InputError(f"probes of {place} have shape {tuple(coef.shape)}; the card names {outputs} outputs")
+
+    def _at(self, step: int, readout: str) -> Tensor:
+        if (step, readout) not in self.coef:
+            steps, readouts = ", ".join(map(str, self.steps)), ", ".join(self.readouts)
+            raise MadeForAnother(
+                f"no probes of step {step}, {readout}; there are steps {steps} and readouts {readouts}"
+            )
+        return self.coef[step, readout]
+
+
+def load_probes(name: str | Path) -> ProbeSet:
+    """The trained probes of a shipped organism, or those in a file.
+
+    Parameters
+    ----------
+    name : str or Path
+        One of `probe_names`, such as "maze", or the path of a file that `ProbeSet.save` wrote.
+
+    Examples
+    --------
+    >>> load_probes("maze").task.name
+    'maze'
+    """
+    if isinstance(name, str) and name in (names := probe_names()):
+        return ProbeSet.load(names[name])
+    if Path(name).with_suffix(".safetensors").exists():
+        return ProbeSet.load(name)
+    raise InputError(f"no probes {str(name)!r}: no such file, and shipped are {', '.join(probe_names())}")
+
+
+def probe_names() -> dict[str, Path]:
+    """Names of the shipped probe sets and their files: the organism's name, and of further sets "organism/set"."""
+    found = {}
+    for path in sorted(_ORGANISMS.rglob("probes*.safetensors")):
+        further = path.stem.partition("-")[2]
+        place = path.parent.relative_to(_ORGANISMS).as_posix()
+        found[f"{place}/{further}" if further else place] = path
+    return found
+
+
+def card_of_task(task: Any) -> dict[str, Any]:
+    """Name and settings of a task, as JSON types."""
+    options = asdict(task)
+    return {"name": task.name, "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def _part(tensors: Mapping[str, Tensor], what: str) -> dict[tuple[int, str], Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        place, _, part = name.rpartition("/")
+        step, _, readout = place.partition("/")
+        if part == what:
+            found[int(step.removeprefix("s")), readout] = tensor
+    return found
+
+
+def _readout(layer: int | str) -> str:
+    if isinstance(layer, str):
+        if layer != "embed":
+            raise SiteError(f"layer {layer!r}: a number, or 'embed'")
+        return layer
+    return f"L{layer:02d}"
+
+
+def site_of_readout(step: int, layer: int | str, branch: str = "cond") -> Sites:
+    """The selection of one readout's site."""
+    site = site_of(step, _readout(layer), branch)
+    return Sites(site.component, steps=step, layers="all" if site.layer is None else site.layer, branches=branch)
+
+
+def _number(asked: Asked, answer: Any) -> int:
+    """The class that an answer names."""
+    if answer in asked.names:
+        return asked.names.index(answer)
+    if answer in asked.classes:
+        return asked.classes.index(answer)
+    raise InputError(f"{asked.name!r} has the classes {', '.join(asked.names)}; answer={answer!r} is none of them")
+
+
+def sites_of(steps: Sequence[int], readouts: Sequence[str]) -> list[Site]:
+    """Sites of the readouts that are the model's own."""
+    own = [r for r in readouts if r != "position" and not r.startswith("random/")]
+    return [site_of(step, readout) for step in steps for readout in own]
