@@ -1,0 +1,31 @@
+"""Emergent behaviours as numbers: working memory, perception before action, self-correction, multi-path.
+
+"Demystifying Video Reasoning" (arXiv 2603.16870) reports the four from looking at pictures (its experiments E1 and E5).
+Here each is a definition with a number, an n and an interval. The definitions and thresholds stand in the modules'
+docstrings and were written before any figure was looked at; "not shown" is a possible result of each.
+"""
+
+from dit_lens.analysis.behaviours.chain import Chain, decoded_chain
+from dit_lens.analysis.behaviours.config import BehaviourConfig
+from dit_lens.analysis.behaviours.correction import Correction, self_correction
+from dit_lens.analysis.behaviours.memory import WorkingMemory, working_memory
+from dit_lens.analysis.behaviours.order import PerceptionOrder, perception_before_action
+from dit_lens.analysis.behaviours.paths import MultiPath, multi_path, undecided_cells
+from dit_lens.analysis.behaviours.survey import Survey, survey
+
+__all__ = [
+    "BehaviourConfig",
+    "Chain",
+    "Correction",
+    "MultiPath",
+    "PerceptionOrder",
+    "Survey",
+    "WorkingMemory",
+    "decoded_chain",
+    "multi_path",
+    "perception_before_action",
+    "self_correction",
+    "survey",
+    "undecided_cells",
+    "working_memory",
+]
