@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dit_lens.cli import analyses, families, lens, organisms, tasks
+from dit_lens.cli import analyses, behaviours, families, lens, organisms, tasks
 
 # The commands write files and open no window.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,6 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-lens", description="Look inside video diffusion transformers.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for group in (analyses, lens, tasks, organisms, families):
+    for group in (analyses, behaviours, lens, tasks, organisms, families):
         group.add_commands(commands)
     return parser

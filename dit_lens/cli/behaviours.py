@@ -1,0 +1,45 @@
+"""``dit-lens behaviours``: working memory, perception before action, self-correction and multi-path, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+
+
+def add_commands(commands: Commands) -> None:
+    behaviours = commands.add_parser(
+        "behaviours", parents=[common_options()], help="measure memory, order, self-correction and multi-path"
+    )
+    behaviours.add_argument(
+        "--model", default="puzzles", help="shipped organism, random:NAME for random weights, or an organism's folder"
+    )
+    behaviours.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="such as permanence or maze:5; by default those of the organism"
+    )
+    behaviours.set_defaults(command=_behaviours)
+
+
+def _behaviours(options: argparse.Namespace) -> Printed:
+    from dit_lens.analysis.behaviours import BehaviourConfig, survey
+
+    started = time.perf_counter()
+    config = BehaviourConfig.quick() if options.quick else BehaviourConfig()
+    found = survey(load(options.model), _tasks(options), config, seed=options.seed)
+    seconds = time.perf_counter() - started
+    return f"{found}\n\nin {seconds:.0f} s", found.to_json() | {"model": options.model, "seconds": seconds}
+
+
+def _tasks(options: argparse.Namespace) -> list[Any]:
+    """The tasks that were asked for; by default those of the organism without *move*, of mazes the first size."""
+    from dit_lens.organisms.load import organism_tasks
+    from dit_lens.tasks import Maze, Move, task_named
+
+    if options.tasks:
+        return [task_named(name) for name in options.tasks]
+    folder = options.model if is_organism_folder(options.model) else None
+    tasks = organism_tasks(options.model.removeprefix(RANDOM), folder=folder)
+    tasks = [task for task in tasks if not isinstance(task, Move)]
+    return tasks[:1] if all(isinstance(task, Maze) for task in tasks) else tasks

@@ -1,0 +1,59 @@
+"""``dit-lens behaviours`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dit_lens.analysis.behaviours import BehaviourConfig
+from dit_lens.cli import main
+from dit_lens.cli.behaviours import _tasks
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = BehaviourConfig(
+        memory_instances=36, order_instances=12, chain_instances=3, probe_steps=[0, 9], replicates=20, batch=18
+    )
+    monkeypatch.setattr(BehaviourConfig, "quick", lambda: small)
+
+
+def test_all_four_behaviours_are_printed_as_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["behaviours", "--quick", "--json", "--seed", "3", "--tasks", "permanence", "two-goal maze:4", "move"]
+    assert main(asked) == 0
+    data = json.loads(capsys.readouterr().out)
+    tables = data["tables"]
+    assert set(tables) == {
+        "working memory", "perception before action", "perception before action, verdicts", "self-correction",
+        "self-correction by step", "multi-path",
+    }  # fmt: skip
+    assert {row["task"] for row in tables["working memory"]} == {"permanence"}
+    assert {row["task"] for row in tables["perception before action"]} == {"two-goal maze"}
+    assert {row["task"] for row in tables["self-correction"]} == {"permanence", "two-goal maze", "move"}
+    for name in ("working memory", "self-correction", "self-correction by step", "multi-path"):
+        assert all({"low", "high", "n"} <= set(row) for row in tables[name]), name
+    # Of move no candidates are known, and it is said so.
+    assert [(row["behaviour"], row["task"]) for row in data["skipped"]] == [("multi-path", "move")]
+    assert data["config"]["seed"] == 3
+
+
+def test_the_same_is_printed_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["behaviours", "--quick", "--model", "random:puzzles", "--tasks", "tictactoe"]) == 0
+    out = capsys.readouterr().out
+    assert "self-correction by step" in out
+    assert "multi-path" in out
+    assert "working memory" not in out
+
+
+def test_by_default_the_tasks_are_those_of_the_organism(capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    def names(model: str) -> list[str]:
+        return [f"{task.name}:{task.size}" for task in _tasks(argparse.Namespace(model=model, tasks=None))]
+
+    assert names("puzzles") == ["maze:4", "sort:4", "permanence:4", "pattern:4", "tictactoe:3"]
+    assert names("random:maze") == ["maze:5"]
+    assert names("planted/frames-middle") == ["permanence:4"]
+    assert main(["behaviours", "--model", "atlantis"]) == 2
+    assert "no organism 'atlantis'" in capsys.readouterr().err
