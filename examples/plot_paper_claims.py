@@ -14,6 +14,7 @@ import seaborn as sns
 
 import dit_lens as dl
 from dit_lens.analysis import patching_sweep
+from dit_lens.analysis.behaviours import decoded_chain, multi_path
 from dit_lens.report.plots import plot_success
 from dit_lens.statistics import mean_interval
 
@@ -28,19 +29,17 @@ seeds = list(range(MAZES))
 # %%
 # Chain of steps
 # --------------
-# Early estimates of the clean video are said to hold several answers at once. A cell's blueness is how far its centre
-# has gone from the floor's colour to the trail's; a cell is undecided where that is between .15 and .85. Counted in the
-# last frame.
-lens = dl.step_lens(model, mazes, seed=seeds)
-floor, trail = np.array([238, 238, 232]), np.array([60, 100, 235])
-rows = []
-for step, frames in enumerate(lens.frames(model)):
-    centres = frames[:, -1].reshape(MAZES, 6, 8, 6, 8, 3)[:, :, 1:5, :, 1:5].mean(axis=(2, 4))
-    blueness = (centres - floor) @ (trail - floor) / np.square(trail - floor).sum()
-    undecided = ((blueness > 0.15) & (blueness < 0.85)).sum(axis=(1, 2)).astype(float)
-    rows.append({"step": step, "undecided": undecided.mean(), **mean_interval(undecided)._asdict()})
-    print(f"step {step}, sigma {lens.sigmas[step]:.2f}: undecided cells a maze {mean_interval(undecided)}, n={MAZES}")
-axis = plot_success(pd.DataFrame(rows), x="step", y="undecided")
+# Early estimates of the clean video are said to hold several answers at once. Counted in the last frame: cells whose
+# centre shows more than .15 and less than .85 of trail or agent (undecided), and branches: inked cells off the run's
+# own final trail that a legal move joins to it.
+chain = decoded_chain(model, task, mazes)
+paths = multi_path(chain).frame().set_index("measure")
+for measure in ("undecided", "branches"):
+    for row in paths.loc[measure].itertuples():
+        interval = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        print(f"step {row.step}, sigma {row.sigma:.2f}: {measure} a maze {interval}, n={row.n}")
+rows = paths.loc["undecided"].rename(columns={"value": "undecided"})
+axis = plot_success(rows, x="step", y="undecided")
 axis.set_ylabel("undecided cells a maze")
 
 # %%

@@ -146,6 +146,8 @@ class WorkingMemory:
         chosen = self.frames[0] if frame is None else frame
         table = self._table(chosen, target, self.grids[chosen, target]).query("control == 'excess'")
         table = table.rename(columns={"skill": "skill above the best control"})
+        # In order of depth: as words, "embed" would come last.
+        table["readout"] = pd.Categorical(table["readout"], list(dict.fromkeys(table["readout"])))
         axis = heatmap(table, "readout", "step", "skill above the best control", axis, vmin=0, vmax=1)
         axis.set(ylabel="", title=f"{self.task}: {target} of the hidden object, latent frame {chosen}")
         return axis
