@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from dit_lens.lens.tuned.translators import TunedLens
 
+#: Seeds of held-out runs begin here, so that their noise is none that a training has seen.
+FIRST_SEED = 10_000
 _BY = ["task", "step", "sigma", "expert", "layer"]
 
 
@@ -107,7 +109,7 @@ def compare(
     steps : list of int, optional
         By default the first step of every band.
     seed : int
-        Instance i runs with seed ``seed + i``.
+        Of the instances; number i runs with seed ``10000 + seed + i``, other noise than that of the training.
     decode : bool
         Whether to decode and score what the layers show; the velocities alone cost a fraction of it.
     **arguments
@@ -128,7 +130,8 @@ def compare(
     _check_held_out(tuned, [i.id for part in drawn for i in part])
     tables = []
     for of_task, part in zip(tasks, drawn, strict=True):
-        for some, seeds in tqdm(list(batches(part, batch, seed)), desc=f"{of_task.name}, both lenses", unit="batch"):
+        parts = list(batches(part, batch, FIRST_SEED + seed))
+        for some, seeds in tqdm(parts, desc=f"{of_task.name}, both lenses", unit="batch"):
             run = model.run(some, seeds, record=True, decode=decode, **arguments)
             for step in _first_of_bands(tuned, run) if steps is None else steps:
                 for translator in (None, tuned):

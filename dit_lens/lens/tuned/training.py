@@ -71,7 +71,7 @@ class Runs:
         return [(call.sigma, call.expert) for call in run.calls]
 
     def readings(self, instances: Sequence[Any], what: str, layers: Select = "all") -> Iterator[Reading]:
-        """Every step of a run of every instance; the activations of one step at a time are in memory."""
+        """Every step of a run of every instance; activations of two steps at most are in memory."""
         for part, seeds in tqdm(list(batches(instances, self.batch, self.seed)), desc=what, unit="batch"):
             run = self.model.run(part, seeds, record=True, decode=False, **self.arguments)
             for step in range(run.geometry.steps):
@@ -182,12 +182,17 @@ def fit(
                {part: of_part[place] for part, of_part in shown.items()})
         for place in maps
     ]  # fmt: skip
-    used = [(e["band"], e["layer"]) for e in errors if e["used"]]
     record = Record(
         model.id, model.architecture.family, model.layers, model.architecture.width(model.pipeline.transformer),
         found, objective, _tasks(train), _ids(train), _ids(validation), seed, _plain(arguments), tuple(errors),
         _versions(), branch,
     )  # fmt: skip
+    return _of(record, maps)
+
+
+def _of(record: Record, maps: Mapping[Place, Affine]) -> TunedLens:
+    """The lens of a record: the translators that are used."""
+    used = [(e["band"], e["layer"]) for e in record.errors if e["used"]]
     matrices, biases = ({place: maps[place][i].float().contiguous() for place in used} for i in (0, 1))
     return TunedLens(record, matrices, biases)
 
