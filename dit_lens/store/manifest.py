@@ -263,9 +263,9 @@ def _write_all(file: Any, data: bytes) -> None:
         data = data[file.write(data) :]
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until new and renamed files of a folder would be found after a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would be found after a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

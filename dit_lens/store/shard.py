@@ -1,7 +1,7 @@
 """One run in one file: a safetensors file that carries the checksums of its tensors.
 
-The header is written last, into the room left for it: data are hashed in other threads while they are written, so that
-no byte is read twice. The checksums of the tensors stand in the header and the checksum of the header in the manifest,
+The header is written last, into the room left for it: data are hashed in other threads, which may be behind the one
+that writes. The checksums of the tensors stand in the header and the checksum of the header in the manifest,
 which together cover every byte, and let a reader check the one tensor that it reads and leave the others.
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +21,6 @@ from dit_lens.store.layout import DTYPES, NAMES
 
 #: SHA-256, for processors of today have instructions for it: 1.5 GB/s on the CPU here, where BLAKE2b makes 0.6.
 BLANK = "0" * hashlib.sha256().digest_size * 2
-#: hashlib and the kernel each take their own time over a piece; small ones let the two work on the same cached bytes.
-PIECE = 1 << 22
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -66,20 +63,21 @@ def size(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
     return len(header(ordered(shapes), dict.fromkeys(shapes, BLANK))) + data
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a shard and wait until it is on the disk; returns the SHA-256 of its header."""
+def write(path: Path, tensors: Mapping[str, Tensor], digests: Mapping[str, Future[str]]) -> str:
+    """Write a shard, without waiting for the disk; returns the SHA-256 of its header.
+
+    Parameters
+    ----------
+    digests : dict from name to what will be the SHA-256 of its tensor
+    """
     shapes = ordered({name: (NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()})
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(2, "dit_lens digest") as pool:
+    with path.open("wb", buffering=0) as file:
         _write_all(file, [memoryview(header(shapes, dict.fromkeys(shapes, BLANK)))])
-        digests = {}
         for name in shapes:
-            data = raw(tensors[name])
-            digests[name] = pool.submit(digest, data)
-            _write_all(file, [data])
-        head = header(shapes, {name: done.result() for name, done in digests.items()})
+            _write_all(file, [raw(tensors[name])])
+        head = header(shapes, {name: digests[name].result() for name in shapes})
         file.seek(0)
         _write_all(file, [memoryview(head)])
-        os.fsync(file.fileno())
     return digest(head)
 
 
@@ -87,4 +85,4 @@ def _write_all(file: BinaryIO, parts: Sequence[memoryview]) -> None:
     """Unbuffered files may take less than they were given."""
     for part in parts:
         while len(part):
-            part = part[file.write(part[:PIECE]) :]
+            part = part[file.write(part) :]

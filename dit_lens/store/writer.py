@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -15,9 +16,11 @@ from dit_lens.store.layout import Layout
 from dit_lens.store.lock import Lock
 from dit_lens.store.manifest import Entry, Manifest
 
+Digests = dict[str, Future[str]]
+
 
 class Writer:
-    """Appends runs to a folder, one after the other, in a thread of its own.
+    """Appends runs to a folder, one after the other, in threads of its own.
 
     Parameters
     ----------
@@ -42,7 +45,12 @@ class Writer:
             raise
         self._layout = self.manifest.layout
         self._room = BoundedSemaphore(waiting + 1)
-        self._pool = ThreadPoolExecutor(1, "dit_lens store")
+        # Hashing and copying take processors and syncing takes the disk: one run is written and hashed while the one
+        # before it goes to the disk. The thread that places runs is one, and keeps them in order.
+        self._hashing = ThreadPoolExecutor(2, "dit_lens digest")
+        self._writing = ThreadPoolExecutor(1, "dit_lens write")
+        self._placing = ThreadPoolExecutor(1, "dit_lens place")
+        self._count = 0
         self._pending: dict[str, Future[None]] = {}
         self._failed: StoreError | None = None
 
@@ -65,7 +73,13 @@ class Writer:
         self._layout.require(job.layout)
         self._room.acquire()
         self._pending = {key: done for key, done in self._pending.items() if not done.done()}
-        self._pending[job.key] = self._pool.submit(self._work, job)
+        temporary = self.folder / f".{manifests.shard_name(self._count)}.part"
+        self._count += 1
+        written = self._writing.submit(self._write, job, temporary, self._digests(job))
+        self._pending[job.key] = self._placing.submit(self._finish, job, temporary, written)
+
+    def _digests(self, job: Job) -> Digests:
+        return {name: self._hashing.submit(lambda t: shard.digest(shard.raw(t)), t) for name, t in job.tensors.items()}
 
     def flush(self) -> None:
         """Wait until every queued run is on the disk.
@@ -85,7 +99,8 @@ class Writer:
         try:
             self.flush()
         finally:
-            self._pool.shutdown()
+            for pool in (self._writing, self._placing, self._hashing):
+                pool.shutdown()
             self._lock.release()
 
     def _require_owner(self) -> None:
@@ -104,44 +119,53 @@ class Writer:
         self._layout = self.manifest.layout
         raise failed
 
-    def _work(self, job: Job) -> None:
-        """Write one run; failures are kept for the next call."""
+    def _write(self, job: Job, temporary: Path, digests: Digests) -> str:
+        """Write a shard under another name; returns the checksum of its header."""
+        return "" if self._failed is not None else shard.write(temporary, job.tensors, digests)
+
+    def _finish(self, job: Job, temporary: Path, written: Future[str]) -> None:
+        """Put a run in its place; failures are kept for the next call."""
         try:
-            if self._failed is not None:
-                self._failed.add_note(f"nor was the run {job.key!r}, which waited behind it")
+            head = written.result()
+            if self._failed is None:
+                self._place(job, temporary, head)
             else:
-                self._write(job)
+                self._failed.add_note(f"nor was the run {job.key!r}, which waited behind it")
         except BaseException as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            self._failed = StoreError(f"{self.folder}: the run {job.key!r} was not written: {why}")
-            self._failed.__cause__ = error
+            self._fail(job, error)
         finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self._room.release()
 
-    def _write(self, job: Job) -> None:
-        """Shard under another name, rename, line of the manifest: what is killed in between leaves no run behind."""
-        name = manifests.shard_name(len(self.manifest.entries))
-        temporary, final = self.folder / f".{name}.part", self.folder / name
+    def _fail(self, job: Job, error: BaseException) -> None:
+        if self._failed is not None:
+            return self._failed.add_note(f"nor was the run {job.key!r}: {error}")
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        self._failed = StoreError(f"{self.folder}: the run {job.key!r} was not written: {why}")
+        self._failed.__cause__ = error
+        return None
+
+    def _place(self, job: Job, temporary: Path, head: str) -> None:
+        """Sync, rename, line of the manifest: what is killed in between leaves no run behind."""
+        if versions(job.tensors) != job.versions:
+            raise StoreError("its tensors were changed in place before they were written")
+        name, size = manifests.shard_name(len(self.manifest.entries)), temporary.stat().st_size
+        manifests.sync(temporary)
         try:
-            head = shard.write(temporary, job.tensors)
-            if versions(job.tensors) != job.versions:
-                raise StoreError("its tensors were changed in place before they were written")
-            size = temporary.stat().st_size
-            os.replace(temporary, final)
-            manifests.sync_folder(self.folder)
+            os.replace(temporary, self.folder / name)
+            (self.folder / manifests.NAME).touch()
+            manifests.sync(self.folder)
             self._append(Entry(job.key, job.run_id, name, size, head, job.rows, job.settings), job.layout)
         except BaseException:
-            temporary.unlink(missing_ok=True)
-            final.unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
             raise
 
     def _append(self, entry: Entry, layout: Layout) -> None:
         first = not self.manifest.entries
         lines = (manifests.layout_line(layout) if first else b"") + manifests.entry_line(entry)
         manifests.append(self.folder, lines, self.manifest.whole)
-        if first:
-            self.manifest.layout = layout
-            manifests.sync_folder(self.folder)
+        self.manifest.layout = layout if first else self.manifest.layout
         self.manifest.whole += len(lines)
         self.manifest.add(entry)
 

@@ -191,9 +191,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Writing waits until this is set."""
     event, original = threading.Event(), shard.write
 
-    def waiting(path: Path, captures: Any) -> str:
+    def waiting(path: Path, captures: Any, digests: Any) -> str:
         event.wait()
-        return original(path, captures)
+        return original(path, captures, digests)
 
     monkeypatch.setattr(shard, "write", waiting)
     return event
