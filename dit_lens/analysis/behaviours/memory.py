@@ -149,6 +149,7 @@ class WorkingMemory:
         # In order of depth: as words, "embed" would come last.
         table["readout"] = pd.Categorical(table["readout"], list(dict.fromkeys(table["readout"])))
         axis = heatmap(table, "readout", "step", "skill above the best control", axis, vmin=0, vmax=1)
+        axis.tick_params(axis="y", rotation=0)
         axis.set(ylabel="", title=f"{self.task}: {target} of the hidden object, latent frame {chosen}")
         return axis
 
