@@ -165,7 +165,17 @@ def test_the_recorded_errors_are_those_that_the_depth_lens_shows() -> None:
 def test_gradient_steps_lower_the_error_of_the_velocity() -> None:
     errors = [
         TunedLens.train(
-            small(), TASK, 4, 2, objective="velocity", start="identity", bands=1, batch=4, passes=passes, rate=0.02
+            small(),
+            TASK,
+            4,
+            2,
+            objective="velocity",
+            start="identity",
+            bands=1,
+            batch=4,
+            passes=passes,
+            rate=0.02,
+            steps=2,
         ).frame()["velocity_train_tuned"]
         for passes in (1, 4)
     ]
@@ -367,7 +377,7 @@ def test_the_shipped_lenses_are_of_the_shipped_models_and_read_earlier_layers_be
     tuned = TunedLens.load(name, model)
     assert tuned.record.train
     task = dl.organisms.organism_tasks(name)[0]
-    table = tuned.compare(model, task, 4, steps=[0], decode=False).frame()
+    table = tuned.compare(model, task, 2, steps=[0], decode=False).frame()
     by_lens = table.query("measure == 'velocity_distance'").pivot_table(index="layer", columns="lens", values="value")
     assert (by_lens["tuned"][:-1] < by_lens["plain"][:-1]).all()
     with pytest.raises(MadeForAnother):
