@@ -36,6 +36,6 @@ class BehaviourConfig:
     def quick(cls, **changes: Any) -> BehaviourConfig:
         """A smaller run of the same work, for checks."""
         small = cls(
-            memory_instances=48, order_instances=24, chain_instances=12, probe_steps=[0, 3, 6, 9], replicates=100
+            memory_instances=36, order_instances=18, chain_instances=10, probe_steps=[0, 4, 8], replicates=100
         )
         return replace(small, **changes)
