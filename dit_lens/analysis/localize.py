@@ -179,7 +179,9 @@ def _check_labels(task: Any) -> None:
 def _probe(model: VideoDiT, task: Any, config: LocalizeConfig) -> ProbeGrid:
     instances = task.sample(config.probe_instances, seed=config.seed)
     steps: Select = sorted({config.step, *indices(config.probe_steps, model.geometry(instances[0]).steps, "step")})
-    data = collect(model, task, instances, steps=steps, seed=config.seed, decode=True)
+    # Random weights are a null of the whole analysis (`random:maze`) and not of the excess, as the definitions say.
+    still = ("input", "position")
+    data = collect(model, task, instances, steps=steps, controls=still, seed=config.seed, decode=True)
     if config.permute:
         data = {step: _permuted(part) for step, part in data.items()}
     return probe_grid(data, folds=config.folds, seed=config.seed)

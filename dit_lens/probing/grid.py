@@ -210,7 +210,8 @@ class _Work:
             taken = self._room("taken", features.shape, torch.from_numpy(np.empty(0, features.dtype)).dtype, "cpu")
             np.take(features, order, axis=0, out=taken.numpy(), mode="clip")
             flat = taken.flatten(0, 1).to(self.device)
-            mean = flat.mean(0, dtype=torch.float64)
+            # About is enough: the moments know what is left of the mean, and a float64 mean of float32 takes a copy.
+            mean = flat.mean(0) if flat.dtype in (torch.float32, torch.float64) else flat.mean(0, dtype=torch.float32)
             if not torch.isfinite(mean).all():
                 bad = int((~torch.isfinite(flat)).sum())
                 raise EvidenceError(f"{bad} NaN or infinite features at step {step}, {readout}")
