@@ -24,12 +24,12 @@ scores = task.score(lens.run.frames, mazes)
 # %%
 # Steps go from left to right, with their sigma.
 titles = [f"{m.length} moves, {'solved' if ok else 'failed'}" for m, ok in zip(mazes, scores.strict, strict=True)]
-plot_chain_of_steps(lens.frames(model), lens.sigmas, titles)
+plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
 
 # %%
 # How much of the final trail is visible at each step: intersection over union, mean over the four mazes.
 final = task.read_answer(lens.run.frames[:, -1])
-for step, frames in enumerate(lens.frames(model)):
+for step, frames in enumerate(lens.decode(model)):
     shown = task.read_answer(frames[:, -1])
     overlap = (shown & final).sum(axis=(1, 2)) / (shown | final).sum(axis=(1, 2)).clip(min=1)
     print(f"step {step}, sigma {lens.sigmas[step]:.2f}: overlap with the final trail {overlap.mean():.2f}")

@@ -55,7 +55,7 @@ def _steps(options: argparse.Namespace) -> Printed:
     assert lens.run.frames is not None
     strict = task.score(lens.run.frames, mazes).strict
     titles = [f"{m.length} moves\n{'solved' if ok else 'failed'}" for m, ok in zip(mazes, strict, strict=True)]
-    figure = plot_chain_of_steps(lens.frames(model), lens.sigmas, titles)
+    figure = plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
     path = write_atomic(options.out, png_bytes(figure))
     data = {
         "picture": str(path),

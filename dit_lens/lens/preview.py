@@ -1,0 +1,361 @@
+"""A preview decoder: colours from latents by one linear map, where decoding through the VAE would take too long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+import dit_lens.organisms as organisms
+from dit_lens.architectures.common import temporal_factor
+from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite
+from dit_lens.files import write_atomic
+from dit_lens.identity import model_id
+from dit_lens.model import VideoDiT
+from dit_lens.selection import Select, indices
+
+Video = NDArray[np.uint8]
+
+SCHEMA = "dit_lens.preview/1"
+
+
+class Quality(NamedTuple):
+    """How near a preview comes to the VAE, in dB of peak signal to noise over all pixels of so many videos.
+
+    Attributes
+    ----------
+    cells : float
+        Against the VAE's frames averaged over each latent cell: what a linear map could reach at best is infinity.
+    full : float
+        Enlarged to the VAE's size, against its frames as they are.
+    averaged : float
+        The VAE's own frames averaged over each cell and enlarged again: no map of single cells does better.
+    constant : float
+        One colour, the mean of all pixels, against the VAE's frames: what no information at all would give.
+    videos : int
+    """
+
+    cells: float
+    full: float
+    averaged: float
+    constant: float
+    videos: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cells:.1f} dB on cells and {self.full:.1f} dB in full (at best {self.averaged:.1f}, one colour "
+            f"{self.constant:.1f}) over {self.videos} videos"
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many pixels a cell of the latents is.
+
+    Attributes
+    ----------
+    spatial, temporal : int
+        Pixels along a side, and pixel frames.
+    first : int
+        Pixel frames of the first latent frame: 1 where the VAE is causal, else as many as the others.
+    padding : int
+        Latent frames in front that are never decoded.
+    """
+
+    spatial: int
+    temporal: int
+    first: int
+    padding: int
+
+    def sources(self, frames: int) -> list[int]:
+        """The latent frame of each pixel frame, of so many latent frames."""
+        rest = range(self.padding + 1, frames)
+        return [self.padding] * self.first + [f for f in rest for _ in range(self.temporal)]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A linear map from the channels of a latent cell to the mean colour that the VAE gives it.
+
+    Attributes
+    ----------
+    weight : float32 Tensor of shape (3, C)
+    bias : float32 Tensor of shape (3,)
+        To colours from 0 to 255, from the sampler's normalised latents.
+    scale : Scale
+    vae : str
+        Hash of the configuration and weights of the VAE that it was fitted to.
+    quality : Quality
+        On videos that were held out of the fit.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Scale
+    vae: str
+    quality: Quality
+
+    def __repr__(self) -> str:
+        return f"Preview({self.channels} channels to RGB, VAE {self.vae}, held out: {self.quality})"
+
+    @property
+    def channels(self) -> int:
+        """C of the latents that it takes."""
+        return self.weight.shape[1]
+
+    @classmethod
+    def fit(
+        cls,
+        model: VideoDiT,
+        given: Tensor | Video,
+        held_out: float | Tensor | Video = 0.25,
+        *,
+        ridge: float = 1e-3,
+        batch: int = 32,
+    ) -> Preview:
+        """Fit to what the model's VAE makes of some latents, in closed form.
+
+        Parameters
+        ----------
+        given : Tensor of shape (B, C, F, H, W), or uint8 array of shape (B, T, height, width, 3)
+            Sampler latents, such as estimates of a step lens, or videos, which are encoded first.
+        held_out : float, Tensor or uint8 array
+            What the quality is measured on: latents or videos of their own, or the share of those given that is left
+            out of the fit, evenly spread. Estimates of one task instance should not be on both sides.
+        ridge : float
+            Penalty on the weights of the normalised channels, relative to the number of cells.
+        batch : int
+            Videos that the VAE is given at once.
+
+        Raises
+        ------
+        EvidenceError
+            Fewer than two videos, or a share that leaves none on either side.
+        """
+        fitted, test = _share(given, held_out) if isinstance(held_out, int | float) else (given, held_out)
+        latents, others = (x if isinstance(x, Tensor) else model.encode(x, batch) for x in (fitted, test))
+        video = model.decode(latents, batch)
+        scale = _scale(model, latents, video)
+        weight, bias = _solve(latents, averaged(video, scale, latents.shape[2]), scale, ridge)
+        unmeasured = cls(weight, bias, scale, vae_id(model), Quality(*[math.nan] * 4, 0))
+        return replace(unmeasured, quality=unmeasured.psnr(model, others, batch))
+
+    def require(self, model: VideoDiT) -> None:
+        """Refuse another VAE.
+
+        Raises
+        ------
+        MadeForAnother
+            Names both.
+        """
+        if (given := vae_id(model)) != self.vae:
+            raise MadeForAnother(f"this preview was fitted to VAE {self.vae}; the model has {given}: fit one to it")
+
+    def __call__(self, latents: Tensor) -> Video:
+        """One pixel for each latent cell: uint8 (B, F, h, w, 3).
+
+        Parameters
+        ----------
+        latents : Tensor of shape (B, C, F, h, w)
+
+        Raises
+        ------
+        InputError, MadeForAnother, NotFinite
+            Latents of another number of axes or channels, or with NaN or infinity in them.
+        """
+        if latents.ndim != 5:
+            raise InputError(f"preview: need latents of shape (B, C, F, h, w), got {tuple(latents.shape)}")
+        if latents.shape[1] != self.channels:
+            raise MadeForAnother(f"this preview is for {self.channels} channels, the latents have {latents.shape[1]}")
+        if not torch.isfinite(latents).all():
+            raise NotFinite(f"preview: {int((~torch.isfinite(latents)).sum())} values of the latents are not finite")
+        weight, bias = self.weight.to(latents.device), self.bias.to(latents.device)
+        colours = torch.einsum("bcfhw,kc->bfhwk", latents.float(), weight) + bias
+        return np.asarray(colours.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+
+    def video(self, latents: Tensor, frames: Select = "all") -> Video:
+        """The same at the size at which the VAE decodes: uint8 (B, T, height, width, 3), cells as flat squares.
+
+        Parameters
+        ----------
+        latents : Tensor of shape (B, C, F, h, w)
+        frames : Select
+            Only these pixel frames, in order.
+        """
+        sources = self.scale.sources(latents.shape[2])
+        chosen = [sources[t] for t in indices(frames, len(sources), "frame")]
+        needed = sorted(set(chosen))
+        cells = self(latents[:, :, needed])[:, [needed.index(f) for f in chosen]]
+        return cells.repeat(self.scale.spatial, axis=2).repeat(self.scale.spatial, axis=3)
+
+    def psnr(self, model: VideoDiT, latents: Tensor, batch: int = 32) -> Quality:
+        """How near it comes to the model's VAE on some latents (B, C, F, h, w).
+
+        Raises
+        ------
+        MadeForAnother
+            The model has another VAE.
+        """
+        self.require(model)
+        return self._compare(latents, model.decode(latents, batch))
+
+    def _compare(self, latents: Tensor, video: Video) -> Quality:
+        frames = latents.shape[2]
+        true = averaged(video, self.scale, frames)
+        sources, side = [f - self.scale.padding for f in self.scale.sources(frames)], self.scale.spatial
+        best = true[:, sources].repeat(side, axis=2).repeat(side, axis=3)
+        return Quality(
+            psnr(self(latents)[:, self.scale.padding :], true),
+            psnr(self.video(latents), video),
+            psnr(best, video),
+            psnr(video.mean(axis=(0, 1, 2, 3)), video),
+            len(latents),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as safetensors, a few kilobytes, with the VAE's id and the measured quality."""
+        about = {"vae": self.vae, "scale": asdict(self.scale), "quality": self.quality._asdict()}
+        metadata = {"schema": SCHEMA, "about": json.dumps(about)}
+        return write_atomic(path, save({"weight": self.weight, "bias": self.bias}, metadata))
+
+    @classmethod
+    def load(cls, name: str | Path) -> Preview:
+        """Read one that was saved, or that of a shipped organism by its name ("puzzles", "maze").
+
+        Raises
+        ------
+        InputError
+            No such file or organism, or a file of something else.
+        """
+        path = _shipped(name) if name in organisms.organism_names() else Path(name)
+        if not path.exists():
+            there = ", ".join(n for n in organisms.organism_names() if _shipped(n).exists()) or "none"
+            raise InputError(f"no preview {str(name)!r}; give a file, or an organism that has one: {there}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("schema") != SCHEMA:
+                    raise InputError(f"{path} is no preview of this version ({SCHEMA})")
+                about, weight, bias = json.loads(metadata["about"]), file.get_tensor("weight"), file.get_tensor("bias")
+            if weight.ndim != 2 or len(weight) != 3 or bias.shape != (3,):
+                raise InputError(f"{path}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} make no colours")
+            return cls(weight, bias, Scale(**about["scale"]), about["vae"], Quality(**about["quality"]))
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is no preview: {error}") from error
+
+
+def averaged(video: Video, scale: Scale, latent_frames: int) -> NDArray[np.float64]:
+    """Mean colour of each latent cell, from 0 to 255: float (B, F, h, w, 3), latent frames of padding left out.
+
+    Parameters
+    ----------
+    video : uint8 array of shape (B, T, height, width, 3)
+    """
+    count, frames, height, width, _ = video.shape
+    side = scale.spatial
+    cells = video.reshape(count, frames, height // side, side, width // side, side, 3).mean(axis=(3, 5))
+    sources = np.array(scale.sources(latent_frames))
+    return np.stack([cells[:, sources == f].mean(axis=1) for f in range(scale.padding, latent_frames)], axis=1)
+
+
+def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Peak signal to noise of values from 0 to 255, in dB; infinite where they are the same."""
+    error = float(np.square(np.asarray(a, np.float64) - b).mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def vae_id(model: VideoDiT) -> str:
+    """Hash of the configuration of a model's VAE, of a sample of its weights, and of what else scales its latents."""
+    own = model_id([model.pipeline.vae])
+    # Cosmos keeps its latents in the scale of its scheduler's data.
+    data = model.pipeline.scheduler.config.get("sigma_data")
+    return own if data is None else hashlib.sha256(f"{own} {data}".encode()).hexdigest()[:12]
+
+
+def _share(given: Tensor | Video, share: float) -> tuple[Tensor | Video, Tensor | Video]:
+    """What is fitted and what is held out of it."""
+    count = len(given)
+    test = np.unique(np.linspace(0, count - 1, max(1, round(count * share))).round().astype(int)) if count else []
+    rest = np.setdiff1d(np.arange(count), test)
+    if not 0 < share < 1 or not len(rest):
+        raise EvidenceError(f"preview: {count} videos, a share of {share:g} held out: need at least one on either side")
+    return given[rest], given[test]
+
+
+def _scale(model: VideoDiT, latents: Tensor, video: Video) -> Scale:
+    """From the sizes of latents and of what they were decoded to."""
+    frames, made = latents.shape[2], video.shape[1]
+    temporal = temporal_factor(model.pipeline)
+    spatial = video.shape[2] // latents.shape[3]
+    for scale in (Scale(spatial, temporal, first, padding) for padding in (0, 1) for first in (1, temporal)):
+        if len(scale.sources(frames)) == made:
+            return scale
+    raise EvidenceError(f"preview: {frames} latent frames make {made} frames, which is not {temporal} to one")
+
+
+def _solve(latents: Tensor, colours: NDArray[np.float64], scale: Scale, ridge: float) -> tuple[Tensor, Tensor]:
+    """Ridge regression of colours (B, F, h, w, 3) on latents: weight (3, C) and bias (3,)."""
+    cells = latents[:, :, scale.padding :].movedim(1, -1).flatten(0, -2).double().cpu().numpy()
+    mean, target = cells.mean(axis=0), colours.reshape(-1, 3)
+    spread = cells.std(axis=0).clip(min=1e-12)
+    x = (cells - mean) / spread
+    moments = x.T @ x / len(x) + ridge * np.eye(x.shape[1])
+    slopes = np.linalg.solve(moments, x.T @ (target - target.mean(axis=0)) / len(x)) / spread[:, None]  # (C, 3)
+    weight = torch.from_numpy(np.ascontiguousarray(slopes.T, dtype=np.float32))
+    return weight, torch.from_numpy((target.mean(axis=0) - mean @ slopes).astype(np.float32))
+
+
+def _shipped(name: str | Path) -> Path:
+    return Path(organisms.__file__).parent / name / "preview.safetensors"
+
+
+def fit_organism(name: str, instances: int = 32, runs: int = 8) -> Preview:
+    """The preview of a shipped organism: fitted to true videos of its tasks and to x0hat at every step of some runs.
+
+    Its quality is measured on half as many of the same of the test split. Tasks whose pictures are of another size than
+    those of the organism's default task are left out.
+
+    Parameters
+    ----------
+    instances : int
+        True videos of each task, of the training split.
+    runs : int
+        Instances of each task that the model is run on.
+    """
+    model = organisms.load_organism(name)
+    tasks = organisms.organism_tasks(name)
+    sizes = [task.sample(1)[0].image.size for task in tasks]
+    tasks = [task for task, size in zip(tasks, sizes, strict=True) if size == sizes[0]]
+    return Preview.fit(
+        model,
+        _latents(model, [task.sample(instances, seed=0, split="train") for task in tasks], runs),
+        held_out=_latents(model, [task.sample(instances // 2, seed=0, split="test") for task in tasks], runs // 2),
+    )
+
+
+def _latents(model: VideoDiT, samples: Sequence[Sequence[Any]], runs: int) -> Tensor:
+    """Encoded true videos of all instances, and x0hat at every step of runs on the first ones: (B, C, F, h, w)."""
+    from dit_lens.lens.steps import step_lens  # which draws with this module
+
+    true = np.concatenate([np.stack([instance.video for instance in sample]) for sample in samples])
+    shown = [instance for sample in samples for instance in sample[:runs]]
+    lens = step_lens(model, shown, list(range(len(shown))), decode=False)
+    return torch.cat([model.encode(true), lens.x0hat.flatten(0, 1)])
+
+
+def main(names: Sequence[str] = ("maze", "puzzles")) -> None:
+    """Make the previews in the package again."""
+    for name in names:
+        preview = fit_organism(name)
+        print(f"{preview.save(_shipped(name))}: {preview!r}")
