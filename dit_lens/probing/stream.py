@@ -22,7 +22,7 @@ from torch import Tensor
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.probing.columns import Question, ask, donors, targets
-from dit_lens.probing.data import Source, require_disjoint
+from dit_lens.probing.data import Source, group_numbers, require_disjoint
 from dit_lens.probing.decisions import discriminant
 from dit_lens.probing.features import plan_visit
 from dit_lens.probing.moments import Linear, Moments
@@ -117,7 +117,7 @@ def stream_probes(
     found = targets_of(task, [*sides[0], *sides[1]], visit.rows, labels)
     count = len(sides[0])
     known = {name: _only(label, slice(count)) for name, label in found.items()}
-    questions = ask(known, np.arange(count), seed)
+    questions = ask(known, group_numbers([instance.id for instance in sides[0]]), seed)
     moments, last = _accumulated(model, task, sides[0], visit, targets(questions))
     asked, fitted = _solved(questions, known, moments, alpha)
     card = _card(model, task, visit, last, asked, alpha, pool, seed, {"train": sides[0], "test": sides[1]})
@@ -238,8 +238,9 @@ def _scored(
     first_seed: int,
 ) -> ProbeGrid:  # fmt: skip
     """Scores of every instance, made while the model runs."""
-    count, asked = len(instances), probes.asked
-    donor = donors(np.arange(count), 0) if count > 1 else np.zeros(1, dtype=np.int64)
+    asked, groups = probes.asked, group_numbers([instance.id for instance in instances])
+    count = int(groups.max()) + 1
+    donor = donors(groups, 0)
     codes = [a.codes(labels[a.name].values) for a in asked]
     codes = [c if a.control == "none" else c[donor] for a, c in zip(asked, codes, strict=True)]
     sums: dict[tuple[int, str, str, str], list[NDArray[np.float64]]] = {}
@@ -264,10 +265,18 @@ def _scored(
     experts = {call.step: call.expert for call in last.calls}
     return ProbeGrid(
         count, {a.name: a.role for a in asked},
-        {key: GroupedScores(np.concatenate(parts), kinds[key[2]] == "regression") for key, parts in sums.items()},
+        {key: _by_instance(parts, groups, kinds[key[2]] == "regression") for key, parts in sums.items()},
         kinds, {a.name: a.names for a in asked}, visit.source, visit.rows.level,
         {step: last.schedule.sigma(step) for step in visit.steps}, {step: experts[step] for step in visit.steps},
     )  # fmt: skip
+
+
+def _by_instance(parts: Sequence[NDArray[np.float64]], groups: NDArray[np.int64], regression: bool) -> GroupedScores:
+    """Sums of runs, those of one instance taken together."""
+    of_runs = np.concatenate(parts)
+    sums = np.zeros((int(groups.max()) + 1, of_runs.shape[1]))
+    np.add.at(sums, groups, of_runs)
+    return GroupedScores(sums, regression)
 
 
 # -- records

@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError
@@ -15,10 +14,11 @@ from dit_lens.probing.features import collect
 from dit_lens.probing.grid import probe_grid
 from dit_lens.probing.result import ProbeGrid
 from dit_lens.probing.stream import Streamed, stream_probes
-from dit_lens.tasks import Maze, Permanence
-from tests.subjects import subject_of
+from dit_lens.tasks import Permanence
 
 TRAIN, TEST = 14, 8
+#: The same batches either way: a row's last bits depend on the batch that it is in, and few clips magnify them.
+BATCH = 7
 LEVELS = {"cell": ["object", "hidden", "mover"], "clip": ["shape", "out", "steps"]}
 
 
@@ -31,7 +31,8 @@ def sides() -> tuple[list[object], list[object]]:
     """Every shape goes in some problem of either side."""
     sampled = []
     for count, split in ((TRAIN, "train"), (TEST, "test")):
-        found = Permanence().sample(6 * count, seed=3, split=split)  # type: ignore[arg-type]
+        drawn = Permanence().sample(6 * count, seed=3, split=split)  # type: ignore[arg-type]
+        found = list({p.id: p for p in drawn}.values())
         first = {p.variables["shapes"][p.variables["mover"]]: p for p in reversed(found)}
         rest = [p for p in found if p not in first.values()]
         sampled.append([*first.values(), *rest][:count])
@@ -42,7 +43,7 @@ def sides() -> tuple[list[object], list[object]]:
 def streamed(level: str) -> Streamed:
     train, test = sides()
     return stream_probes(
-        model(), Permanence(), train=train, test=test, steps=[1, 4], layers=[0, 5], labels=LEVELS[level], batch=5,
+        model(), Permanence(), train=train, test=test, steps=[1, 4], layers=[0, 5], labels=LEVELS[level], batch=BATCH,
         level=level, frames=[2, -1] if level == "cell" else None, seed=7,
     )  # type: ignore[arg-type]  # fmt: skip
 
@@ -51,7 +52,7 @@ def streamed(level: str) -> Streamed:
 def collected(level: str) -> tuple[dict[int, ProbeData], ProbeGrid]:
     train, test = sides()
     data = collect(
-        model(), Permanence(), [*train, *test], steps=[1, 4], layers=[0, 5], labels=LEVELS[level], batch=6,
+        model(), Permanence(), [*train, *test], steps=[1, 4], layers=[0, 5], labels=LEVELS[level], batch=BATCH,
         level=level, frames=[2, -1] if level == "cell" else None, seed=7,
     )  # type: ignore[arg-type]  # fmt: skip
     return data, probe_grid(data, folds=[0] * TRAIN + [1] * TEST)
@@ -88,8 +89,19 @@ def test_every_control_is_there_by_default() -> None:
 def test_shuffled_labels_teach_nothing_that_is_not_in_the_position() -> None:
     table = streamed("cell").table(step=4)
     seen = table[(table["label"] == "object") & (table["readout"] == "L05")].iloc[0]
-    assert seen["skill"] > 0.7
-    assert seen["shuffled"] < 0.4
+    place = table.loc[seen.name, "position"]
+    assert seen["skill"] > place + 0.1
+    assert abs(seen["shuffled"] - place) < 0.2
+
+
+def test_a_problem_that_is_drawn_twice_counts_once() -> None:
+    train, test = sides()
+    few = stream_probes(
+        model(), Permanence(), train=train[:6], test=[test[0], test[0], test[1]], steps=0, layers=0, controls=(),
+        labels=["object"],
+    ).grid  # fmt: skip
+    assert few.groups == 2
+    assert few.scores[0, "L00", "object", "none"].sums[:, 2:].sum(axis=1).tolist() == [32, 16]
 
 
 def test_instances_on_both_sides_are_refused_by_name() -> None:
@@ -104,17 +116,3 @@ def test_a_class_that_no_training_instance_has_is_refused() -> None:
     stays = [p for p in problems if not p.variables["out"]]
     with pytest.raises(EvidenceError, match="'out' has one value only"):
         stream_probes(model(), Permanence(), train=out[:4], test=stays[:2], level="clip", labels=["out"])
-
-
-def test_a_run_that_is_read_is_the_run() -> None:
-    """Accumulating changes no bit, and neither does the twin that reads along."""
-    subject = subject_of("organism")
-    task = Maze(size=4, lengths=(3, 8))
-    mazes = task.sample(2)
-    plain = subject.model.run(mazes, [0, 1], decode=False)
-    ends = []
-    keep = dl.intervention(dl.Sites("velocity", steps=2), reads_only=True)(lambda x, at: ends.append(x.clone()))
-    data = collect(subject.model, task, mazes, steps=2, decode=True)
-    again = subject.model.run(mazes, [0, 1], decode=False, interventions=[keep])
-    assert torch.equal(plain.latents, again.latents)
-    assert data[2].features["L03"].shape == (2, 16, 128)
