@@ -35,7 +35,5 @@ class BehaviourConfig:
     @classmethod
     def quick(cls, **changes: Any) -> BehaviourConfig:
         """A smaller run of the same work, for checks."""
-        small = cls(
-            memory_instances=36, order_instances=18, chain_instances=10, probe_steps=[0, 4, 8], replicates=100
-        )
+        small = cls(memory_instances=36, order_instances=18, chain_instances=10, probe_steps=[0, 4, 8], replicates=100)
         return replace(small, **changes)
