@@ -24,12 +24,25 @@ from dit_lens.interventions import (
     intervention,
     reduce,
 )
-from dit_lens.lens import depth_lens, step_lens
+from dit_lens.lens import (
+    Preview,
+    TunedLens,
+    attention,
+    cka,
+    cka_features,
+    contributions,
+    depth_lens,
+    energy,
+    pca_map,
+    step_lens,
+)
 from dit_lens.model import VideoDiT
 from dit_lens.organisms import load_organism
+from dit_lens.probing import LinearProbe, RidgeProbe, causal_check, collect, load_probes, probe_grid, stream_probes
 from dit_lens.run import Call, Ledger, Replay, Resume, Row, Run
 from dit_lens.schedule import Schedule
 from dit_lens.sites import Site, Sites
+from dit_lens.store import Store
 from dit_lens.tokens import Tokens
 from dit_lens.tracing import apply
 
@@ -48,30 +61,46 @@ __all__ = [
     "Gradients",
     "Intervention",
     "Ledger",
+    "LinearProbe",
     "LocalizeConfig",
     "Merge",
     "Noise",
     "Patch",
+    "Preview",
     "Replay",
     "Resume",
+    "RidgeProbe",
     "Row",
     "Run",
     "Schedule",
     "Site",
     "Sites",
     "Steer",
+    "Store",
     "Tokens",
+    "TunedLens",
     "VideoDiT",
     "apply",
+    "attention",
+    "causal_check",
+    "cka",
+    "cka_features",
+    "collect",
+    "contributions",
     "depth_lens",
+    "energy",
     "errors",
     "intervention",
     "load_organism",
+    "load_probes",
     "localize",
     "organisms",
     "patching_sweep",
+    "pca_map",
+    "probe_grid",
     "reduce",
     "register",
     "step_lens",
+    "stream_probes",
     "tasks",
 ]
