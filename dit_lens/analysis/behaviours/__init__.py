@@ -2,7 +2,8 @@
 
 "Demystifying Video Reasoning" (arXiv 2603.16870) reports the four from looking at pictures (its experiments E1 and E5).
 Here each is a definition with a number, an n and an interval. The definitions and thresholds stand in the modules'
-docstrings and were written before any figure was looked at; "not shown" is a possible result of each.
+docstrings and were written before any figure was looked at, but for one: that only the judge "answer" decides about
+self-correction. "Not shown" is a possible result of each.
 """
 
 from dit_lens.analysis.behaviours.chain import Chain, decoded_chain
