@@ -20,7 +20,7 @@ from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite
 from dit_lens.lens import depth_lens
 from dit_lens.lens.tuned import Band, TunedLens
 from dit_lens.lens.tuned.bands import band_of, make_bands
-from dit_lens.lens.tuned.moments import Moments
+from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.training import Runs, fit
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.tokens import Tokens
@@ -60,7 +60,7 @@ def affine(tokens: int = 400, width: int = 6) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("penalty", [1e-6, 1e-2, 1.0])
 def test_the_closed_form_is_ridge_regression_towards_the_identity(penalty: float) -> None:
     x, y = affine()
-    sums = Moments(6)
+    sums = ResidualSums(6)
     sums.add(x, y)
     _, matrix, bias = next(sums.solutions([penalty]))
     a = x.double().numpy()
@@ -75,7 +75,7 @@ def test_the_closed_form_is_ridge_regression_towards_the_identity(penalty: float
 
 def test_errors_from_sums_are_those_of_the_tokens_and_sums_do_not_depend_on_the_batches() -> None:
     x, y = affine()
-    sums, parts = Moments(6), Moments(6)
+    sums, parts = ResidualSums(6), ResidualSums(6)
     sums.add(x, y)
     for some in torch.arange(400).split(37):
         parts.add(x[some][None, :, None], y[some][None, :, None])
@@ -90,7 +90,7 @@ def test_errors_from_sums_are_those_of_the_tokens_and_sums_do_not_depend_on_the_
 
 def test_a_large_penalty_is_the_identity_but_for_the_bias() -> None:
     x, y = affine()
-    sums = Moments(6)
+    sums = ResidualSums(6)
     sums.add(x, y)
     _, matrix, bias = next(sums.solutions([1e12]))
     assert float(matrix.abs().max()) < 1e-9

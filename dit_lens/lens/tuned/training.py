@@ -19,7 +19,7 @@ from dit_lens.inputs import gather
 from dit_lens.interventions import Capture
 from dit_lens.lens.depth import read_out
 from dit_lens.lens.tuned.bands import Band, Level, band_of, make_bands
-from dit_lens.lens.tuned.moments import Moments
+from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.translators import Record, TunedLens
 from dit_lens.model import VideoDiT
 from dit_lens.run import Call
@@ -214,7 +214,7 @@ def _check(
         raise EvidenceError(f"{len(shared)} instances are in both training and validation: {', '.join(shared[:3])}")
 
 
-def _check_enough(moments: Mapping[Place, Moments], bands: Sequence[Band]) -> None:
+def _check_enough(moments: Mapping[Place, ResidualSums], bands: Sequence[Band]) -> None:
     for (band, _), sums in moments.items():
         if sums.n <= len(sums.x):
             raise EvidenceError(
@@ -224,10 +224,10 @@ def _check_enough(moments: Mapping[Place, Moments], bands: Sequence[Band]) -> No
 
 def _moments(
     runs: Runs, instances: Sequence[Any], bands: Sequence[Band], layers: Sequence[int], what: str
-) -> dict[Place, Moments]:
+) -> dict[Place, ResidualSums]:
     """Sufficient statistics of every band and layer."""
     width = runs.model.architecture.width(runs.model.pipeline.transformer)
-    sums = {(band, layer): Moments(width) for band in range(len(bands)) for layer in layers}
+    sums = {(band, layer): ResidualSums(width) for band in range(len(bands)) for layer in layers}
     last = runs.model.layers - 1
     for reading in runs.readings(instances, what, [*layers, last]):
         band = band_of(bands, reading.call.sigma, reading.call.expert)
@@ -237,7 +237,7 @@ def _moments(
 
 
 def _ridge(
-    learned: Mapping[Place, Moments], judged: Mapping[Place, Moments], penalties: Sequence[float]
+    learned: Mapping[Place, ResidualSums], judged: Mapping[Place, ResidualSums], penalties: Sequence[float]
 ) -> tuple[dict[Place, Any], dict[Place, Affine]]:
     """For each place the penalty whose solution errs least on the validation runs, and that solution."""
     penalty, maps = {}, {}
@@ -302,7 +302,7 @@ def _velocity_errors(
 
 
 def _entry(
-    place: Place, band: Band, penalty: Any, affine: Affine, learned: Moments, judged: Moments,
+    place: Place, band: Band, penalty: Any, affine: Affine, learned: ResidualSums, judged: ResidualSums,
     velocity: Mapping[str, tuple[float, float]],
 ) -> dict[str, Any]:  # fmt: skip
     """One row of the record."""

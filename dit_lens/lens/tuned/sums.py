@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Moments:
+class ResidualSums:
     """Sums over tokens of residuals x and of what they lack d = y - x, in float64; y is the last residual.
 
     The squared error of every affine map x -> x + x W + b on the tokens seen follows from them, so that nothing else
