@@ -36,27 +36,33 @@ class Quality(NamedTuple):
     Attributes
     ----------
     cells : float
-        Against the VAE's frames averaged over each latent cell: what a linear map could reach at best is infinity.
+        Against the VAE's frames averaged over each latent cell.
+    cells_constant : float
+        What one colour, the mean of all of them, would give there: a preview of no information.
     full : float
         Enlarged to the VAE's size, against its frames as they are.
-    averaged : float
-        The VAE's own frames averaged over each cell and enlarged again: no map of single cells does better.
-    constant : float
-        One colour, the mean of all pixels, against the VAE's frames: what no information at all would give.
+    full_constant : float
+        What one colour would give there.
+    full_averaged : float
+        What the VAE's own frames averaged over each cell would give there: no map to one colour a cell does better.
     videos : int
     """
 
     cells: float
+    cells_constant: float
     full: float
-    averaged: float
-    constant: float
+    full_constant: float
+    full_averaged: float
     videos: int
 
     def __str__(self) -> str:
         return (
-            f"{self.cells:.1f} dB on cells and {self.full:.1f} dB in full (at best {self.averaged:.1f}, one colour "
-            f"{self.constant:.1f}) over {self.videos} videos"
+            f"{self.cells:.1f} dB on cells (one colour {self.cells_constant:.1f}), {self.full:.1f} dB in full (one "
+            f"colour {self.full_constant:.1f}, at best {self.full_averaged:.1f}), {self.videos} videos"
         )
+
+
+_UNMEASURED = Quality(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Preview:
         video = model.decode(latents, batch)
         scale = _scale(model, latents, video)
         weight, bias = _solve(latents, averaged(video, scale, latents.shape[2]), scale, ridge)
-        unmeasured = cls(weight, bias, scale, vae_id(model), Quality(*[math.nan] * 4, 0))
+        unmeasured = cls(weight, bias, scale, vae_id(model), _UNMEASURED)
         return replace(unmeasured, quality=unmeasured.psnr(model, others, batch))
 
     def require(self, model: VideoDiT) -> None:
@@ -217,9 +223,10 @@ class Preview:
         best = true[:, sources].repeat(side, axis=2).repeat(side, axis=3)
         return Quality(
             psnr(self(latents)[:, self.scale.padding :], true),
+            psnr(true.mean(axis=(0, 1, 2, 3)), true),
             psnr(self.video(latents), video),
-            psnr(best, video),
             psnr(video.mean(axis=(0, 1, 2, 3)), video),
+            psnr(best, video),
             len(latents),
         )
 
@@ -286,7 +293,8 @@ def vae_id(model: VideoDiT) -> str:
 def _share(given: Tensor | Video, share: float) -> tuple[Tensor | Video, Tensor | Video]:
     """What is fitted and what is held out of it."""
     count = len(given)
-    test = np.unique(np.linspace(0, count - 1, max(1, round(count * share))).round().astype(int)) if count else []
+    places = np.linspace(0, count - 1, max(1, round(count * share))).round() if count else np.zeros(0)
+    test = np.unique(places.astype(int))
     rest = np.setdiff1d(np.arange(count), test)
     if not 0 < share < 1 or not len(rest):
         raise EvidenceError(f"preview: {count} videos, a share of {share:g} held out: need at least one on either side")

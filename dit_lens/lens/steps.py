@@ -247,7 +247,7 @@ def step_lens(
     The Chain-of-Steps viewer of "Demystifying Video Reasoning" (arXiv 2603.16870), experiment E1.
     """
     given = [branches] if isinstance(branches, str) else list(branches)
-    names = "all" if given == ["all"] else [name for name in given if name != GUIDED]
+    names = "all" if given == ["all"] else tuple(name for name in given if name != GUIDED)
     captures = [Capture(Sites(("latents", GUIDED)), name=_NAME)]
     if names:
         captures.append(Capture(Sites("velocity", branches=names), name=f"{_NAME}.branches"))
