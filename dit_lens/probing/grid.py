@@ -189,7 +189,9 @@ class _Work:
             )
             for part in parts
         ]
-        everything = sum(of_folds[1:], of_folds[0])
+        everything = of_folds[0] + of_folds[1]
+        for moments in of_folds[2:]:
+            everything += moments
         predicted = torch.empty(len(questions), len(x), len(y), dtype=self.product, device=self.device)
         for part, moments in zip(parts, of_folds, strict=True):
             train = everything - moments

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError
+from dit_lens.probing.products import products
 
 #: A variance below this share of what it was before a subtraction is rounding: the feature is constant in what is left.
 VANISHED = 1e-12
-#: Rows that float32 products sum up before they are added in float64.
-ROWS = 1024
 #: Bytes of Gram matrices that are factorised at once.
 AT_ONCE = 2**28
 
@@ -130,12 +129,24 @@ class Moments:
             if not torch.isfinite(part.mean).all():
                 bad = int((~torch.isfinite(x[p])).sum())
                 raise EvidenceError(f"{bad} NaN or infinite features at place {self._name(p)}")
-            self._at(p)._merge(part, 1)
+            here = self._at(p)
+            if self.count[p].any():
+                here._merge(part, 1)
+            else:
+                for old, new in zip(here._tensors, part._tensors, strict=True):
+                    old.copy_(new)
         return self
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of the rows of both."""
         return self._combined(other, 1)
+
+    def __iadd__(self, other: Moments) -> Moments:
+        """Add the rows of another, in place."""
+        patterns = self._patterns_of_both(other)
+        self._refine(patterns)
+        self._merge(other._refined(patterns), 1)
+        return self
 
     def __sub__(self, other: Moments) -> Moments:
         """Moments of these rows less ``other``, which must be among them."""
@@ -271,11 +282,11 @@ class Moments:
         if bool((w != 1).any()):
             rows = rows * root.to(rows)
         # The last column sums the rows up: what is left of their mean.
-        sums = _products(torch.cat([off, root], dim=1).to(self.product), rows)
+        sums = products(torch.cat([off, root], dim=1).to(self.product), rows)
         rest = sums[-1] / count
         self.count[0, m], self.target_mean[0, columns] = count, target_mean
         self.mean[0, m] = rest if near is None else rest + near
-        self.gram[0, m] = torch.addr(_products(rows, rows), rest, rest, alpha=-float(count))
+        self.gram[0, m] = torch.addr(products(rows, rows), rest, rest, alpha=-float(count))
         self.cross[0, columns], self.square[0, columns] = sums[:-1], off.square().sum(0)
 
     def _at(self, p: int) -> Moments:
@@ -290,18 +301,25 @@ class Moments:
         self.count, self.mean, self.gram = (x[:, came_from] for x in (self.count, self.mean, self.gram))
         self.patterns = patterns
 
-    def _combined(self, other: Moments, sign: int) -> Moments:
+    def _patterns_of_both(self, other: Moments) -> tuple[int, ...]:
         if self.places != other.places or self.cross.shape != other.cross.shape:
             raise EvidenceError(
                 f"moments of places {self.places} with targets and width {tuple(self.cross.shape[1:])} and of places "
                 f"{other.places} with {tuple(other.cross.shape[1:])} do not go together"
             )
-        patterns = _meet(self.patterns, other.patterns)
+        return _meet(self.patterns, other.patterns)
+
+    def _refined(self, patterns: tuple[int, ...]) -> Moments:
+        """The same with finer patterns; where they are the same, with the same memory."""
+        same = self._of(self._tensors, self.patterns, self.places, self.product)
+        same._refine(patterns)
+        return same
+
+    def _combined(self, other: Moments, sign: int) -> Moments:
+        patterns = self._patterns_of_both(other)
         result = self._of([x.clone() for x in self._tensors], self.patterns, self.places, self.product)
         result._refine(patterns)
-        part = self._of(other._tensors, other.patterns, other.places, other.product)
-        part._refine(patterns)
-        result._merge(part, sign)
+        result._merge(other._refined(patterns), sign)
         return result
 
     def _merge(self, part: Moments, sign: int) -> None:
@@ -335,7 +353,7 @@ class Moments:
         gram, count = self.gram[here, m], self.count[here, m, None]
         scale, constant = _scale(gram, self.mean[here, m], count)
         scale = scale if standardize else torch.ones_like(scale)
-        system = gram / scale[..., None] / scale[..., None, :]
+        system = (gram / scale[..., None]).div_(scale[..., None, :])
         # A constant feature has only zeros in its row: 1 on the diagonal gives it the coefficient 0 at alpha 0 too.
         system.diagonal(dim1=-2, dim2=-1).add_(alpha * count).masked_fill_(constant, 1.0)
         factor, failed = torch.linalg.cholesky_ex(system)
@@ -358,24 +376,6 @@ def _scale(gram: Tensor, mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     deviation = (gram.diagonal(dim1=-2, dim2=-1).clamp(min=0) / count).sqrt()
     constant = deviation <= 1e-12 * (1 + mean.abs())
     return torch.where(constant, 1.0, deviation), constant
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """Transposed a times b, (n, i) and (n, j) to (i, j), summed in float64."""
-    if a.dtype == torch.float64:
-        return _transposed_times(a, b)
-    total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
-    for i in range(0, len(a), ROWS):
-        total += _transposed_times(a[i : i + ROWS], b[i : i + ROWS])
-    return total
-
-
-def _transposed_times(a: Tensor, b: Tensor) -> Tensor:
-    # numpy knows a matrix times its own transpose and does half of the work; torch does not.
-    if a.device.type == "cpu":
-        x, y = a.numpy(), b.numpy()
-        return torch.from_numpy(x.T @ (x if b is a else y))
-    return a.mT @ b
 
 
 def _missing_patterns(y: Tensor) -> tuple[int, ...]:
