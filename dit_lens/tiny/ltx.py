@@ -40,9 +40,9 @@ COMPRESSION: dict[str, Any] = {
 
 
 def _vae() -> AutoencoderKLLTXVideo:
-    vae = AutoencoderKLLTXVideo(
-        **COMPRESSION, down_block_types=("LTXVideo095DownBlock3D",) * 4, timestep_conditioning=True
-    )
+    # Of the encoder blocks of 0.9.5 there is one fewer than there are widths.
+    config = {**COMPRESSION, "block_out_channels": (8,) * 5}
+    vae = AutoencoderKLLTXVideo(**config, down_block_types=("LTXVideo095DownBlock3D",) * 4, timestep_conditioning=True)
     return with_statistics(vae.eval())
 
 
