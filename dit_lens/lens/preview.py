@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -326,44 +325,3 @@ def _solve(latents: Tensor, colours: NDArray[np.float64], scale: Scale, ridge: f
 
 def _shipped(name: str | Path) -> Path:
     return Path(organisms.__file__).parent / name / "preview.safetensors"
-
-
-def fit_organism(name: str, instances: int = 32, runs: int = 8) -> Preview:
-    """The preview of a shipped organism: fitted to true videos of its tasks and to x0hat at every step of some runs.
-
-    Its quality is measured on half as many of the same of the test split. Tasks whose pictures are of another size than
-    those of the organism's default task are left out.
-
-    Parameters
-    ----------
-    instances : int
-        True videos of each task, of the training split.
-    runs : int
-        Instances of each task that the model is run on.
-    """
-    model = organisms.load_organism(name)
-    tasks = organisms.organism_tasks(name)
-    sizes = [task.sample(1)[0].image.size for task in tasks]
-    tasks = [task for task, size in zip(tasks, sizes, strict=True) if size == sizes[0]]
-    return Preview.fit(
-        model,
-        _latents(model, [task.sample(instances, seed=0, split="train") for task in tasks], runs),
-        held_out=_latents(model, [task.sample(instances // 2, seed=0, split="test") for task in tasks], runs // 2),
-    )
-
-
-def _latents(model: VideoDiT, samples: Sequence[Sequence[Any]], runs: int) -> Tensor:
-    """Encoded true videos of all instances, and x0hat at every step of runs on the first ones: (B, C, F, h, w)."""
-    from dit_lens.lens.steps import step_lens  # which draws with this module
-
-    true = np.concatenate([np.stack([instance.video for instance in sample]) for sample in samples])
-    shown = [instance for sample in samples for instance in sample[:runs]]
-    lens = step_lens(model, shown, list(range(len(shown))), decode=False)
-    return torch.cat([model.encode(true), lens.x0hat.flatten(0, 1)])
-
-
-def main(names: Sequence[str] = ("maze", "puzzles")) -> None:
-    """Make the previews in the package again."""
-    for name in names:
-        preview = fit_organism(name)
-        print(f"{preview.save(_shipped(name))}: {preview!r}")
