@@ -39,7 +39,7 @@ class Linear:
     intercept: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Scores (*places, n, K) of features (*places, n, D), in the features' dtype."""
+        """Scores ``(*places, n, K)`` of features ``(*places, n, D)``, in the features' dtype."""
         coef, intercept = self.coef.to(features), self.intercept.to(features)
         return features @ coef.mT + intercept.unsqueeze(-2)
 
@@ -178,7 +178,7 @@ class Moments:
         return Linear(coef.unflatten(0, self.places), intercept.unflatten(0, self.places))
 
     def midpoints(self, linear: Linear) -> Tensor:
-        """Halfway between the mean scores of the rows with target 0 and target 1: shape (*places, K).
+        """Halfway between the mean scores of the rows with target 0 and target 1: shape ``(*places, K)``.
 
         Means nothing for targets with other values.
         """
@@ -191,7 +191,7 @@ class Moments:
         return cast(Tensor, middle.unflatten(0, self.places))
 
     def squared_error(self, linear: Linear) -> Tensor:
-        """Sum of squared errors of linear maps on these rows, without the rows: shape (*places, K)."""
+        """Sum of squared errors of linear maps on these rows, without the rows: shape ``(*places, K)``."""
         of = list(self.patterns)
         coef, intercept = linear.coef.flatten(0, -3), linear.intercept.flatten(0, -2)
         bias = self.target_mean - (coef * self.mean[:, of]).sum(-1) - intercept
