@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that share the tests, and threads of each: the models are tiny, and a second thread gains them little.
+WORKERS ?= 2
 
 .PHONY: demo test lint format docs doctest clean
 
@@ -10,7 +12,7 @@ demo: $(VENV)/.installed-base
 	$(BIN)/dit-lens localize
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

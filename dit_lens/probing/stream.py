@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -258,8 +258,7 @@ def _scored(
 
         return score
 
-    seeded = Visit(**{**{f: getattr(visit, f) for f in visit.__dataclass_fields__}, "seed": first_seed})
-    for run in _visited(model, task, instances, seeded, scoring, "test"):
+    for run in _visited(model, task, instances, replace(visit, seed=first_seed), scoring, "test"):
         last = run
     kinds = {a.name: a.kind for a in asked}
     experts = {call.step: call.expert for call in last.calls}

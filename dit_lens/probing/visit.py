@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -68,6 +68,7 @@ class Visit:
     batch: int = 32
     branch: str = "cond"
     random_seed: int = 0
+    _twins: dict[str, VideoDiT] = field(default_factory=dict, repr=False, compare=False)
 
     def runs(
         self,
@@ -80,12 +81,18 @@ class Visit:
         title: str = "runs for probes",
     ) -> Iterator[Run]:
         """Run the instances; ``sink(rows)`` takes the features of those instances. Yields every batch's run."""
-        twin = random_twin(model, self.random_seed) if "random" in self.controls else None
+        twin = self._twin(model) if "random" in self.controls else None
         for start in tqdm(range(0, len(instances), self.batch), desc=title, unit="batch"):
             part = instances[start : start + self.batch]
             here = slice(start, start + len(part))
             seeds = [self.seed + i for i in range(here.start, here.stop)]
             yield self._run(model, twin, task, part, seeds, sink(here), decode)
+
+    def _twin(self, model: VideoDiT) -> VideoDiT:
+        """One for all passes over a model, this visit's and those `replace` makes of it: its weights are the memory."""
+        if model.id not in self._twins:
+            self._twins[model.id] = random_twin(model, self.random_seed)
+        return self._twins[model.id]
 
     def _run(
         self, model: VideoDiT, twin: VideoDiT | None, task: Any, part: Sequence[Any], seeds: list[int], sink: Sink,

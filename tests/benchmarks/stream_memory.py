@@ -42,7 +42,7 @@ class StreamMemory:
         return "\n".join([*lines, f"{ratios}; limit {LIMIT} streamed"])
 
 
-def stream_memory(few: int = 8, times: int = 10, batch: int = 4, **options: Any) -> StreamMemory:
+def stream_memory(few: int = 16, times: int = 10, batch: int = 4, **options: Any) -> StreamMemory:
     """Measure both numbers of clips in one process."""
     model, task = dl.load_organism("maze"), dl.organisms.organism_tasks("maze")[0]
     counts = (few, times * few)
