@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import sys
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
-from safetensors.numpy import load_file
+
+from dit_lens.probing import load_probes
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,10 +26,14 @@ def test_probe_training_writes_probes_that_predict_as_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = ROOT / "probes" / "train_layer_probes.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--instances", "12", "--out", str(tmp_path)])
+    out = tmp_path / "probes"
+    asked = ["--labels", "wall_left", "on_path", "--steps", "0", "--train", "12", "--test", "8", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [str(script), *asked])
     runpy.run_path(str(script), run_name="__main__")
-    tensors, card = load_file(tmp_path / "probes.safetensors"), json.loads((tmp_path / "probes.json").read_text())
-    assert tensors["s00/L03/coef"].shape == (len(card["labels"]), 128)
-    assert {row["control"] for row in card["scores"]} == {"none", "shuffled"}
-    assert {row["readout"] for row in card["scores"]} >= {"embed", "input", "position", "L07"}
-    assert "wall_left" in capsys.readouterr().out
+    probes, table = load_probes(out), load_probes(out).frame().set_index(["label", "readout"])
+    assert probes.labels == ["wall_left", "on_path"]
+    assert probes.direction("on_path", step=0, layer=3).shape == (128,)
+    # The walls of a neighbouring cell are not in the embedding of a cell, and are after a few layers of attention.
+    assert table.loc[("wall_left", "L05"), "skill"] > 0.8 > table.loc[("wall_left", "embed"), "skill"]
+    assert {"shuffled", "input", "position", "random", "majority"} <= set(table.columns)
+    assert "no control is missing" in capsys.readouterr().out
