@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 PERCEPTION = ("wall_right", "wall_down", "wall_left", "wall_up", "start", "goal", "goal_red", "goal_purple")
 REASONING = ("on_path", "distance")
 ANSWER = "on_path"
+#: Controls of the excess. Random weights are in the tables, and the null of the whole analysis is `random:maze`.
+EXCESS_ABOVE = ("shuffled", "input", "position")
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,7 @@ def _check_labels(task: Any) -> None:
 def _probe(model: VideoDiT, task: Any, config: LocalizeConfig) -> ProbeGrid:
     instances = task.sample(config.probe_instances, seed=config.seed)
     steps: Select = sorted({config.step, *indices(config.probe_steps, model.geometry(instances[0]).steps, "step")})
-    # Random weights are a null of the whole analysis (`random:maze`) and not of the excess, as the definitions say.
-    still = ("input", "position")
-    data = collect(model, task, instances, steps=steps, controls=still, seed=config.seed, decode=True)
+    data = collect(model, task, instances, steps=steps, seed=config.seed, decode=True)
     if config.permute:
         data = {step: _permuted(part) for step, part in data.items()}
     return probe_grid(data, folds=config.folds, seed=config.seed)
@@ -209,7 +209,8 @@ def _curves(
 
     def excess(role: str, names: Sequence[str]) -> Floats:
         known = [name for name in names if probes.labels.get(name) == role]
-        return np.asarray(np.mean([probes.excess(config.step, readouts, name, of_probes) for name in known], axis=0))
+        above = [probes.excess(config.step, readouts, name, of_probes, EXCESS_ABOVE) for name in known]
+        return np.asarray(np.mean(above, axis=0))
 
     return Curves(
         perception=excess("perception", PERCEPTION), reasoning=excess("reasoning", REASONING),

@@ -79,11 +79,20 @@ class ProbeGrid:
         found = {name: self.scores[keys[name]].skill(weights) for name in CONTROLS if keys[name] in self.scores}
         return found | {"majority": np.zeros(len(weights))}
 
-    def excess(self, step: int, readouts: Sequence[str], label: str, weights: Floats) -> Floats:
-        """Skill above the best control at each readout: shape (R, readouts)."""
+    def excess(
+        self, step: int, readouts: Sequence[str], label: str, weights: Floats, above: Sequence[str] = CONTROLS
+    ) -> Floats:
+        """Skill above the best control at each readout: shape (R, readouts).
+
+        Parameters
+        ----------
+        above : list of str
+            The controls that count; the majority, whose skill is 0, always does.
+        """
         columns = []
         for readout in readouts:
-            best = np.maximum.reduce(list(self.controls(step, readout, label, weights).values()))
+            controls = self.controls(step, readout, label, weights)
+            best = np.maximum.reduce([skill for name, skill in controls.items() if name in (*above, "majority")])
             columns.append(self.skill(step, readout, label, "none", weights) - best)
         return np.stack(columns, axis=1)
 

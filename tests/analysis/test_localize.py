@@ -26,6 +26,12 @@ def test_the_trained_model_perceives_before_it_reasons(trained: Localization) ->
     assert bands["perception"].end.value <= bands["reasoning"].end.value
 
 
+def test_every_control_is_beside_its_probe(trained: Localization) -> None:
+    table = trained.probes.table(replicates=10)
+    assert set(table["missing"]) == {""}
+    assert table[["shuffled", "input", "position", "random"]].notna().all().all()
+
+
 def test_random_weights_have_no_bands() -> None:
     result = localize(dl.load_organism("maze", random=True), dl.tasks.Maze(), QUICK)
     assert str(result.verdict) == "none", result.verdict

@@ -204,6 +204,10 @@ def test_controls_stand_side_by_side() -> None:
     best = max(0, row["input"], row["position"], row["random"], row["shuffled"])
     assert row["excess"] == pytest.approx(row["skill"] - best)
     assert row["excess_low"] <= row["excess"] <= row["excess_high"]
+    weights = np.ones((1, len(data.instances)))
+    for above in ("input", "random"):
+        counted = grid.excess(0, ["L00"], "known", weights, above=[above])[0, 0]
+        assert counted == pytest.approx(row["skill"] - max(0, row[above])), above
     assert (row["missing"], grid.missing, row["expert"]) == ("", (), "high_noise")
     assert grid.readouts == ["embed", "L00"]
     assert "no control is missing" in grid.summary(replicates=10)
