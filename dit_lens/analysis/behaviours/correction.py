@@ -1,6 +1,6 @@
 """Self-correction: how often the decoded answer goes from wrong to right along the steps, and from right to wrong.
 
-The definitions, fixed before any figure was looked at. At every step x0hat is decoded and its answer is read, by one of
+The definitions. At every step x0hat is decoded and its answer is read, by one of
 two judges:
 
 - *answer*: the task's hard reading of the last frame (`dit_lens.tasks.reading.read_answers`). It has three states:
@@ -9,9 +9,16 @@ two judges:
   video which is only blurred counts as wrong.
 
 *Self-correction* is wrong to right. Open to right is an answer that takes shape and corrects nothing; it is counted
-apart. Right to wrong is counted like wrong to right, for a chain that changes its mind at random does both; the *net*
-share is the one less the other. Self-correction is shown where the judge is *answer* and the interval of the net share
-over the whole chain lies above 0.
+apart. Right to wrong is counted like wrong to right, for a chain that changes its mind at random does both.
+
+What decides is the first readable answer of an instance against the last step: *corrected* is "wrong" at first and
+"right" at last, *spoiled* the reverse, and the *net correction* is the share of the one less that of the other. What
+lies between does not count, so that an answer which only flickers is neither. Self-correction is shown where the judge
+is *answer* and the interval of the net correction lies above 0.
+
+This is not the rule that was written first. That one took "wrong at any step, right at last" less the reverse, by which
+right, wrong, right was a gain and no loss: a mostly right chain that flickers at random passed it. It was changed after
+figures had been looked at, because it was wrong on states made up for the purpose.
 """
 
 from __future__ import annotations
@@ -105,28 +112,30 @@ class Correction:
     def ever(self) -> dict[str, Interval]:
         """Shares of all instances over the whole chain, with Wilson's intervals.
 
-        "wrong to right" and "right to wrong": whose answer does so between any two neighbouring steps. "wrong, then
-        right": a wrong answer was readable at some step, and the last is right, whatever lay between; "right, then
-        wrong": the reverse. "net": the first less the second of the last two, with its bootstrap interval.
+        "wrong to right" and "right to wrong": whose answer does so between any two neighbouring steps. "corrected":
+        whose first readable answer is wrong and whose last step is right; "spoiled": the reverse. "net correction": the
+        one less the other, with its bootstrap interval.
         """
-        step = {
+        found = {
             name: ((self.states[:-1] == a) & (self.states[1:] == b)).any(axis=0)
             for name, (a, b) in list(CHANGES.items())[:2]
         }
-        last = self.states[-1]
-        gained = (self.states == _WRONG).any(axis=0) & (last == _RIGHT)
-        lost = (self.states == _RIGHT).any(axis=0) & (last == _WRONG)
-        shares = {name: wilson(int(x.sum()), self.chain.count) for name, x in step.items()}
-        shares |= {
-            name: wilson(int(x.sum()), self.chain.count)
-            for name, x in (("wrong, then right", gained), ("right, then wrong", lost))
-        }
-        return shares | {"net": mean_interval(gained.astype(float) - lost)}
+        first, last = self.first, self.states[-1]
+        found["corrected"] = (first == _WRONG) & (last == _RIGHT)
+        found["spoiled"] = (first == _RIGHT) & (last == _WRONG)
+        shares = {name: wilson(int(x.sum()), self.chain.count) for name, x in found.items()}
+        return shares | {"net correction": mean_interval(found["corrected"].astype(float) - found["spoiled"])}
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """The first state of each instance that is not "open", shape (G,); "open" where none is."""
+        readable = self.states != _OPEN
+        return np.take_along_axis(self.states, readable.argmax(axis=0)[None], axis=0)[0]
 
     @property
     def gains(self) -> bool:
-        """Whether more instances end right after having been wrong than the reverse: net lies above 0."""
-        return self.ever()["net"].low > 0
+        """Whether more instances are corrected than spoiled: the net correction lies above 0."""
+        return self.ever()["net correction"].low > 0
 
     @property
     def shown(self) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import dit_lens as dl
-from dit_lens.analysis.behaviours import Chain, decoded_chain, multi_path, self_correction
+from dit_lens.analysis.behaviours import Chain, Correction, decoded_chain, multi_path, self_correction
 from dit_lens.analysis.behaviours.chain import distinct
 from dit_lens.analysis.behaviours.paths import count_branches
 from dit_lens.errors import EvidenceError
@@ -74,9 +75,56 @@ def test_what_ever_happens_is_counted_once_an_instance(known: Chain) -> None:
     ever = self_correction(known).ever()
     shares = {name: round(interval.value, 6) for name, interval in ever.items()}
     assert shares == {
-        "wrong to right": 0.3, "right to wrong": 0.3, "wrong, then right": 0.3, "right, then wrong": 0.2, "net": 0.1
+        "wrong to right": 0.3, "right to wrong": 0.3, "corrected": 0.2, "spoiled": 0.2, "net correction": 0.0
     }  # fmt: skip
+    assert ["owr"[s] for s in self_correction(known).first] == list("wwwrrwrrrr")
     assert not self_correction(known).shown
+
+
+def of_states(steps: Sequence[str] | NDArray[Any]) -> Correction:
+    """A correction whose states are given and whose chain is empty frames."""
+    states = np.array([["owr".index(s) for s in step] for step in steps]) if isinstance(steps, list) else steps
+    task, (count, instances) = TicTacToe(), states.shape
+    blank = np.zeros((count, instances, 1, 1, 1, 3), dtype=np.uint8)
+    chain = Chain(task, [None] * instances, blank, tuple(np.linspace(1, 0.1, count)), (None,) * count)
+    return Correction(chain, "answer", np.asarray(states))
+
+
+def flicker(seed: int, now_and_then: float = 0.03) -> NDArray[Any]:
+    """States of 80 instances over 10 steps: right, but wrong now and then, and at neither end."""
+    states = np.full((10, 80), 2)
+    states[1:-1][np.random.default_rng(seed).random((8, 80)) < now_and_then] = 1
+    return states
+
+
+def test_an_answer_that_flickers_is_not_corrected() -> None:
+    found = of_states(flicker(0))
+    assert found.ever()["wrong to right"].value > 0.1
+    assert found.ever()["net correction"] == (0, 0, 0)
+    assert not found.shown
+    # Nor is it where there was nothing to be read at first.
+    late = flicker(0)
+    late[0] = 0
+    assert not of_states(late).shown
+
+
+def test_right_and_wrong_exchanged_turns_the_net_correction_round() -> None:
+    states = np.random.default_rng(0).integers(0, 3, (6, 60))
+    here, there = of_states(states), of_states(np.array([0, 2, 1])[states])
+    assert here.ever()["corrected"] == there.ever()["spoiled"]
+    assert here.ever()["net correction"].value == -there.ever()["net correction"].value != 0
+
+
+def test_random_flicker_at_the_ends_too_is_hardly_ever_shown() -> None:
+    shown = [of_states(np.where(np.random.default_rng(seed).random((10, 80)) < 0.1, 1, 2)).shown for seed in range(200)]
+    assert np.mean(shown) <= 0.05  # 0.025 by construction
+
+
+def test_an_answer_that_comes_out_wrong_and_is_put_right_is_corrected() -> None:
+    assert of_states(["o" * 30, "w" * 20 + "r" * 10, "r" * 30]).shown
+    assert not of_states(["o" * 30, "r" * 20 + "w" * 10, "w" * 30]).shown
+    # Taking shape is none.
+    assert not of_states(["o" * 30, "o" * 20 + "r" * 10, "r" * 30]).shown
 
 
 def test_wrong_first_and_right_then_is_self_correction() -> None:
