@@ -13,7 +13,7 @@
     ├── CheckFailed            a model that does not do what its family's file says
     ├── EvidenceError          an analysis that cannot be carried out on what it was given
     ├── MadeForAnother         a trained probe or lens, or a stored activation, of another model, site or width
-    └── StoreError             files of activations that are damaged, manipulated, or cannot be written
+    └── StoreError             files of activations that are damaged or manipulated, or any that cannot be written
 """
 
 from __future__ import annotations
@@ -64,4 +64,4 @@ class MadeForAnother(DitLensError, ValueError):
 
 
 class StoreError(DitLensError, OSError):
-    """Files of activations that are damaged or manipulated, or that cannot be written; names the file and the cause."""
+    """Files of activations that are damaged or manipulated, or any that cannot be written; names the file and why."""

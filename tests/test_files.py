@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dit_lens.cli import main
+from dit_lens.errors import DitLensError, StoreError
 from dit_lens.files import write_atomic
 
 
@@ -35,7 +41,79 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(
         monkeypatch.setattr(Path, "write_bytes", half)
     else:
         monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match="disk full"):
         write_atomic(path, b"new content")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_file_is_on_the_disk_before_its_name_and_the_name_before_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(handle: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        done.append(f"sync {'part' if name.suffix == '.part' else name.name}")
+        fsync(handle)
+
+    def renamed(old: Any, new: Any) -> None:
+        done.append(f"name {Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_atomic(tmp_path / "one" / "two" / "a.json", b"text")
+    assert done == [f"sync {tmp_path.name}", "sync one", "sync part", "name a.json", "sync two"]
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, replace, errors = threading.Barrier(2, timeout=20), os.replace, []
+
+    def together(old: Any, new: Any) -> None:
+        both.wait()  # both have written their own file and have not renamed it
+        replace(old, new)
+
+    def write(text: bytes) -> None:
+        try:
+            write_atomic(tmp_path / "a.json", text)
+        except OSError as error:
+            errors.append(error)
+
+    monkeypatch.setattr(os, "replace", together)
+    threads = [threading.Thread(target=write, args=(text,)) for text in (b"first", b"second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert (tmp_path / "a.json").read_bytes() in (b"first", b"second")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere, so the system's answer is played."""
+
+    def refuse(path: Path, _: bytes) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(monkeypatch)
+    with pytest.raises(DitLensError) as caught:
+        write_atomic(tmp_path / "a.json", b"text")
+    assert str(caught.value) == f"{tmp_path / 'a.json'} cannot be written: Permission denied"
+    (tmp_path / "b").touch()
+    with pytest.raises(DitLensError, match=r"b/c.json cannot be written"):
+        write_atomic(tmp_path / "b" / "c.json", b"text")
+
+
+def test_a_command_that_may_not_write_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(monkeypatch)
+    assert main(["tasks", "--out", str(tmp_path / "sheet.png")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("sheet.png cannot be written: Permission denied")
