@@ -130,7 +130,7 @@ class Correction:
     def first(self) -> NDArray[np.int64]:
         """The first state of each instance that is not "open", shape (G,); "open" where none is."""
         readable = self.states != _OPEN
-        return np.take_along_axis(self.states, readable.argmax(axis=0)[None], axis=0)[0]
+        return np.asarray(np.take_along_axis(self.states, readable.argmax(axis=0)[None], axis=0)[0])
 
     @property
     def gains(self) -> bool:

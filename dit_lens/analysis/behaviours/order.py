@@ -1,6 +1,6 @@
 """Perception before action: the steps from which on start and goal are decodable, against those of the path.
 
-The definitions, fixed before any figure was looked at. Two kinds of evidence, never mixed.
+The definitions. Two kinds of evidence, never mixed.
 
 **Probes** read every cell of the last latent frame, where the path will be drawn, at every step and layer: *perception*
 is ``start`` and the goals that the picture shows, *action* is ``on_path``, the cells on a shortest path. The excess is
@@ -8,19 +8,26 @@ the skill (0 chance, 1 perfection) above the best of the controls: shuffled labe
 token, position, the same architecture with random weights, majority. A label's layer is the one whose excess, averaged
 over the steps, is largest on one half of the instances; everything is reported on the other half. Two onsets:
 
-- *decodable*: the first step at which the lower end of the interval of the excess is above the threshold;
-- *half*: the first step at which the skill has reached half of its value at the last step. It takes the skill and not
-  the excess: late inputs show the drawn path themselves, and the excess over them vanishes.
-
-The interval of an onset comes from the bootstrap over instances, where each replicate's onset is the first step at
-which the replicate's own value passes.
+- *decodable*: the first step at which the excess reaches the threshold;
+- *half*: the first step at which the skill has reached half of its value at the last step, where that value reaches the
+  threshold. It takes the skill and not the excess: late inputs show the drawn path themselves, and the excess over them
+  vanishes.
 
 **The step lens** reads what x0hat draws in the last frame: each end (start, goal) is *drawn* where its ring is read
 right; the path where the trail is, cell for cell, the one that this run's last step shows. The onset *drawn* is the
-first step at which half of the instances draw it, with its bootstrap interval.
+first step at which half of the instances draw it.
 
-*Perception before action* is shown by a measure where in at least 97.5 % of the replicates every end has its onset
-before the path.
+An onset's interval runs from the first step at which the upper end of the value's own interval (the bootstrap over
+instances) passes to the first at which its lower end does. The first step at which a noisy value passes is early in
+most replicates, so that percentiles of the replicates' onsets need not hold the estimate.
+
+*Perception before action* is shown by a measure where every end has its onset before the path, and the path has one, in
+the estimate and in at least 97.5 % of the bootstrap replicates, each of which asks its own values what the estimate
+asks. Where the path has no onset in the estimate there is no action to come before: a third outcome, told apart.
+
+Three of these rules were changed after figures had been looked at, because they were wrong on data made up for the
+purpose: a path that is never there counted as later than the ends; *half* was reached where nothing was decodable; the
+estimate asked the lower end of an interval, and its replicates their value.
 
 What the model is given: an image-to-video model gets the first frame, start and goal in it, in every call. It need not
 discover them, and it can draw them at step 0. That their onset is early says that the input reaches the last frame's
@@ -52,10 +59,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 #: What the picture shows, and what has to be worked out.
 ENDS, PATH = ("start", "goal", "goal_red", "goal_purple"), "on_path"
 MEASURES = ("decodable", "half", "drawn")
+#: What is said where the path has no onset.
+NEVER = {
+    "decodable": "path never decodable",
+    "half": "path not decodable at the last step",
+    "drawn": "path never drawn",
+}
 #: Share of the replicates in which the order must hold.
 SURE = 0.975
 
@@ -91,7 +105,7 @@ class PerceptionOrder:
 
     Attributes
     ----------
-    steps, sigmas, experts : of the probed steps
+    sigmas, experts : dicts from every step of the chain, probed or not, to its sigma and expert
     onsets : list of Onset
         Those of probes at the layer that was chosen, and those of the step lens.
     layers : list of Onset
@@ -103,31 +117,44 @@ class PerceptionOrder:
     task: str
     config: BehaviourConfig
     sigmas: dict[int, float]
+    experts: dict[int, str | None]
     onsets: list[Onset]
     layers: list[Onset]
     curves: pd.DataFrame
 
     def before(self, measure: str) -> float:
-        """Share of bootstrap replicates in which every end has its onset at an earlier step than the path."""
-        found = [o for o in self.onsets if o.measure == measure]
-        ends = np.max([o.replicates[1:] for o in found if o.role == "perception"], axis=0)
-        path = next(o.replicates[1:] for o in found if o.role == "action")
-        return float((ends < path).mean())
+        """Share of bootstrap replicates in which every end has its onset at an earlier step than the path has one."""
+        return float(self._held(measure)[1:].mean())
 
     def shown(self, measure: str) -> bool:
         """Whether perception before action is shown by a measure, by the definition above."""
-        return self.before(measure) >= SURE
+        return bool(self._held(measure)[0]) and self.before(measure) >= SURE
+
+    def verdict(self, measure: str) -> str:
+        """Either "shown", "not shown", or where the path has no onset in the estimate what `NEVER` says of that."""
+        if not np.isfinite(self._onsets(measure, "action")[0, 0]):
+            return NEVER[measure]
+        return "shown" if self.shown(measure) else "not shown"
+
+    def _held(self, measure: str) -> Bools:
+        """Whether the order holds, in the estimate and in every replicate: shape (R + 1,)."""
+        ends, path = self._onsets(measure, "perception").max(axis=0), self._onsets(measure, "action")[0]
+        return np.asarray((ends < path) & np.isfinite(path))
+
+    def _onsets(self, measure: str, role: str) -> Floats:
+        return np.stack([o.replicates for o in self.onsets if (o.measure, o.role) == (measure, role)])
 
     def frame(self, every_layer: bool = False) -> pd.DataFrame:
-        """Tidy table: task, label, role, measure, readout, step, low, high, sigma, n.
+        """Tidy table: task, label, role, measure, readout, step, low, high, sigma, expert, n.
 
-        Steps are infinite, and sigma missing, where a thing is never there.
+        Steps are infinite, and sigma and expert missing, where a thing is never there.
         """
-        rows = [
-            (self.task, o.label, o.role, o.measure, o.readout, *o.step, self.sigmas.get(_whole(o.step.value)), o.n)
-            for o in (self.layers if every_layer else self.onsets)
-        ]
-        columns = ["task", "label", "role", "measure", "readout", "step", "low", "high", "sigma", "n"]
+        rows = []
+        for o in self.layers if every_layer else self.onsets:
+            at = int(o.step.value) if np.isfinite(o.step.value) else None
+            place = (None, None) if at is None else (self.sigmas[at], self.experts[at])
+            rows.append((self.task, o.label, o.role, o.measure, o.readout, *o.step, *place, o.n))
+        columns = ["task", "label", "role", "measure", "readout", "step", "low", "high", "sigma", "expert", "n"]
         return pd.DataFrame(rows, columns=columns).astype({"sigma": float})
 
     def plot(self, axis: Axes | None = None, evidence: str = "probe") -> Axes:
@@ -137,10 +164,6 @@ class PerceptionOrder:
         name = "share of instances that draw it" if evidence == "x0hat" else "skill above the best control"
         axis.set(ylabel=name, title=self.task)
         return axis
-
-
-def _whole(step: float) -> int:
-    return int(step) if np.isfinite(step) else -1
 
 
 def perception_before_action(
@@ -187,15 +210,9 @@ def perception_before_action(
     grid = probe_rows(data, asked, runs, every, config.folds, config.seed)
     onsets, layers, probe_curves = _of_probes(grid, config)
     drawn, drawn_curves = _of_lens(chain, ends, config)
-    sigmas = dict(enumerate(chain.sigmas))
-    return PerceptionOrder(
-        title(task),
-        config,
-        sigmas,
-        [*onsets, *drawn],
-        layers,
-        pd.concat([probe_curves, drawn_curves], ignore_index=True),
-    )
+    both = pd.concat([probe_curves, drawn_curves], ignore_index=True)
+    sigmas, experts = dict(enumerate(chain.sigmas)), dict(enumerate(chain.experts))
+    return PerceptionOrder(title(task), config, sigmas, experts, [*onsets, *drawn], layers, both)
 
 
 def _role(label: str) -> str:
@@ -212,13 +229,11 @@ def _of_probes(grid: ProbeGrid, config: BehaviourConfig) -> tuple[list[Onset], l
         best = grid.readouts[int(chosen.argmax())]
         excess = np.stack([grid.excess(s, grid.readouts, name, report) for s in steps])
         for k, readout in enumerate(grid.readouts):
-            above = excess[..., k] > config.threshold
-            # The estimate asks the interval; a replicate has none and asks its own value.
-            above[:, 0] = [percentile_interval(e).low > config.threshold for e in excess[..., k]]
-            layers.append(_onset(name, "decodable", readout, above, steps, n))
+            layers.append(_onset(name, "decodable", readout, excess[..., k] - config.threshold, steps, n))
         k = grid.readouts.index(best)
         skill = np.stack([grid.skill(s, best, name, "none", report) for s in steps])
-        onsets += [layers[k - len(grid.readouts)], _onset(name, "half", best, skill >= skill[-1] / 2, steps, n)]
+        half = np.minimum(skill - skill[-1] / 2, skill[-1] - config.threshold)
+        onsets += [layers[k - len(grid.readouts)], _onset(name, "half", best, half, steps, n)]
         for s, e in zip(steps, excess[..., k], strict=True):
             at = (s, grid.sigmas[s], grid.experts[s])
             rows.append((name, _role(name), best, *at, *percentile_interval(e), n))
@@ -236,7 +251,7 @@ def _of_lens(chain: Chain, ends: Sequence[str], config: BehaviourConfig) -> tupl
     onsets, rows, steps = [], [], tuple(range(chain.steps))
     for name, values in shown.items():
         shares = weighted_means(values.astype(np.float64), weights).T
-        onsets.append(_onset(name, "drawn", "x0hat", shares >= 0.5, steps, chain.count))
+        onsets.append(_onset(name, "drawn", "x0hat", shares - 0.5, steps, chain.count))
         for s, share in enumerate(shares):
             at = (s, chain.sigmas[s], chain.experts[s])
             rows.append((name, _role(name), "x0hat", *at, *percentile_interval(share), chain.count))
@@ -248,9 +263,16 @@ def _table(rows: list[Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _onset(label: str, measure: str, readout: str, above: NDArray[np.bool_], steps: tuple[int, ...], n: int) -> Onset:
-    """The first step at which ``above`` (S, R + 1) holds, in the estimate and in every replicate."""
-    first = np.where(above.any(axis=0), np.array(steps, dtype=np.float64)[above.argmax(axis=0)], np.inf)
-    # An observed step at each end: never is no number to interpolate with.
-    low, high = np.quantile(first[1:], [0.025, 0.975], method="inverted_cdf")
-    return Onset(label, _role(label), measure, readout, Interval(float(first[0]), float(low), float(high)), first, n)
+def _onset(label: str, measure: str, readout: str, above: Floats, steps: tuple[int, ...], n: int) -> Onset:
+    """The first step at which ``above`` (S, R + 1), by how much a value has passed, is not negative."""
+    value, low, high = np.array([percentile_interval(of_step) for of_step in above]).T
+    # An excess over the best of several controls can lie outside of its own percentiles.
+    early, late = _first(np.stack([np.fmax(value, high), np.fmin(value, low)], axis=1), steps)
+    first = _first(above, steps)
+    return Onset(label, _role(label), measure, readout, Interval(float(first[0]), float(early), float(late)), first, n)
+
+
+def _first(above: Floats, steps: tuple[int, ...]) -> Floats:
+    """The first of S steps at which a column of (S, K) is not negative: shape (K,), infinite where none is."""
+    passed = above >= 0
+    return np.where(passed.any(axis=0), np.array(steps, dtype=np.float64)[passed.argmax(axis=0)], np.inf)

@@ -1,0 +1,148 @@
+"""Perception before action on probes and chains that were made up, so that every onset is known; no model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dit_lens.analysis.behaviours import BehaviourConfig, Chain, PerceptionOrder
+from dit_lens.analysis.behaviours.order import _of_lens, _of_probes
+from dit_lens.probing import ProbeGrid
+from dit_lens.probing.scores import GroupedScores
+from dit_lens.tasks import Maze
+
+CONFIG = BehaviourConfig()
+INSTANCES, ROWS = 96, 16
+ENDS = ("start", "goal")
+
+
+def scores(rng: np.random.Generator, accuracy: float) -> GroupedScores:
+    """Probes that answer ``ROWS`` rows of each of two classes with this accuracy, in every instance."""
+    right = rng.binomial(ROWS, accuracy, (INSTANCES, 2))
+    return GroupedScores(np.concatenate([right, np.full((INSTANCES, 2), ROWS)], axis=1).astype(float), False)
+
+
+def grid_of(accuracies: Mapping[str, Sequence[float]], seed: int = 0) -> ProbeGrid:
+    """One layer whose probes have these accuracies, step by step, beside controls at chance."""
+    grid = ProbeGrid(INSTANCES, {name: "action" if name == "on_path" else "perception" for name in accuracies})
+    rng = np.random.default_rng(seed)
+    for name, of_label in accuracies.items():
+        for step, accuracy in enumerate(of_label):
+            grid.scores[step, "L00", name, "none"] = scores(rng, accuracy)
+            grid.scores[step, "L00", name, "shuffled"] = scores(rng, 0.5)
+            for control in ("input", "position", "random/L00"):
+                grid.scores[step, control, name, "none"] = scores(rng, 0.5)
+            grid.sigmas[step], grid.experts[step] = 1 - step / 10, "high" if step < 2 else "low"
+    return grid
+
+
+def order_of(ends: Sequence[float], path: Sequence[float]) -> PerceptionOrder:
+    grid = grid_of(dict.fromkeys(ENDS, ends) | {"on_path": path})
+    sigmas = {step: float(sigma or 0) for step, sigma in grid.sigmas.items()}
+    return PerceptionOrder("made up", CONFIG, sigmas, grid.experts, *_of_probes(grid, CONFIG))
+
+
+def drawn_order(steps: str) -> PerceptionOrder:
+    """Of a chain that draws nothing ("."), the board ("b"), or the whole answer ("a") at each step."""
+    task = Maze(4, goals=2)
+    mazes = task.sample(4, seed=1)
+    truth = task.render(mazes)
+    shown = {".": np.full_like(truth, 238), "b": np.repeat(truth[:, :1], truth.shape[1], axis=1), "a": truth}
+    sigmas, experts = (
+        tuple(np.linspace(1, 0.1, len(steps))),
+        tuple("high" if s < 2 else "low" for s in range(len(steps))),
+    )
+    chain = Chain(task, mazes, np.stack([shown[s] for s in steps]), sigmas, experts)
+    onsets, curves = _of_lens(chain, ["start", "goal_red", "goal_purple"], CONFIG)
+    return PerceptionOrder("drawn", CONFIG, dict(enumerate(sigmas)), dict(enumerate(experts)), onsets, [], curves)
+
+
+def steps_of(order: PerceptionOrder, measure: str, label: str = "on_path") -> tuple[float, float, float]:
+    row = order.frame().query("measure == @measure and label == @label").iloc[0]
+    return row["step"], row["low"], row["high"]
+
+
+def verdicts(order: PerceptionOrder) -> list[str]:
+    return [order.verdict(measure) for measure in ("decodable", "half")]
+
+
+def test_ends_that_are_early_and_a_path_that_is_late_are_in_order() -> None:
+    order = order_of([0.9] * 5, [0.5, 0.5, 0.5, 0.9, 0.9])
+    for measure in ("decodable", "half"):
+        assert steps_of(order, measure) == (3, 3, 3)
+        assert steps_of(order, measure, "start") == (0, 0, 0)
+        assert order.before(measure) == 1
+    assert verdicts(order) == ["shown", "shown"]
+
+
+def test_what_comes_all_at_once_is_in_no_order() -> None:
+    for steps in ([0.9] * 4, [0.5, 0.5, 0.9, 0.9]):
+        order = order_of(steps, steps)
+        assert verdicts(order) == ["not shown", "not shown"]
+        assert steps_of(order, "decodable") == steps_of(order, "decodable", "goal")
+
+
+def test_a_path_before_its_ends_is_in_no_order() -> None:
+    order = order_of([0.5, 0.5, 0.5, 0.9], [0.9] * 4)
+    assert verdicts(order) == ["not shown", "not shown"]
+    assert order.before("decodable") == order.before("half") == 0
+
+
+def test_a_path_that_never_comes_is_a_third_outcome() -> None:
+    order = order_of([0.9] * 4, [0.5] * 4)
+    for measure in ("decodable", "half"):
+        assert steps_of(order, measure) == (np.inf, np.inf, np.inf)
+        assert order.before(measure) == 0
+        assert not order.shown(measure)
+    assert verdicts(order) == ["path never decodable", "path not decodable at the last step"]
+    path = order.frame().query("label == 'on_path'")
+    assert path["sigma"].isna().all()
+    assert path["expert"].isna().all()
+
+
+def test_a_path_that_comes_in_some_replicates_alone_is_not_shown() -> None:
+    order = order_of([0.9] * 4, [0.5, 0.5, 0.5, 0.58])
+    assert 0.1 < order.before("decodable") < 0.975
+    assert not order.shown("decodable")
+    low, high = steps_of(order, "decodable")[1:]
+    assert (low, high) == (3, np.inf)
+
+
+@pytest.mark.parametrize(("weak", "truth"), [(0.53, 6), (0.55, 6), (0.56, None), (0.57, None), (0.6, 1)])
+def test_an_onset_lies_within_its_interval(weak: float, truth: int | None) -> None:
+    """Steps that are all about at the threshold: the first that passes is early in nearly every replicate."""
+    order = order_of([0.9] * 7, [0.5, *[weak] * 5, 0.9])
+    for table in (order.frame(), order.frame(every_layer=True)):
+        assert (table["low"] <= table["step"]).all()
+        assert (table["step"] <= table["high"]).all()
+    _, low, high = steps_of(order, "decodable")
+    # So near to the threshold that the controls' luck decides: nothing is asked.
+    assert truth is None or low <= truth <= high
+
+
+def test_estimate_and_replicates_ask_the_same() -> None:
+    order = order_of([0.9] * 7, [0.5, *[0.56] * 5, 0.9])
+    path = next(o for o in order.onsets if (o.label, o.measure) == ("on_path", "decodable"))
+    grid: NDArray[np.float64] = order.curves.query("label == 'on_path'")["value"].to_numpy()
+    assert path.replicates[0] == path.step.value == np.argmax(grid >= CONFIG.threshold)
+
+
+def test_frames_tell_sigma_and_expert_of_every_step() -> None:
+    path = order_of([0.9] * 5, [0.5, 0.5, 0.5, 0.9, 0.9]).frame().query("label == 'on_path'")
+    assert path["sigma"].tolist() == pytest.approx([0.7, 0.7])
+    assert path["expert"].tolist() == ["low", "low"]
+    drawn = drawn_order(".bba").frame().set_index("label")
+    assert drawn["expert"].to_dict() == {"start": "high", "goal_red": "high", "goal_purple": "high", "on_path": "low"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [(".bba", "shown"), (".bbb", "path never drawn"), ("aaa", "not shown"), (".aa", "not shown")]
+)
+def test_what_is_drawn_is_in_order_only_where_the_path_is_drawn_too(steps: str, verdict: str) -> None:
+    order = drawn_order(steps)
+    assert order.verdict("drawn") == verdict
+    assert order.shown("drawn") == (verdict == "shown")
+    assert order.before("drawn") == (verdict == "shown")
