@@ -35,11 +35,17 @@ class GroupedScores:
             a, b, c, d = np.moveaxis(weights @ self.sums, -1, 0)
             with np.errstate(divide="ignore", invalid="ignore"):
                 return np.asarray(1 - a / (c - b * b / d))
-        right, count = self._of_classes(weights)
-        there = (count > 0).sum(axis=1)
-        recall = (right / np.where(count > 0, count, 1)).sum(axis=1)
+        recall, there = self._recall(weights)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(there > 1, (recall - 1) / (there - 1), np.nan)
+
+    def balanced_accuracy(self, weights: Floats) -> Floats:
+        """Mean over classes of the share answered rightly, as `skill` counts them: shape (R,); NaN for regression."""
+        if self.is_regression:
+            return np.full(len(weights), np.nan)
+        recall, there = self._recall(weights)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(there > 1, recall / there, np.nan)
 
     def accuracy(self, weights: Floats) -> Floats:
         """Share of rows that were answered rightly, shape (R,); NaN for regression."""
@@ -60,6 +66,12 @@ class GroupedScores:
         """Rows of each class, shape (k,), or of the regression target, (1,)."""
         first = 3 if self.is_regression else self.sums.shape[1] // 2
         return np.asarray(self.sums[:, first:].sum(axis=0), dtype=np.int64)
+
+    def _recall(self, weights: Floats) -> tuple[Floats, NDArray[np.int64]]:
+        """Sum over classes of the share answered rightly, and how many classes have any row, both (R,)."""
+        right, count = self._of_classes(weights)
+        recall = (right / np.where(count > 0, count, 1)).sum(axis=1)
+        return recall, np.asarray((count > 0).sum(axis=1))
 
     def _of_classes(self, weights: Floats) -> tuple[Floats, Floats]:
         """Right answers and rows of each class, both (R, k)."""
