@@ -14,6 +14,7 @@ import dit_lens as dl
 from dit_lens.analysis.behaviours import (
     BehaviourConfig,
     decoded_chain,
+    distinct,
     multi_path,
     perception_before_action,
     self_correction,
@@ -44,10 +45,10 @@ for axis, target in zip(axes, ("position", "colour"), strict=True):
 # at step 0 already, so that there is no order of steps to be seen. The excess falls at the end because the model's
 # input then shows the drawn path itself.
 task = dl.tasks.Maze(4, goals=2)
-chain = decoded_chain(model, task, task.sample(COUNT, seed=1), seed=100)
+chain = decoded_chain(model, task, distinct(task, COUNT, seed=1), seed=100)
 order = perception_before_action(model, task, CONFIG, chain=chain)
 for measure in ("decodable", "half", "drawn"):
-    print(f"{measure}: {'shown' if order.shown(measure) else 'not shown'}, {order.before(measure):.2f} of replicates")
+    print(f"{measure}: {order.verdict(measure)}, {order.before(measure):.2f} of replicates")
 figure, axes = plt.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
 order.plot(axes[0])
 order.plot(axes[1], "x0hat")
@@ -56,9 +57,9 @@ order.plot(axes[1], "x0hat")
 # Self-correction
 # ---------------
 # How often does a readable answer go from wrong to right, and how often from right to wrong? An answer that only takes
-# shape is neither.
+# shape is neither. *Corrected* is wrong when it is first readable and right at the last step, *spoiled* the reverse.
 pattern = dl.tasks.Pattern()
-puzzle = decoded_chain(model, pattern, pattern.sample(COUNT, seed=1), seed=100)
+puzzle = decoded_chain(model, pattern, distinct(pattern, COUNT, seed=1), seed=100)
 correction = self_correction(puzzle)
 for change, share in correction.ever().items():
     print(f"{change}: {share} of {COUNT}")

@@ -26,13 +26,21 @@ def test_all_four_behaviours_are_printed_as_one_json_object(capsys: pytest.Captu
     tables = data["tables"]
     assert set(tables) == {
         "working memory", "perception before action", "perception before action, verdicts", "self-correction",
-        "self-correction by step", "multi-path",
+        "self-correction by step", "multi-path", "working memory, every place", "perception before action by step",
     }  # fmt: skip
     assert {row["task"] for row in tables["working memory"]} == {"permanence"}
     assert {row["task"] for row in tables["perception before action"]} == {"two-goal maze"}
     assert {row["task"] for row in tables["self-correction"]} == {"permanence", "two-goal maze", "move"}
     for name in ("working memory", "self-correction", "self-correction by step", "multi-path"):
         assert all({"low", "high", "n"} <= set(row) for row in tables[name]), name
+    controls = {"none", "shuffled", "input", "position", "random", "majority", "excess"}
+    assert {row["control"] for row in tables["working memory, every place"]} == controls
+    assert all(controls - {"none"} <= set(row) for row in tables["working memory"])
+    assert {row["step"] for row in tables["perception before action by step"]} == set(range(10))
+    for name in tables:
+        if name not in ("perception before action, verdicts", "self-correction"):
+            assert all({"task", "step", "sigma", "expert"} <= set(row) for row in tables[name]), name
+    assert {"task": "permanence", "use": "working memory", "asked": 36, "found": 36} in data["instances"]
     # Of move no candidates are known, and it is said so.
     assert [(row["behaviour"], row["task"]) for row in data["skipped"]] == [("multi-path", "move")]
     assert data["config"]["seed"] == 3

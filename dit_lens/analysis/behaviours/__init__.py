@@ -2,11 +2,11 @@
 
 "Demystifying Video Reasoning" (arXiv 2603.16870) reports the four from looking at pictures (its experiments E1 and E5).
 Here each is a definition with a number, an n and an interval. The definitions and thresholds stand in the modules'
-docstrings and were written before any figure was looked at, but for one: that only the judge "answer" decides about
-self-correction. "Not shown" is a possible result of each.
+docstrings; those of `correction` and `order` say which rules were changed after figures had been looked at, and why.
+"Not shown" is a possible result of each.
 """
 
-from dit_lens.analysis.behaviours.chain import Chain, decoded_chain
+from dit_lens.analysis.behaviours.chain import Chain, decoded_chain, distinct
 from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.analysis.behaviours.correction import Correction, self_correction
 from dit_lens.analysis.behaviours.memory import WorkingMemory, working_memory
@@ -23,6 +23,7 @@ __all__ = [
     "Survey",
     "WorkingMemory",
     "decoded_chain",
+    "distinct",
     "multi_path",
     "perception_before_action",
     "self_correction",

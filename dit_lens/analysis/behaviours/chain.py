@@ -100,10 +100,14 @@ def decoded_chain(
 
 
 def distinct(task: Any, count: int, seed: int = 0, by: str = "id") -> list[Any]:
-    """Up to ``count`` instances of the test split, no two of them the same.
+    """Up to ``count`` instances of the test split, no two of them the same: fewer where the task has no more.
 
     Parameters
     ----------
+    task : Task
+    count : int
+    seed : int
+        As in ``task.sample``.
     by : "id" or "picture"
         Whether two prompts under one picture are two instances. For probes they are one: folds must not share pictures.
         Pictures of the test split that are too few are joined by those of the validation split.

@@ -1,9 +1,11 @@
-"""How much is looked at, and what counts: fixed before any figure was looked at."""
+"""How much is looked at, and what counts. No size and no threshold was changed after a figure had been looked at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
+
+from dit_lens.errors import EvidenceError
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,14 @@ class BehaviourConfig:
     probe_steps : Select
         Denoising steps at which probes are fitted.
     threshold : float
-        Skill above the best control from which on a thing counts as decodable, by the lower end of its interval.
+        Skill above the best control from which on a thing counts as decodable. Memory asks it of the lower end of the
+        interval, perception before action of the value.
     folds, replicates, batch, seed : int
+
+    Raises
+    ------
+    EvidenceError
+        A number out of its range.
     """
 
     memory_instances: int = 144
@@ -31,6 +39,17 @@ class BehaviourConfig:
     replicates: int = 300
     batch: int = 24
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        # With fewer replicates nothing lies outside of a 95 % interval.
+        least = {"replicates": 20, "folds": 2, "batch": 1, "seed": 0, "threshold": 0}
+        least |= dict.fromkeys(("memory_instances", "order_instances", "chain_instances"), 2)
+        for name, bound in least.items():
+            # Written so that NaN is refused too.
+            if not getattr(self, name) >= bound:
+                raise EvidenceError(f"{name} is {getattr(self, name)}; need at least {bound}")
+        if not self.threshold < 1:
+            raise EvidenceError(f"threshold is {self.threshold}; a skill is 1 at most, so that it must be below 1")
 
     @classmethod
     def quick(cls, **changes: Any) -> BehaviourConfig:

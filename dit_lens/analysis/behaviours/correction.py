@@ -18,7 +18,8 @@ is *answer* and the interval of the net correction lies above 0.
 
 This is not the rule that was written first. That one took "wrong at any step, right at last" less the reverse, by which
 right, wrong, right was a gain and no loss: a mostly right chain that flickers at random passed it. It was changed after
-figures had been looked at, because it was wrong on states made up for the purpose.
+figures had been looked at, because it was wrong on states made up for the purpose. That only the judge *answer* decides
+was settled after a first small run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Working memory: what can be read of a hidden object from the frames in which it is not seen.
 
-The definitions, fixed before any figure was looked at. A latent frame is *hidden* for an instance where the named
-object is behind the wall in all of its pixel frames. In every hidden frame, two things are probed at every step and
-layer, over the instances for which the frame is hidden:
+The definitions, fixed before any figure was looked at and not changed since. A latent frame is *hidden* for an instance
+where the named object is behind the wall in all of its pixel frames. In every hidden frame, two things are probed at
+every step and layer, over the instances for which the frame is hidden:
 
 - *position*: in which of the cells where the object could be hidden it is. One probe reads each such cell, of every
   instance; true where the object is.
@@ -11,9 +11,9 @@ layer, over the instances for which the frame is hidden:
 *Skill* is 0 at chance and 1 at perfection: (b - 1/k) / (1 - 1/k) of the balanced accuracy b of k classes. Controls, all
 on the same rows: *shuffled* labels of other instances, *input*, the full model input at the same token, *position*
 (which cell it is), *random*, the same readout in the same architecture with random weights, and *majority*, whose skill
-is 0. The *excess* is the skill above
-the best of them. Memory is *shown* in a frame where, at the place (step and layer) that is best on one half of the
-instances, the excess on the other half has an interval whose lower end is above the threshold.
+is 0. The *excess* is the skill above the best of them. Memory is *shown* in a frame where, at the place (step, layer)
+that is best on one half of the instances, the excess on the other half has an interval whose lower end is above the
+threshold.
 
 What the input knows. At a hidden frame the model is given the sampler's own noisy state there, the frame mask, and the
 condition latents of that frame. The picture enters as the condition of the first frame; with an autoencoder that mixes
@@ -40,6 +40,8 @@ from dit_lens.model import VideoDiT
 from dit_lens.organisms.evaluate import title
 from dit_lens.plotting import heatmap
 from dit_lens.probing import ProbeData, ProbeGrid, collect
+from dit_lens.probing.result import RANDOM
+from dit_lens.probing.scores import GroupedScores
 from dit_lens.statistics import Interval, bootstrap_weights, percentile_interval
 from dit_lens.tasks.base import Bools, Label
 
@@ -62,6 +64,9 @@ class Peak:
     step, readout : the place
     skill, excess : Interval
         On the other half of the instances, n of them.
+    accuracy : float
+        Balanced accuracy there.
+    controls : dict from each control to its skill there
     """
 
     frame: int
@@ -70,6 +75,8 @@ class Peak:
     readout: str
     skill: Interval
     excess: Interval
+    accuracy: float
+    controls: dict[str, float]
     n: int
 
 
@@ -84,12 +91,15 @@ class WorkingMemory:
     grids : dict from (latent frame, target) to ProbeGrid
         Over all instances for which the frame is hidden; its one label is the target.
     peaks : list of Peak, one for each of them
+    instances : int
+        How many different ones the task gave, of ``config.memory_instances`` that were asked for.
     """
 
     task: str
     config: BehaviourConfig
     grids: dict[tuple[int, str], ProbeGrid]
     peaks: list[Peak]
+    instances: int
 
     @property
     def frames(self) -> list[int]:
@@ -113,33 +123,34 @@ class WorkingMemory:
         return pd.concat(parts, ignore_index=True)
 
     def _table(self, frame: int, target: str, grid: ProbeGrid) -> pd.DataFrame:
-        weights, classes = bootstrap_weights(grid.groups, self.config.replicates, self.config.seed), _classes(grid)
+        weights = bootstrap_weights(grid.groups, self.config.replicates, self.config.seed)
         rows = []
         for step in grid.steps:
             for readout in grid.readouts:
-                found = {"none": grid.skill(step, readout, target, "none", weights)}
-                found |= grid.controls(step, readout, target, weights)
-                found["excess"] = grid.excess(step, [readout], target, weights)[:, 0]
+                scores = _scores(grid, step, readout, target)
+                found = {control: (s.skill(weights), s.balanced_accuracy(weights)[0]) for control, s in scores.items()}
+                found["majority"] = (np.zeros(len(weights)), 1 / np.count_nonzero(scores["none"].rows))
+                found["excess"] = (grid.excess(step, [readout], target, weights)[:, 0], np.nan)
                 at = (self.task, target, frame, step, grid.sigmas[step], grid.experts[step], "cond", readout)
-                for control, values in found.items():
+                for control, (values, accuracy) in found.items():
                     skill, low, high = percentile_interval(values)
-                    accuracy = float("nan") if control == "excess" else (skill * (classes - 1) + 1) / classes
                     rows.append((*at, control, skill, accuracy, low, high, grid.groups))
         columns = ["task", "target", "latent_frame", "step", "sigma", "expert", "branch", "readout", "control", "skill"]
         return pd.DataFrame(rows, columns=[*columns, "accuracy", "low", "high", "n"])
 
     def summary(self) -> pd.DataFrame:
-        """The peaks: task, latent_frame, target, step, sigma, readout, skill, accuracy (balanced), excess with low and
-        high, n, shown.
+        """The peaks: task, latent_frame, target, step, sigma, expert, readout, accuracy (balanced), skill, the skill of
+        each control, excess with low and high, n, shown.
         """
         rows = []
         for p in self.peaks:
             grid = self.grids[p.frame, p.target]
-            accuracy = (p.skill.value * (_classes(grid) - 1) + 1) / _classes(grid)
-            at = (self.task, p.frame, p.target, p.step, grid.sigmas[p.step], p.readout, p.skill.value, accuracy)
-            rows.append((*at, *p.excess, p.n, self.shown(p.frame, p.target)))
-        columns = ["task", "latent_frame", "target", "step", "sigma", "readout", "skill", "accuracy", "excess"]
-        return pd.DataFrame(rows, columns=[*columns, "low", "high", "n", "shown"])
+            at = {"task": self.task, "latent_frame": p.frame, "target": p.target, "step": p.step}
+            at |= {"sigma": grid.sigmas[p.step], "expert": grid.experts[p.step], "readout": p.readout}
+            found = {"accuracy": p.accuracy, "skill": p.skill.value, **p.controls}
+            excess = dict(zip(("excess", "low", "high"), p.excess, strict=True))
+            rows.append({**at, **found, **excess, "n": p.n, "shown": self.shown(p.frame, p.target)})
+        return pd.DataFrame(rows)
 
     def plot(self, axis: Axes | None = None, target: str = "colour", frame: int | None = None) -> Axes:
         """Skill above the best control, layers by steps, of one hidden frame (by default the one hidden most often)."""
@@ -154,8 +165,12 @@ class WorkingMemory:
         return axis
 
 
-def _classes(grid: ProbeGrid) -> int:
-    return len(next(iter(grid.classes.values())))
+def _scores(grid: ProbeGrid, step: int, readout: str, target: str) -> dict[str, GroupedScores]:
+    """Those of the probe, "none", and of every control that has some; the majority has none."""
+    places = {"none": (readout, "none"), "shuffled": (readout, "shuffled"), "random": (RANDOM + readout, "none")}
+    places |= {name: (name, "none") for name in ("input", "position")}
+    keys = {name: (step, place, target, control) for name, (place, control) in places.items()}
+    return {name: grid.scores[key] for name, key in keys.items() if key in grid.scores}
 
 
 def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = None, **changes: Any) -> WorkingMemory:
@@ -195,7 +210,7 @@ def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = 
             label, cells = _asked(target, here, colours)
             grids[frame, target] = _grid(data, label, runs, cells + place * here["hidden"].shape[1], config)
             peaks.append(_peak(grids[frame, target], frame, target, config))
-    return WorkingMemory(title(task), config, grids, peaks)
+    return WorkingMemory(title(task), config, grids, peaks, len(instances))
 
 
 def hidden_frames(labels: dict[str, Label]) -> Bools:
@@ -230,4 +245,6 @@ def _peak(grid: ProbeGrid, frame: int, target: str, config: BehaviourConfig) -> 
     step, readout = max(places, key=lambda place: best[place])
     skill = percentile_interval(grid.skill(step, readout, target, "none", report))
     excess = percentile_interval(grid.excess(step, [readout], target, report)[:, 0])
-    return Peak(frame, target, step, readout, skill, excess, int((report[0] > 0).sum()))
+    accuracy = float(grid.scores[step, readout, target, "none"].balanced_accuracy(report[:1])[0])
+    controls = {name: float(values[0]) for name, values in grid.controls(step, readout, target, report[:1]).items()}
+    return Peak(frame, target, step, readout, skill, excess, accuracy, controls, int((report[0] > 0).sum()))

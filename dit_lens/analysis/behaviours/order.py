@@ -112,6 +112,8 @@ class PerceptionOrder:
         Of "decodable", at every layer.
     curves : DataFrame with columns label, role, readout, step, sigma, expert, value, low, high, n
         Excess of the probes at the chosen layers, and shares that the step lens draws ("x0hat").
+    instances : int
+        How many different ones the task gave to the probes, of ``config.order_instances`` that were asked for.
     """
 
     task: str
@@ -121,6 +123,7 @@ class PerceptionOrder:
     onsets: list[Onset]
     layers: list[Onset]
     curves: pd.DataFrame
+    instances: int
 
     def before(self, measure: str) -> float:
         """Share of bootstrap replicates in which every end has its onset at an earlier step than the path has one."""
@@ -212,7 +215,7 @@ def perception_before_action(
     drawn, drawn_curves = _of_lens(chain, ends, config)
     both = pd.concat([probe_curves, drawn_curves], ignore_index=True)
     sigmas, experts = dict(enumerate(chain.sigmas)), dict(enumerate(chain.experts))
-    return PerceptionOrder(title(task), config, sigmas, experts, [*onsets, *drawn], layers, both)
+    return PerceptionOrder(title(task), config, sigmas, experts, [*onsets, *drawn], layers, both, len(instances))
 
 
 def _role(label: str) -> str:

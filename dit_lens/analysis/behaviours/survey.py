@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from dit_lens.analysis.behaviours.order import MEASURES, PerceptionOrder, percep
 from dit_lens.analysis.behaviours.paths import MultiPath, multi_path
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
+from dit_lens.organisms.evaluate import title
 
 #: The seed of a chain's first instance, apart from those of the runs that are probed.
 CHAIN_SEED = 10_000
@@ -33,6 +35,8 @@ class Survey:
     correction : dict from (task, judge) to Correction
     paths : dict of MultiPath
     skipped : list of (behaviour, task, reason)
+    counts : list of (task, use, asked, found)
+        How many instances were asked for, and how many different ones the task gave.
     """
 
     config: BehaviourConfig
@@ -41,6 +45,15 @@ class Survey:
     correction: dict[tuple[str, str], Correction] = field(default_factory=dict)
     paths: dict[str, MultiPath] = field(default_factory=dict)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    counts: list[tuple[str, str, int, int]] = field(default_factory=list)
+
+    @contextmanager
+    def skipping(self, behaviour: str, task: str) -> Iterator[None]:
+        """What the task lacks is noted among ``skipped``, and the others are measured all the same."""
+        try:
+            yield
+        except EvidenceError as error:
+            self.skipped.append((behaviour, task, str(error)))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that answer, by name; those of behaviours that no task has are left out."""
@@ -54,11 +67,24 @@ class Survey:
         }
         return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
 
+    def details(self) -> dict[str, pd.DataFrame]:
+        """Long tables, by name: every place, step, hidden frame and control of memory, every step of the order."""
+        orders = [order.curves.assign(task=name) for name, order in self.order.items()]
+        found = {
+            "working memory, every place": [memory.frame() for memory in self.memory.values()],
+            "perception before action by step": [table[["task", *table.columns[:-1]]] for table in orders],
+        }
+        return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
+
     def to_json(self) -> dict[str, Any]:
-        """Every table as a list of rows; what is infinite (never) or missing is null."""
-        tables = {name: json.loads(table.to_json(orient="records")) for name, table in self.tables().items()}
-        skipped = [dict(zip(("behaviour", "task", "reason"), row, strict=True)) for row in self.skipped]
-        return {"tables": tables, "skipped": skipped, "config": asdict(self.config)}
+        """Every table, the long ones too, as a list of rows; what is infinite (never) or missing is null."""
+        tables = self.tables() | self.details()
+        return {
+            "tables": {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()},
+            "skipped": [dict(zip(("behaviour", "task", "reason"), row, strict=True)) for row in self.skipped],
+            "instances": [dict(zip(("task", "use", "asked", "found"), row, strict=True)) for row in self.counts],
+            "config": asdict(self.config),
+        }
 
     def __str__(self) -> str:
         parts = []
@@ -67,9 +93,14 @@ class Survey:
                 table = _by_step(table)
             if name == "multi-path":
                 table = _per_step(table)
+            if "expert" in table and table["expert"].isna().all():
+                table = table.drop(columns="expert")
             text = table.replace(float("inf"), "never").to_string(index=False, float_format="{:.3f}".format, na_rep="-")
             parts.append(f"{name}\n{text}")
-        return "\n\n".join([*parts, *(f"no {what} on {task}: {why}" for what, task, why in self.skipped)])
+        parts += [f"no {what} on {task}: {why}" for what, task, why in self.skipped]
+        few = [row for row in self.counts if row[3] < row[2]]
+        parts += [f"{task}, {use}: asked for {asked} instances, found {found}" for task, use, asked, found in few]
+        return "\n\n".join(parts)
 
 
 def survey(model: VideoDiT, tasks: Sequence[Any], config: BehaviourConfig | None = None, **changes: Any) -> Survey:
@@ -83,32 +114,42 @@ def survey(model: VideoDiT, tasks: Sequence[Any], config: BehaviourConfig | None
     config = replace(config or BehaviourConfig(), **changes)
     found = Survey(config)
     for task in tasks:
-        instances = distinct(task, config.chain_instances, config.seed + 1)
-        chain = decoded_chain(model, task, instances, seed=config.seed + CHAIN_SEED, batch=config.batch)
-        _of_chain(found, chain)
-        labels = set(task.labels(instances[:1], model.geometry(instances[0]).grid[0]))
+        name, chain = title(task), None
+        with found.skipping("chain of steps", name):
+            chain = _chain(found, model, task)
+        one = task.sample(1, seed=config.seed)
+        labels = set(task.labels(one, model.geometry(one[0]).grid[0]))
         if "hidden" in labels:
-            found.memory[chain.title] = working_memory(model, task, config)
-        if {"start", "on_path"} <= labels:
-            found.order[chain.title] = perception_before_action(model, task, config, chain=chain)
+            with found.skipping("working memory", name):
+                memory = found.memory[name] = working_memory(model, task, config)
+                found.counts.append((name, "working memory", config.memory_instances, memory.instances))
+        if chain is not None and {"start", "on_path"} <= labels:
+            with found.skipping("perception before action", name):
+                order = found.order[name] = perception_before_action(model, task, config, chain=chain)
+                found.counts.append((name, "perception before action", config.order_instances, order.instances))
     return found
 
 
-def _of_chain(found: Survey, chain: Chain) -> None:
-    try:
+def _chain(found: Survey, model: VideoDiT, task: Any) -> Chain:
+    """The decoded chain of a task, with what is read from it alone."""
+    config = found.config
+    instances = distinct(task, config.chain_instances, config.seed + 1)
+    chain = decoded_chain(model, task, instances, seed=config.seed + CHAIN_SEED, batch=config.batch)
+    found.counts.append((chain.title, "chain of steps", config.chain_instances, chain.count))
+    with found.skipping("self-correction", chain.title):
         found.correction[chain.title, "answer"] = self_correction(chain, "answer")
-    except EvidenceError as error:
-        found.skipped.append(("self-correction", chain.title, str(error)))
     found.correction[chain.title, "strict"] = self_correction(chain, "strict")
-    try:
+    with found.skipping("multi-path", chain.title):
         found.paths[chain.title] = multi_path(chain)
-    except EvidenceError as error:
-        found.skipped.append(("multi-path", chain.title, str(error)))
+    return chain
 
 
 def _verdicts(order: PerceptionOrder) -> pd.DataFrame:
-    rows = [(order.task, measure, order.before(measure), order.shown(measure)) for measure in MEASURES]
-    return pd.DataFrame(rows, columns=["task", "measure", "share of replicates", "shown"])
+    rows = [
+        (order.task, measure, order.before(measure), order.shown(measure), order.verdict(measure))
+        for measure in MEASURES
+    ]
+    return pd.DataFrame(rows, columns=["task", "measure", "share of replicates", "shown", "verdict"])
 
 
 def _ever(task: str, judge: str, correction: Correction) -> pd.DataFrame:
@@ -117,7 +158,7 @@ def _ever(task: str, judge: str, correction: Correction) -> pd.DataFrame:
         (task, judge, change, *interval, n, gains, correction.shown) for change, interval in correction.ever().items()
     ]
     return pd.DataFrame(
-        rows, columns=["task", "judge", "over the chain", "value", "low", "high", "n", "net > 0", "shown"]
+        rows, columns=["task", "judge", "over the chain", "value", "low", "high", "n", "net correction > 0", "shown"]
     )
 
 

@@ -81,13 +81,17 @@ def test_what_ever_happens_is_counted_once_an_instance(known: Chain) -> None:
     assert not self_correction(known).shown
 
 
-def of_states(steps: Sequence[str] | NDArray[Any]) -> Correction:
+def of_states(states: NDArray[Any]) -> Correction:
     """A correction whose states are given and whose chain is empty frames."""
-    states = np.array([["owr".index(s) for s in step] for step in steps]) if isinstance(steps, list) else steps
     task, (count, instances) = TicTacToe(), states.shape
     blank = np.zeros((count, instances, 1, 1, 1, 3), dtype=np.uint8)
     chain = Chain(task, [None] * instances, blank, tuple(np.linspace(1, 0.1, count)), (None,) * count)
-    return Correction(chain, "answer", np.asarray(states))
+    return Correction(chain, "answer", states)
+
+
+def spelt(*steps: str) -> NDArray[Any]:
+    """States from letters, one string a step: o, w and r."""
+    return np.array([["owr".index(letter) for letter in step] for step in steps])
 
 
 def flicker(seed: int, now_and_then: float = 0.03) -> NDArray[Any]:
@@ -121,10 +125,10 @@ def test_random_flicker_at_the_ends_too_is_hardly_ever_shown() -> None:
 
 
 def test_an_answer_that_comes_out_wrong_and_is_put_right_is_corrected() -> None:
-    assert of_states(["o" * 30, "w" * 20 + "r" * 10, "r" * 30]).shown
-    assert not of_states(["o" * 30, "r" * 20 + "w" * 10, "w" * 30]).shown
+    assert of_states(spelt("o" * 30, "w" * 20 + "r" * 10, "r" * 30)).shown
+    assert not of_states(spelt("o" * 30, "r" * 20 + "w" * 10, "w" * 30)).shown
     # Taking shape is none.
-    assert not of_states(["o" * 30, "o" * 20 + "r" * 10, "r" * 30]).shown
+    assert not of_states(spelt("o" * 30, "o" * 20 + "r" * 10, "r" * 30)).shown
 
 
 def test_wrong_first_and_right_then_is_self_correction() -> None:

@@ -42,7 +42,7 @@ def grid_of(accuracies: Mapping[str, Sequence[float]], seed: int = 0) -> ProbeGr
 def order_of(ends: Sequence[float], path: Sequence[float]) -> PerceptionOrder:
     grid = grid_of(dict.fromkeys(ENDS, ends) | {"on_path": path})
     sigmas = {step: float(sigma or 0) for step, sigma in grid.sigmas.items()}
-    return PerceptionOrder("made up", CONFIG, sigmas, grid.experts, *_of_probes(grid, CONFIG))
+    return PerceptionOrder("made up", CONFIG, sigmas, grid.experts, *_of_probes(grid, CONFIG), INSTANCES)
 
 
 def drawn_order(steps: str) -> PerceptionOrder:
@@ -57,7 +57,7 @@ def drawn_order(steps: str) -> PerceptionOrder:
     )
     chain = Chain(task, mazes, np.stack([shown[s] for s in steps]), sigmas, experts)
     onsets, curves = _of_lens(chain, ["start", "goal_red", "goal_purple"], CONFIG)
-    return PerceptionOrder("drawn", CONFIG, dict(enumerate(sigmas)), dict(enumerate(experts)), onsets, [], curves)
+    return PerceptionOrder("drawn", CONFIG, dict(enumerate(sigmas)), dict(enumerate(experts)), onsets, [], curves, 4)
 
 
 def steps_of(order: PerceptionOrder, measure: str, label: str = "on_path") -> tuple[float, float, float]:
