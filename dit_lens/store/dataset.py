@@ -13,8 +13,8 @@ from dit_lens.store.view import View
 class ActivationDataset(Dataset[dict[str, Any]]):
     """One item is one row: its activation, the task instance and the seed.
 
-    ``DataLoader(dataset, batch_size=64, num_workers=4)`` reads a batch at a time, in each worker through files of its
-    own.
+    ``DataLoader(dataset, batch_size=64, num_workers=4)`` reads a batch at a time, in each worker through files that it
+    opens itself.
 
     Parameters
     ----------

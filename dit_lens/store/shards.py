@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,10 @@ class Shards:
 
     def __init__(self, folder: Path, verify: bool) -> None:
         self.folder, self.verify = folder, verify
-        self._open: OrderedDict[str, Opened] = OrderedDict()
-        self._verified: set[tuple[str, str]] = set()
-        self._lock = RLock()
+        # By the name of a shard and its checksum: a folder may have been emptied and filled anew.
+        self._open: OrderedDict[tuple[str, str], Opened] = OrderedDict()
+        self._verified: set[tuple[str, str, str]] = set()
+        self._lock, self._owner = RLock(), os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "verify": self.verify}
@@ -60,12 +62,15 @@ class Shards:
         ------
         StoreError
         """
+        if os.getpid() != self._owner:
+            # A fork has the parent's open files, and perhaps a lock that a thread of the parent held and none frees.
+            self.__init__(self.folder, self.verify)  # type: ignore[misc]
         with self._lock:
-            opened = self._opened(entry, layout)
+            opened, tensor = self._opened(entry, layout), (entry.file, entry.sha256, name)
             try:
-                if self.verify and (entry.file, name) not in self._verified:
+                if self.verify and tensor not in self._verified:
                     self._check(opened, name)
-                    self._verified.add((entry.file, name))
+                    self._verified.add(tensor)
                 part: Tensor = opened.file.get_slice(name)[index]
             except (SafetensorError, OSError) as error:
                 raise StoreError(f"{opened.path}, {name}: {error}") from error
@@ -79,7 +84,7 @@ class Shards:
         StoreError
         """
         with self._lock:
-            self._open.pop(entry.file, None)
+            self._open.pop((entry.file, entry.sha256), None)
             opened = self._opened(entry, layout)
             for name in layout.by_name:
                 self._check(opened, name)
@@ -89,12 +94,13 @@ class Shards:
             raise StoreError(f"{opened.path}: the data of {name} do not have their checksum; they are damaged")
 
     def _opened(self, entry: Entry, layout: Layout) -> Opened:
-        if entry.file not in self._open:
-            self._open[entry.file] = open_shard(self.folder, entry, layout)
+        key = entry.file, entry.sha256
+        if key not in self._open:
+            self._open[key] = open_shard(self.folder, entry, layout)
             while len(self._open) > OPEN:
                 self._open.popitem(last=False)
-        self._open.move_to_end(entry.file)
-        return self._open[entry.file]
+        self._open.move_to_end(key)
+        return self._open[key]
 
 
 def open_shard(folder: Path, entry: Entry, layout: Layout) -> Opened:

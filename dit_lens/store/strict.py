@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+#: Sizes are below this, as the file system and torch count them.
+HUGE = 2**63
 
 #: The field of a line that holds the checksum of the rest of it.
 CHECK = "sha256"
@@ -25,8 +29,10 @@ def load(text: bytes) -> dict[str, Any]:
     Malformed
     """
     try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+    except Malformed:
+        raise
+    except (ValueError, RecursionError) as error:  # also of a number with more digits than Python reads
         raise Malformed(f"no valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise Malformed(f"a {type(data).__name__} where an object is expected")
@@ -45,6 +51,12 @@ def _no_constant(name: str) -> Any:
     raise Malformed(f"the value {name}")
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise Malformed(f"the value {text:.40}, which is infinite")
+    return value
+
+
 def get(data: Mapping[str, Any], name: str, kind: type[T]) -> T:
     """A field of the expected type."""
     value = data.get(name)
@@ -55,18 +67,21 @@ def get(data: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 
 def count(data: Mapping[str, Any], name: str) -> int:
-    """A field that is a whole number of at least 0."""
+    """A field that is a size: a whole number of at least 0."""
     value = get(data, name, int)
-    if value < 0:
-        raise Malformed(f"field {name!r} is {value}; need at least 0")
+    if not 0 <= value < HUGE:
+        raise Malformed(f"field {name!r} is {value!r:.60}; need a whole number from 0 to 2**63 - 1")
     return value
 
 
 def shape(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """A field that is a list of whole numbers of at least 0."""
+    """A field that is the shape of an array: whole numbers of at least 0, and fewer values than 2**63."""
     sizes = get(data, name, list)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
         raise Malformed(f"field {name!r} is {sizes!r:.60}; need whole numbers of at least 0")
+    # An axis of length 0 does not make the others harmless: strides are counted without it.
+    if math.prod(max(n, 1) for n in sizes) >= HUGE:
+        raise Malformed(f"field {name!r} is {sizes!r:.60}; that is too large")
     return tuple(sizes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,10 +83,10 @@ class View:
     @property
     def nbytes(self) -> int:
         """Bytes of the array in memory."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self._entries else 0
 
     def __repr__(self) -> str:
         return f"View({self.site}, shape={self.shape}, {str(self.torch_dtype).removeprefix('torch.')})"
@@ -134,7 +135,7 @@ class View:
     def _read(self, rows: NDArray[np.int64], inner: tuple[Any, ...]) -> Tensor:
         """Rows in the order asked for, read in as few pieces as they lie in."""
         if not len(rows):
-            shape = [0, *torch.empty(self.shape[1:], device="meta")[inner].shape]
+            shape = [0, *torch.empty(self.shape[1:], dtype=self.torch_dtype, device="meta")[inner].shape]
             return torch.empty(shape, dtype=self.torch_dtype)
         unique, back = np.unique(rows, return_inverse=True)
         shards = np.searchsorted(self._ends, unique, side="right")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from dit_lens.errors import SiteError, StoreError
 from dit_lens.run import Row
 from dit_lens.store import Store
 from dit_lens.store.shards import Shards
-from tests.store.made import GUIDED, MODEL, RESID, TEXT, filled, whole
+from dit_lens.store.view import View
+from tests.store.made import GUIDED, MODEL, RESID, TEXT, add, filled, tensors, whole
 from tests.subjects import Subject
 
 PARTS: list[Any] = [
@@ -100,6 +103,54 @@ def test_a_dataset_serves_rows_through_a_loader(store: Store, workers: int) -> N
     assert torch.equal(torch.cat([b["activation"] for b in batches]), whole(RESID))
     assert [name for b in batches for name in b["instance"]] == list(store.groups)
     assert torch.cat([b["seed"] for b in batches]).tolist() == [row.seed for row in store.rows]
+
+
+def test_a_worker_that_was_forked_while_a_thread_read_reads(store: Store) -> None:
+    data, held, done = store.dataset(RESID), threading.Event(), threading.Event()
+    data[0]
+
+    def read() -> None:
+        with store._shards._lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    held.wait()
+    try:
+        batches = list(DataLoader(data, batch_size=6, num_workers=1, timeout=30, multiprocessing_context="fork"))
+    finally:
+        done.set()
+        thread.join()
+    assert torch.equal(batches[0]["activation"], whole(RESID))
+
+
+def test_a_folder_that_was_emptied_and_filled_anew_is_read_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "acts"
+    store = filled(folder, 1)
+    assert torch.equal(store[RESID].tensor(), whole(RESID, 1))
+    shutil.rmtree(folder)
+    add(store, 1)
+    store.close()
+    assert store.keys == ["run-1"]
+    assert torch.equal(store[RESID].tensor(), tensors(1)[RESID])
+    data = bytearray((folder / "000000.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "000000.safetensors").write_bytes(data)
+    again = Store(folder)
+    with pytest.raises(StoreError, match="checksum"):
+        again[GUIDED][:]
+    shutil.rmtree(folder)
+    add(again, 2)
+    again.close()
+    assert torch.equal(again[GUIDED].tensor(), tensors(2)[GUIDED])
+
+
+def test_a_view_without_rows(store: Store) -> None:
+    """A reader meets one in the moment in which a first run is entered."""
+    view = View(store.sites()[0], (), store[RESID]._layout, store._shards)
+    assert (len(view), view.shape, view.rows, view.nbytes) == (0, (0, 2, 3, 3, 4), [], 0)
+    assert view[:, 0].shape == (0, 3, 3, 4)
 
 
 def test_a_dataset_of_several_sites_names_them(store: Store) -> None:
