@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, NotFinite
@@ -21,7 +22,15 @@ LONGEST = 500
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be written."""
+    """A run that is to be written.
+
+    Attributes
+    ----------
+    tensors : dict from site to Tensor
+        Copies, which nobody else can change before they are written.
+    named : bool
+        Whether the key was given, and is not the run's id.
+    """
 
     key: str
     run_id: str
@@ -29,12 +38,7 @@ class Job:
     settings: Mapping[str, Any]
     layout: Layout
     tensors: Mapping[str, Tensor]
-    versions: tuple[int | None, ...]
-
-
-def versions(tensors: Mapping[str, Tensor]) -> tuple[int | None, ...]:
-    """What changes when a tensor is changed in place."""
-    return tuple(None if t.is_inference() else t._version for t in tensors.values())
+    named: bool
 
 
 def job_of(
@@ -42,7 +46,7 @@ def job_of(
     key: str | None,
     name: str | None,
     rows: Sequence[Row],
-    model_id: str,
+    model_id: str | None,
     settings: Mapping[str, Any] | None,
 ) -> Job:
     """What is to be written of a run, or of a dict from site to tensor.
@@ -52,22 +56,29 @@ def job_of(
     InputError, NotFinite
         Names the site and what is wrong with it.
     """
+    captures, named, run_id, sampling = captures_of(run, name), key is not None, key, None
     if isinstance(run, Run):
-        captures, run_id = chosen(run, name), run.id
-        rows, model_id, settings = run.rows, run.model_id, run.settings
-    else:
-        captures, run_id = {site_of(site): tensor for site, tensor in run.items()}, key or ""
+        rows, model_id, settings, run_id = run.rows, run.model_id, run.settings, run.id
+        sampling = sampling_of(settings)
     if not isinstance(key := run_id if key is None else key, str) or not key:
         raise InputError(f"key={key!r}: need a text that names the run")
     _check_rows(rows)
     _check(captures, len(rows))
-    layout = Layout.of(model_id, captures)
-    tensors = {str(site): tensor.detach().cpu() for site, tensor in captures.items()}
-    return Job(key, run_id, tuple(rows), plain(settings or {}), layout, tensors, versions(tensors))
+    layout = Layout.of(model_id or None, captures, sampling)
+    tensors = {str(site): copied(tensor) for site, tensor in captures.items()}
+    return Job(key, run_id or key, tuple(rows), plain(settings or {}), layout, tensors, named)
 
 
-def site_of(site: Site | str) -> Site:
-    return Site.parse(site) if isinstance(site, str) else site
+def captures_of(run: Run | Mapping[Any, Tensor], name: str | None) -> dict[Site, Tensor]:
+    """The tensors of a run, or of a dict from site to tensor."""
+    if isinstance(run, Run):
+        return chosen(run, name)
+    return {Site.parse(site) if isinstance(site, str) else site: tensor for site, tensor in run.items()}
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, in row-major order."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def chosen(run: Run, name: str | None) -> dict[Site, Tensor]:
@@ -81,6 +92,13 @@ def chosen(run: Run, name: str | None) -> dict[Site, Tensor]:
             raise InputError(f"{min(twice)} was captured under several names; choose one with name=, of {names}")
         captures |= found
     return captures
+
+
+def rows_of(captures: Mapping[Site, Tensor]) -> int:
+    """How many rows tensors have, all of them as many."""
+    rows = next((len(tensor) for tensor in captures.values() if isinstance(tensor, Tensor) and tensor.ndim), 0)
+    _check(captures, rows)
+    return rows
 
 
 def _check_rows(rows: Sequence[Row]) -> None:
@@ -105,6 +123,12 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no order of its own
     return all(math.isfinite(end.item()) for end in values.aminmax())
+
+
+def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Number of steps and scales of guidance, which change every activation and not its shape."""
+    names = {n for n in settings if n == "num_inference_steps" or "guidance" in n or "scale" in n}
+    return plain({name: settings[name] for name in sorted(names)})
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every run of a store has: its sites, and the shape and dtype of what is kept at each."""
+"""What every run of a store has: its model, sites and noise levels, and the shape and dtype of what is kept at each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,12 +64,16 @@ class Layout:
 
     Attributes
     ----------
-    model_id : str
+    model_id : str or None
+        None for activations of no named model.
     parts : tuple of Part, in the order in which the run met them
+    sampling : dict or None
+        Number of steps and scales of guidance; None where they are not known.
     """
 
-    model_id: str
+    model_id: str | None
     parts: tuple[Part, ...]
+    sampling: Mapping[str, Any] | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Part]:
@@ -79,7 +84,9 @@ class Layout:
         return sum(part.row_bytes for part in self.parts)
 
     @classmethod
-    def of(cls, model_id: str, tensors: Mapping[Site, Tensor]) -> Layout:
+    def of(
+        cls, model_id: str | None, tensors: Mapping[Site, Tensor], sampling: Mapping[str, Any] | None = None
+    ) -> Layout:
         """Of tensors whose first axis is rows.
 
         Raises
@@ -90,7 +97,7 @@ class Layout:
         for site, tensor in tensors.items():
             if tensor.dtype not in NAMES:
                 raise InputError(f"{site} is {tensor.dtype}; a store takes {', '.join(map(str, NAMES))}")
-        return cls(model_id, tuple(Part(s, NAMES[t.dtype], tuple(t.shape[1:])) for s, t in tensors.items()))
+        return cls(model_id, tuple(Part(s, NAMES[t.dtype], tuple(t.shape[1:])) for s, t in tensors.items()), sampling)
 
     def require(self, other: Layout) -> None:
         """Refuse a run that is of another kind than those of this store.
@@ -98,11 +105,12 @@ class Layout:
         Raises
         ------
         MadeForAnother
-            Of another model, or with other sites, shapes or noise levels.
+            Of another model, or with other sites, shapes, noise levels, steps or scales of guidance.
         InputError
             With another dtype.
         """
         require_model(self.model_id, other.model_id)
+        self._require_sampling(other)
         missing, extra = self.by_name.keys() - other.by_name.keys(), other.by_name.keys() - self.by_name.keys()
         for what, sites in (("lacks", missing), ("also has", extra)):
             if sites:
@@ -112,10 +120,22 @@ class Layout:
                 kind = InputError if difference.startswith("dtype") and ";" not in difference else MadeForAnother
                 raise kind(f"{name}: this run has {difference}")
 
+    def _require_sampling(self, other: Layout) -> None:
+        a, b = self.sampling, other.sampling
+        if a is None or b is None:
+            return
+        for name in sorted(a.keys() | b.keys()):
+            if a.get(name) != b.get(name):
+                raise MadeForAnother(f"this run has {name}={b.get(name)}, the store has {a.get(name)}")
 
-def require_model(stored: str, given: str) -> None:
+
+def require_model(stored: str | None, given: str | None) -> None:
     if stored != given:
-        raise MadeForAnother(f"the store has activations of model {stored}, this is model {given}")
+        raise MadeForAnother(f"the store has activations of {_model(stored)}, these are of {_model(given)}")
+
+
+def _model(name: str | None) -> str:
+    return "no named model" if name is None else f"model {name}"
 
 
 def _few(names: set[str], most: int = 4) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from weakref import WeakSet
 
 from dit_lens.errors import StoreError
 
@@ -14,7 +15,8 @@ NAME = "writer.lock"
 class Lock:
     """Held by the one process that writes to a folder.
 
-    The kernel gives the lock back when its holder dies, however it dies, so that none is ever stale.
+    The kernel gives the lock back when its holder dies, however it dies. Forked children let go of it at once: they
+    may outlive the holder, and nobody could write before they end.
 
     Raises
     ------
@@ -26,22 +28,44 @@ class Lock:
         import fcntl  # not on Windows, where a store can be read
 
         path = folder / NAME
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self._file: int | None = None
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(self._file, 200, 0).decode(errors="replace").strip()
-            os.close(self._file)
+            holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+            os.close(file)
             if not isinstance(error, BlockingIOError):
                 raise StoreError(f"{path} cannot be locked: {error.strerror}") from error
             raise StoreError(f"{folder}: {holder or 'another process'} is writing to this store") from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._file = file
+        _HELD.add(self)
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back, also what forked children hold of it."""
+        """Give the lock back."""
         import fcntl
 
-        os.ftruncate(self._file, 0)
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-        os.close(self._file)
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self.drop()
+
+    def drop(self) -> None:
+        """Close what this process has of the lock, and leave it to the process that took it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+_HELD: WeakSet[Lock] = WeakSet()
+
+
+def _drop_all() -> None:
+    for lock in list(_HELD):
+        lock.drop()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_drop_all)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_lens.errors import SiteError, StoreError
+from dit_lens.files import sync
 from dit_lens.run import Row
 from dit_lens.sites import Site
 from dit_lens.store import strict
@@ -160,7 +161,7 @@ def _take(manifest: Manifest, data: dict[str, Any], number: int) -> None:
 
 def _layout(data: Mapping[str, Any]) -> Layout:
     parts = tuple(_part(item) for item in get(data, "sites", list))
-    layout = Layout(get(data, "model", str), parts)
+    layout = Layout(optional(data, "model", str) or None, parts, optional(data, "sampling", dict))
     if not parts or len(layout.by_name) != len(parts):
         raise Malformed("no sites" if not parts else "a site stands twice")
     return layout
@@ -216,7 +217,10 @@ def layout_line(layout: Layout) -> bytes:
         }
         for p in layout.parts
     ]  # fmt: skip
-    return strict.line({"kind": "layout", "schema": SCHEMA, "model": layout.model_id, "sites": sites})
+    sampling = None if layout.sampling is None else dict(layout.sampling)
+    return strict.line({
+        "kind": "layout", "schema": SCHEMA, "model": layout.model_id, "sampling": sampling, "sites": sites,
+    })  # fmt: skip
 
 
 def _float(value: float | None) -> float | None:
@@ -231,16 +235,36 @@ def entry_line(entry: Entry) -> bytes:
     })  # fmt: skip
 
 
-def append(folder: Path, data: bytes, at: int) -> None:
-    """Write lines at byte ``at`` of the manifest and wait until they are on the disk.
+def prepare(folder: Path, at: int) -> None:
+    """See that there is a manifest and that it ends at byte ``at``, before a shard gets its name.
 
-    Where it fails the manifest is left as it was.
+    Raises
+    ------
+    StoreError
+        Somebody else shortened it.
     """
-    with (folder / NAME).open("ab", buffering=0) as file:
+    path = folder / NAME
+    if not at and not path.exists():
+        path.touch()
+        sync(folder)
+    if (size := path.stat().st_size) < at:
+        raise StoreError(f"{path} has {size} bytes and had {at}: somebody else changed it")
+    if size > at:  # an append that failed could not be taken back
+        os.truncate(path, at)
+        sync(path)
+
+
+def append(folder: Path, data: bytes, at: int) -> None:
+    """Write lines at byte ``at`` of the manifest, where it ends, and wait until they are on the disk.
+
+    Where it fails the manifest is left as it was; where even that fails, `prepare` does it before the next.
+    """
+    with (folder / NAME).open("r+b", buffering=0) as file:
+        file.seek(at)
         try:
             _write_all(file, data)
             os.fsync(file.fileno())
-        except OSError:
+        except BaseException:
             file.truncate(at)
             raise
 
@@ -261,12 +285,3 @@ def cut(folder: Path, whole: int) -> int:
 def _write_all(file: Any, data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would be found after a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

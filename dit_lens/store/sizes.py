@@ -133,7 +133,7 @@ def expected(captures: Iterable[Capture], geometry: Geometry, rows: int, dtypes:
         if twice := shapes.keys() & found.keys():
             raise InputError(f"{min(twice)} is captured twice; a store keeps one capture of a site")
         shapes |= found
-    return Layout.of("", shapes)
+    return Layout.of(None, shapes)
 
 
 def _kept(capture: Capture, site: Site, geometry: Geometry, rows: int, dtypes: Dtypes) -> Tensor:
@@ -170,6 +170,9 @@ COLUMNS: Sequence[str] = (
 )  # fmt: skip
 
 
+ROW_COLUMNS = ("key", "run", "instance", "seed")
+
+
 def frame(manifest: Manifest) -> pd.DataFrame:
     """One row a site."""
     rows = sum(len(entry.rows) for entry in manifest.entries)
@@ -183,9 +186,11 @@ def frame(manifest: Manifest) -> pd.DataFrame:
 
 
 def rows_frame(manifest: Manifest) -> pd.DataFrame:
-    """One row a row of the views, with the settings of its run."""
-    table = [
-        {"key": entry.key, "run": entry.run_id, "instance": row.instance, "seed": row.seed, **entry.settings}
-        for entry in manifest.entries for row in entry.rows
-    ]  # fmt: skip
-    return pd.DataFrame(table, columns=None if table else ["key", "run", "instance", "seed"])
+    """One row a row of the views, with the settings of its run; a setting of a column's own name is left out."""
+    table = []
+    for entry in manifest.entries:
+        others = {name: value for name, value in entry.settings.items() if name not in ROW_COLUMNS}
+        for row in entry.rows:
+            own = (entry.key, entry.run_id, row.instance, row.seed)
+            table.append({**dict(zip(ROW_COLUMNS, own, strict=True)), **others})
+    return pd.DataFrame(table, columns=None if table else list(ROW_COLUMNS))

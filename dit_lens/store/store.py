@@ -20,8 +20,8 @@ from dit_lens.sites import Site
 from dit_lens.store import manifest as manifests
 from dit_lens.store import sizes
 from dit_lens.store.dataset import ActivationDataset
-from dit_lens.store.job import job_of
-from dit_lens.store.layout import Part, require_model
+from dit_lens.store.job import captures_of, job_of, rows_of
+from dit_lens.store.layout import Layout, Part, require_model
 from dit_lens.store.shards import Shards
 from dit_lens.store.sizes import Dtypes, Forecast, Summary
 from dit_lens.store.view import View, require_int
@@ -85,7 +85,7 @@ class Store:
 
     @property
     def model_id(self) -> str | None:
-        """Of the model whose activations these are; None while there are none."""
+        """Of the model whose activations these are; None while there are none, and where no model was named."""
         return self._manifest.layout.model_id if self._manifest.layout else None
 
     @property
@@ -175,7 +175,7 @@ class Store:
         ------
         MadeForAnother
         """
-        if self.model_id is not None:
+        if self._manifest.layout is not None:
             require_model(self.model_id, model_id)
 
     def frame(self, of: str = "sites") -> pd.DataFrame:
@@ -216,13 +216,13 @@ class Store:
         *,
         name: str | None = None,
         rows: Sequence[Row] = (),
-        model_id: str = "",
+        model_id: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Queue the captures of a run to be written in the background.
 
         The run is finished, and survives whatever happens to this process, when it is `in` the store; `flush` and
-        `close` wait for that. Its captures must not be changed in place before.
+        `close` wait for that. What is written is a copy of its captures: they may be changed as soon as this returns.
 
         Parameters
         ----------
@@ -232,16 +232,18 @@ class Store:
         name : str, optional
             Of the captures that are kept; all of them unless given.
         rows, model_id, settings
-            Of a dict; a run knows its own.
+            Of a dict; a run knows its own. A dict without ``model_id`` goes with others of no named model.
 
         Raises
         ------
         StoreError
             The folder cannot be written to, or an earlier run could not be written.
         MadeForAnother
-            The store has activations of another model, or of other sites, shapes or noise levels.
+            The store has activations of another model, or of other sites, shapes, noise levels, numbers of steps or
+            scales of guidance.
         InputError, NotFinite
-            Another dtype, no captures, a key that is there already, NaN or infinity.
+            Another dtype, no captures, a key that is there already, NaN or infinity. Without ``key``, also a row that
+            is there already: the runs then differ in their interventions or settings.
         """
         job = job_of(run, key, name, rows, model_id, settings)
         if self._writer is None:
@@ -251,9 +253,10 @@ class Store:
 
     def forecast(
         self,
-        what: Run | Capture | Iterable[Capture],
+        what: Run | Mapping[Any, Tensor] | Capture | Iterable[Capture],
         runs: int,
         *,
+        name: str | None = None,
         geometry: Geometry | None = None,
         rows: int = 1,
         dtype: Dtypes = torch.float32,
@@ -262,9 +265,11 @@ class Store:
 
         Parameters
         ----------
-        what : Run, or list of Capture
-            One finished run that stands for all, or captures of runs that are not made yet.
+        what : Run, dict from site to Tensor of shape (B, ...), or list of Capture
+            What will be added, of which one stands for all, or captures of runs that are not made yet.
         runs : int
+        name : str, optional
+            Of the captures of a run that will be kept, as for `add`.
         geometry : Geometry
             Of the runs, for captures: ``model.geometry(task_instance)``.
         rows : int
@@ -278,14 +283,16 @@ class Store:
         SiteError, InputError
             Sites that the runs would not have, or whose size is known only in a run.
         """
-        if isinstance(what, Run):
-            job = job_of(what, None, None, (), "", None)
-            return sizes.forecast(self.folder, require_int(runs, "runs"), len(job.rows), job.layout)
+        require_int(runs, "runs")
+        if isinstance(what, Run | Mapping):
+            captures = captures_of(what, name)
+            rows = rows_of(captures)
+            return sizes.forecast(self.folder, runs, rows, Layout.of(None, captures))
         if geometry is None:
             raise InputError("to forecast captures, give geometry=model.geometry(task_instance)")
-        captures = [what] if isinstance(what, Capture) else list(what)
-        layout = sizes.expected(captures, geometry, require_int(rows, "rows"), dtype)
-        return sizes.forecast(self.folder, require_int(runs, "runs"), rows, layout)
+        planned = [what] if isinstance(what, Capture) else list(what)
+        layout = sizes.expected(planned, geometry, require_int(rows, "rows"), dtype)
+        return sizes.forecast(self.folder, runs, rows, layout)
 
     def flush(self) -> None:
         """Wait until every run that was added is on the disk.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -9,9 +10,10 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from dit_lens.errors import InputError, StoreError
+from dit_lens.files import make_folder, sync
 from dit_lens.store import manifest as manifests
 from dit_lens.store import shard
-from dit_lens.store.job import Job, versions
+from dit_lens.store.job import Job
 from dit_lens.store.layout import Layout
 from dit_lens.store.lock import Lock
 from dit_lens.store.manifest import Entry, Manifest
@@ -43,7 +45,8 @@ class Writer:
         except BaseException:
             self._lock.release()
             raise
-        self._layout = self.manifest.layout
+        # What the runs that wait will have made of the manifest.
+        self._layout, self._rows = self.manifest.layout, set(self.manifest.rows)
         self._room = BoundedSemaphore(waiting + 1)
         # Hashing and copying take processors and syncing takes the disk: one run is written and hashed while the one
         # before it goes to the disk. The thread that places runs is one, and keeps them in order.
@@ -53,6 +56,7 @@ class Writer:
         self._count = 0
         self._pending: dict[str, Future[None]] = {}
         self._failed: StoreError | None = None
+        atexit.register(self._never_closed)
 
     def put(self, job: Job) -> None:
         """Queue a run; it is finished once `flush` has returned.
@@ -68,10 +72,15 @@ class Writer:
         self._raise_failed()
         if job.key in self.manifest.keys or job.key in self._pending:
             raise InputError(f"the store has a run {job.key!r} already; skip those that are `in` it, or give key=")
-        if self._layout is None:
-            self._layout = job.layout
-        self._layout.require(job.layout)
+        if not job.named and (twice := self._rows.intersection(job.rows)):
+            raise InputError(
+                f"the store has {min(twice, key=str)} already, of another run: other interventions or settings; give "
+                "key= to keep both here, or use another store"
+            )
+        (self._layout or job.layout).require(job.layout)
         self._room.acquire()
+        self._layout = self._layout or job.layout
+        self._rows.update(job.rows)
         self._pending = {key: done for key, done in self._pending.items() if not done.done()}
         temporary = self.folder / f".{manifests.shard_name(self._count)}.part"
         self._count += 1
@@ -96,12 +105,19 @@ class Writer:
 
     def close(self) -> None:
         """Write what is queued and let others write."""
+        self._require_owner()
+        atexit.unregister(self._never_closed)
         try:
             self.flush()
         finally:
             for pool in (self._writing, self._placing, self._hashing):
                 pool.shutdown()
             self._lock.release()
+
+    def _never_closed(self) -> None:
+        """Python prints an error that is raised at its end: nobody would hear of a run that was not written."""
+        if os.getpid() == self._owner:
+            self.close()
 
     def _require_owner(self) -> None:
         if os.getpid() != self._owner:
@@ -116,7 +132,7 @@ class Writer:
         for done in self._pending.values():
             done.result()
         failed, self._failed, self._pending = self._failed, None, {}
-        self._layout = self.manifest.layout
+        self._layout, self._rows = self.manifest.layout, set(self.manifest.rows)
         raise failed
 
     def _write(self, job: Job, temporary: Path, digests: Digests) -> str:
@@ -148,17 +164,16 @@ class Writer:
 
     def _place(self, job: Job, temporary: Path, head: str) -> None:
         """Sync, rename, line of the manifest: what is killed in between leaves no run behind."""
-        if versions(job.tensors) != job.versions:
-            raise StoreError("its tensors were changed in place before they were written")
         name, size = manifests.shard_name(len(self.manifest.entries)), temporary.stat().st_size
-        manifests.sync(temporary)
+        sync(temporary)
+        manifests.prepare(self.folder, self.manifest.whole)
         try:
             os.replace(temporary, self.folder / name)
-            (self.folder / manifests.NAME).touch()
-            manifests.sync(self.folder)
+            sync(self.folder)
             self._append(Entry(job.key, job.run_id, name, size, head, job.rows, job.settings), job.layout)
         except BaseException:
-            (self.folder / name).unlink(missing_ok=True)
+            if (self.folder / manifests.NAME).stat().st_size <= self.manifest.whole:  # else its line may be there
+                (self.folder / name).unlink(missing_ok=True)
             raise
 
     def _append(self, entry: Entry, layout: Layout) -> None:
@@ -172,7 +187,7 @@ class Writer:
 
 def _lock(folder: Path) -> Lock:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return Lock(folder)
     except StoreError:
         raise
@@ -188,8 +203,8 @@ def _mend(folder: Path, manifest: Manifest) -> None:
         shards = {p.name for p in folder.iterdir() if manifests.SHARD.fullmatch(p.name)}
         unnamed = shards - {entry.file for entry in manifest.entries}
         left = manifests.shard_name(len(manifest.entries))
-        if unnamed - {left}:
-            # A kill leaves one at most. More means that the manifest lost lines, and they may be all there is.
+        if unnamed and (unnamed != {left} or not (folder / manifests.NAME).exists()):
+            # A kill leaves one at most, and a manifest. Else the manifest lost lines, and these may be all there is.
             raise StoreError(
                 f"{folder}: the manifest does not name {', '.join(sorted(unnamed)[:4])}; nothing was removed"
             )

@@ -177,6 +177,22 @@ def with_one_run(folder: Path) -> Store:
     return store
 
 
+def outlived(folder: Path) -> int:
+    """A child of the writer that lives on; the writer is killed. Returns the child."""
+    store = with_one_run(folder)
+    child = os.fork()
+    if not child:
+        signal.pause()
+    assert "run-0" in store
+    return child
+
+
+def resumed(folder: Path) -> str:
+    with Store(folder) as store:
+        add(store, 1)
+    return " ".join(store.keys)
+
+
 def limited(folder: Path) -> None:
     """Files may not grow beyond 1000 bytes, as if the disk were full."""
     store = with_one_run(folder)
@@ -209,6 +225,9 @@ def alone(folder: Path) -> dict[str, str]:
         store.flush()
         said["fork"] = tell(folder / "lock", lambda _: add(store, 2))
     said["after the lock of the dead"] = " ".join(Store(folder / "lock").keys)
+    child = int(tell(folder / "outlived", outlived))
+    said["outlived"] = tell(folder / "outlived", resumed)
+    os.kill(child, signal.SIGKILL)
     said["limited"] = tell(folder / "limited", limited)
     said["after the limit"] = " ".join(sorted(contents(folder / "limited")))
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders let nobody else in

@@ -48,6 +48,10 @@ def test_the_lock_of_a_dead_process_is_taken_over(report: dict[str, Any]) -> Non
     assert report["alone"]["after the lock of the dead"] == "run-0 run-1"
 
 
+def test_a_child_that_outlives_the_writer_holds_no_lock(report: dict[str, Any]) -> None:
+    assert report["alone"]["outlived"] == "run-0 run-1"
+
+
 def test_a_forked_child_may_not_write(report: dict[str, Any]) -> None:
     assert "only it may write" in report["alone"]["fork"]
 

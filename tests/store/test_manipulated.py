@@ -60,6 +60,11 @@ SCHEMA: list[tuple[int, Callable[[dict[str, Any]], Any], str]] = [
     (0, site(0, dtype="I64"), "takes 576 bytes, not 288"),
     (0, site(0, shape=[-1, 2]), "field 'shape'"),
     (0, site(0, shape=[True]), "field 'shape'"),
+    (0, site(0, shape=[10**30], row_bytes=4 * 10**30), "that is too large"),
+    (0, site(0, shape=[2**40, 0, 2**40], row_bytes=0), "that is too large"),
+    (0, site(0, shape=[2**62], row_bytes=2**64), "field 'row_bytes'"),
+    (0, lambda d: d.update(sampling=3), "field 'sampling'"),
+    (1, lambda d: d.update(bytes=10**400), "field 'bytes' is 1000"),
     (0, site(0, sigma="high"), "field 'sigma'"),
     (1, lambda d: d.update(file="../../etc/passwd"), "names the file '../../etc/passwd'"),
     (1, lambda d: d.update(file="/etc/passwd"), "names the file '/etc/passwd'"),
@@ -118,6 +123,8 @@ def test_a_manifest_that_does_not_fit_its_shards(
         (b'"schema":1', b'"schema":1,"schema":1', "the key 'schema' stands twice"),
         (b'"seed":0', b'"seed":9', "does not have the checksum that it names"),
         (b'"seed":0', b'"seed":NaN', "the value NaN"),
+        (b'"sigma":null', b'"sigma":1e999', "the value 1e999, which is infinite"),
+        (b'"seed":0', b'"seed":1' + b"0" * 5000, "no valid JSON (Exceeds the limit"),
         (b'{"kind"', b'["kind"', "no valid JSON"),
         (b'"kind"', b'"\xff"', "no valid JSON"),
         (b"\n", b"\n\n", "no valid JSON"),
@@ -142,6 +149,9 @@ def test_only_a_last_line_that_was_cut_off_is_forgiven(tmp_path: Path) -> None:
     for end in range(last, len(data) - 1, 7):
         path.write_bytes(data[:end])
         assert Store(tmp_path).keys == ["run-0", "run-1"]
+    for tail in (b'{"a":1e999}', b'{"a":1' + b"0" * 5000, b'{"a":1' + b"0" * 5000 + b"}"):
+        path.write_bytes(data[:last] + tail)
+        assert Store(tmp_path).keys == ["run-0", "run-1"]
     path.write_bytes(data[:-1])  # all of it but the end of the line
     assert Store(tmp_path).keys == ["run-0", "run-1", "run-2"]
     with Store(tmp_path) as store:
@@ -162,6 +172,28 @@ def test_a_manifest_that_lost_lines_costs_no_shard(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing was removed"):
         add(Store(tmp_path), 3)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+def test_a_lost_manifest_costs_not_even_one_shard(tmp_path: Path) -> None:
+    """A killed writer leaves a manifest, if only an empty one."""
+    filled(tmp_path, 1)
+    (tmp_path / NAME).unlink()
+    before = (tmp_path / FIRST).read_bytes()
+    with pytest.raises(StoreError, match=f"does not name {FIRST}; nothing was removed"):
+        add(Store(tmp_path), 1)
+    assert (tmp_path / FIRST).read_bytes() == before
+
+
+def test_sizes_that_are_just_possible_are_told(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    resign(tmp_path, 0, site(0, shape=[2**61 - 1], row_bytes=2**63 - 4))
+    resign(tmp_path, 1, lambda d: d.update(bytes=2**63 - 1))
+    store = Store(tmp_path)
+    assert store[RESID].nbytes == 2 * (2**63 - 4)
+    assert store[RESID][:0].shape == (0, 2**61 - 1)
+    assert "9223 PB" in str(store.summary())
+    with pytest.raises(StoreError, match="the manifest says"):
+        store[RESID][:]
 
 
 def swap(folder: Path) -> None:
@@ -262,6 +294,7 @@ def header_of(folder: Path) -> dict[str, Any]:
         lambda h: h.update(extra=h[RESID]),
         lambda h: h.pop(RESID),
         lambda h: h.update({RESID: 3}),
+        lambda h: h.update(extra=10**4000),
     ],
 )
 def test_a_shard_that_was_forged_with_its_checksum(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

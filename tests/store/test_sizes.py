@@ -13,7 +13,7 @@ import dit_lens as dl
 from dit_lens.errors import InputError, SiteError, StoreError
 from dit_lens.store import Store
 from dit_lens.store import sizes as module
-from tests.store.made import GUIDED, RESID, TEXT, filled
+from tests.store.made import GUIDED, RESID, TEXT, add, filled, tensors
 from tests.subjects import STEPS, Subject
 
 CAPTURES = {
@@ -98,6 +98,35 @@ def test_the_tables_of_a_store(tmp_path: Path) -> None:
     empty = Store(tmp_path / "empty")
     assert list(empty.frame().columns) == list(store.frame().columns)
     assert len(empty.frame("rows")) == empty.summary().size == 0
+
+
+def test_a_setting_does_not_take_the_place_of_a_column(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        add(store, 0, settings={"seed": 99, "instance": "other", "height": 48})
+    rows = Store(tmp_path).frame("rows")
+    assert list(rows.columns) == ["key", "run", "instance", "seed", "height"]
+    assert rows[["instance", "seed"]].values.tolist() == [[row.instance, row.seed] for row in store.rows]
+
+
+def test_a_forecast_from_what_would_be_added(organism: Subject, tmp_path: Path) -> None:
+    site = dl.Sites("resid", steps=0, layers=0)
+    run = organism.run(interventions=[dl.Capture(site, name="a"), dl.Capture(site, name="b", reduce="norm")])
+    store = Store(tmp_path)
+    with pytest.raises(InputError, match="name="):
+        store.forecast(run, 1)
+    whole, norms = (store.forecast(run, 1, name=name) for name in "ab")
+    assert (whole.sites, norms.sites) == (1, 1)
+    assert whole.size > norms.size
+    with store:
+        store.add(run, name="a")
+        add(other := Store(tmp_path / "other"), 0)
+    other.close()
+    assert whole.size == store.summary().size
+    assert store.forecast(tensors(1), 3).size == 3 * other.summary().size
+    wrong: Any
+    for wrong in ({}, {RESID: 3}, {RESID: torch.zeros(2), TEXT: torch.zeros(3)}):
+        with pytest.raises(InputError):
+            store.forecast(wrong, 1)
 
 
 def test_a_summary_reads_like_du(tmp_path: Path) -> None:

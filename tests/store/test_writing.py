@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +78,65 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 # What does not belong into a store
 
 
+def test_a_second_run_of_the_same_row_needs_a_key(organism: Subject, tmp_path: Path) -> None:
+    """It was steered, or made with other settings: by its row alone it would be taken for the first."""
+    sites = dl.Sites("resid", steps=0, layers=2)
+    plain = organism.run(interventions=[dl.Capture(sites)])
+    steered = organism.run(interventions=[dl.Ablate(dl.Sites("attn", steps=0, layers=1)), dl.Capture(sites)])
+    assert plain.rows == steered.rows
+    with Store(tmp_path) as store:
+        store.add(plain)
+        with pytest.raises(InputError, match=r"has Row\(.*another run.*key="):  # while the first waits
+            store.add(steered)
+        store.flush()
+        with pytest.raises(InputError, match="another run"):
+            store.add(steered)
+        store.add(steered, "steered")
+    with Store(tmp_path) as store, pytest.raises(InputError, match="another run"):  # in a later session
+        store.add(organism.run(interventions=[dl.Capture(sites), dl.Capture(sites, reduce="norm", name="b")]), name="")
+    assert Store(tmp_path).keys == [plain.id, "steered"]
+    assert Store(tmp_path).rows == [*plain.rows, *plain.rows]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_with_another_scale_of_guidance_is_refused(organism: Subject, tmp_path: Path, again: bool) -> None:
+    capture = dl.Capture(dl.Sites("resid", steps=0, layers=2, branches="cond"))
+    one, other = (organism.run(k, guidance=scale, interventions=[capture]) for k, scale in ((0, 1.0), (1, 3.0)))
+    store = Store(tmp_path)
+    store.add(one)
+    if again:
+        store.close()
+        store = Store(tmp_path)
+    with store, pytest.raises(MadeForAnother, match=r"has guidance_scale=3\.0, the store has 1\.0"):
+        store.add(other)
+    assert Store(tmp_path).keys == [one.id]
+
+
+def test_a_run_of_other_steps_is_refused(organism: Subject, tmp_path: Path) -> None:
+    capture = dl.Capture(dl.Sites("embed", steps=0))  # the first noise level is the same
+    one, other = (organism.run(k, steps=steps, interventions=[capture]) for k, steps in ((0, 3), (1, 4)))
+    with Store(tmp_path) as store:
+        store.add(one)
+        with pytest.raises(MadeForAnother, match="has num_inference_steps=4, the store has 3"):
+            store.add(other)
+
+
+def test_dictionaries_of_no_named_model_go_together(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        add(store, 0, model_id=None)
+        add(store, 1, model_id="")
+        with pytest.raises(MadeForAnother, match="activations of no named model, these are of model abc"):
+            add(store, 2, model_id="abc")
+    store = Store(tmp_path)
+    assert (store.keys, store.model_id) == (["run-0", "run-1"], None)
+    with pytest.raises(MadeForAnother, match="of no named model, these are of model abc"):
+        store.require_model("abc")
+    with Store(tmp_path / "named") as named:
+        add(named, 0)
+        with pytest.raises(MadeForAnother, match=f"of model {MODEL}, these are of no named model"):
+            add(named, 1, model_id=None)
+
+
 def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
     filled(tmp_path, 1)
     with Store(tmp_path) as store:
@@ -145,16 +206,17 @@ def test_large_sums_are_no_infinity(tmp_path: Path) -> None:
     assert torch.equal(Store(tmp_path)[RESID].tensor(), huge)
 
 
-def test_a_change_in_place_while_it_waits_is_noticed(tmp_path: Path, held: threading.Event) -> None:
-    captures = tensors(0)
+def test_what_was_added_may_be_changed_at_once(tmp_path: Path, held: threading.Event) -> None:
+    captures, given, numbers = tensors(0), tensors(0), np.ones((2, 3), dtype=np.float32)
+    shared = {**captures, "s00/cond/L05/resid/video": torch.from_numpy(numbers)}
     with Store(tmp_path) as store:
-        store.add(captures, "run-0", rows=rows_of(0), model_id=MODEL)
+        store.add(shared, "run-0", rows=rows_of(0), model_id=MODEL)
         captures[RESID].zero_()
+        numbers[:] = 7  # torch does not know of this one
         held.set()
-        with pytest.raises(StoreError, match="changed in place"):
-            store.flush()
-    assert Store(tmp_path).keys == []
-    assert files(tmp_path) == set()
+    store = Store(tmp_path)
+    assert all(torch.equal(store[name].tensor(), tensor) for name, tensor in given.items())
+    assert torch.equal(store["s00/cond/L05/resid/video"].tensor(), torch.ones(2, 3))
 
 
 def test_settings_that_are_no_numbers_or_short_texts_are_left_out(tmp_path: Path) -> None:
@@ -232,6 +294,131 @@ def test_a_full_disk_loses_nothing_that_was_finished(
     assert Store(tmp_path).keys == [f"run-{k}" for k in range(4)]
     assert torch.equal(Store(tmp_path)[RESID].tensor(), whole(RESID, 4))
     Store(tmp_path).verify()
+
+
+def without_memory(file: Any, data: Any) -> None:
+    file.write(data[: len(data) // 2])
+    raise MemoryError
+
+
+def interrupted(file: Any, data: Any) -> None:
+    file.write(data)
+    raise MemoryError
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["taken back", "stuck"])
+@pytest.mark.parametrize("fails", [without_memory, interrupted, half])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_line_that_was_not_written_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Any, stuck: bool, before: int
+) -> None:
+    """At once, or where that fails too, before the next."""
+    store = Store(tmp_path)
+    for number in range(before):
+        add(store, number)
+    store.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "_write_all", fails)
+        if stuck:
+            patch.setattr(Path, "open", opened_without_truncate(Path.open))
+        add(store, before)
+        with pytest.raises(StoreError, match=f"'run-{before}' was not written"):
+            store.flush()
+    Store(tmp_path).verify()  # also while it is stuck
+    add(store, before + 1)
+    store.close()
+    wanted = [*range(before), before + 1]
+    assert Store(tmp_path).keys == [f"run-{k}" for k in wanted]
+    assert torch.equal(Store(tmp_path)[RESID].tensor(), torch.cat([tensors(k)[RESID] for k in wanted]))
+    Store(tmp_path).verify()
+
+
+def opened_without_truncate(original: Any) -> Any:
+    class Stuck:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Stuck:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return full if name == "truncate" else getattr(self.file, name)
+
+    return lambda path, *more, **named: (
+        Stuck(original(path, *more, **named)) if path.name == manifest.NAME else original(path, *more, **named)
+    )
+
+
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_manifest_that_became_shorter_is_not_written_on(tmp_path: Path, left: int | None) -> None:
+    store = filled(tmp_path, 2)
+    add(store, 2)
+    store.flush()
+    if left is None:
+        (tmp_path / manifest.NAME).unlink()
+    else:
+        os.truncate(tmp_path / manifest.NAME, left)
+    add(store, 3)
+    with pytest.raises(StoreError, match=r"somebody else changed it|No such file"):
+        store.close()
+    assert files(tmp_path) >= {f"00000{k}.safetensors" for k in range(3)}
+
+
+def test_a_run_is_on_the_disk_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut there is no name without its data, and no line without its file."""
+    done: list[str] = []
+    fsync, replace, write = os.fsync, os.replace, manifest._write_all
+
+    def synced(handle: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    def renamed(old: Any, new: Any) -> None:
+        done.append(f"name {Path(new).name}")
+        replace(old, new)
+
+    def written(file: Any, data: Any) -> None:
+        done.append("line")
+        write(file, data)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(manifest, "_write_all", written)
+    (tmp_path / "top").mkdir()
+    with Store(tmp_path / "top" / "new" / "acts") as store:
+        add(store, 0)
+        store.flush()
+        first = list(done)
+        add(store, 1)
+    place = ["sync .000000.safetensors.part", "sync acts", "name 000000.safetensors", "sync acts", "line"]
+    assert first == ["sync top", "sync new", *place, "sync manifest.jsonl"]
+    assert done[len(first) :] == [
+        "sync .000001.safetensors.part", "name 000001.safetensors", "sync acts", "line", "sync manifest.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_store_that_is_never_closed_says_what_it_did_not_write(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from tests.store.made import add
+from dit_lens.store import Store
+
+good, bad = Store(sys.argv[1]), Store(sys.argv[2])
+add(good, 0)
+good.flush()
+def full(*_):
+    raise OSError(28, "No space left on device")
+os.replace = full
+add(bad, 0)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "good"), str(tmp_path / "bad")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert f"{tmp_path / 'bad'}: the run 'run-0' was not written: No space left on device" in done.stderr
+    assert "good" not in done.stderr
+    assert Store(tmp_path / "good").keys == ["run-0"]
 
 
 def test_what_waits_behind_a_failure_is_dropped_and_named(
