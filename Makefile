@@ -24,9 +24,10 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html $(SPHINXOPTS) docs docs/_build/html
 
-# The snippets of the pages. Those of the docstrings are run by `make test`, the gallery by `make docs`.
+# The snippets of the pages. Those of the docstrings are run by `make test`; the gallery by `make docs`, which
+# SPHINXOPTS="-D plot_gallery=0" leaves out.
 doctest: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b doctest -D plot_gallery=0 docs docs/_build/doctest
 
