@@ -4,7 +4,7 @@
     python probes/evaluate_probes.py runs/probes/maze.safetensors --instances 192 --model maze
 
 The instances are drawn with another seed than those that the probes were scored on when they were trained, and run with
-other seeds.
+seeds that neither those nor the training runs had.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import dit_lens as dl
 from dit_lens.probing.stream import evaluate_probes
 from dit_lens.probing.trained import ProbeSet, load_probes
 
-#: Seed of the instances, and of the first run.
-SEED, FIRST_RUN = 1, 1_000_000
 SHOWN = ["layer", "skill", "interval", "shuffled", "input", "position", "random", "majority", "selectivity"]
 
 
 def table(probes: ProbeSet, model: dl.VideoDiT, instances: int, step: int | None) -> str:
     """Label x layer with all controls at one step, as Markdown."""
     step = probes.steps[len(probes.steps) // 2] if step is None else step
-    grid = evaluate_probes(probes, model, test=instances, seed=SEED, first_run_seed=FIRST_RUN)
+    grid = evaluate_probes(probes, model, test=instances)
     found = grid.table(step)
-    found["layer"], found["majority"] = found["readout"], 0.0
+    found["layer"] = found["readout"]
     found["interval"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(found["low"], found["high"], strict=True)]
     sigma = grid.sigmas[step]
     lines = [
         f"{probes.card['task']['name']}, one row per {grid.level}, states from {grid.source}, step {step} (sigma "
         f"{sigma:.2f}), trained on {probes.card['train']['instances']} instances, scored on n = {grid.groups}",
+        "",
+        "Rows scored: "
+        + "; ".join(f"{name} ({rows})" for name, rows in found.groupby("label", sort=False)["rows"].first().items()),
         "",
         "| " + " | ".join(["label", *SHOWN]) + " |",
         "|" + "---|" * (len(SHOWN) + 1),

@@ -36,6 +36,7 @@ class Config:
     steps: list[int] | None = None
     layers: list[int] | None = None
     frames: list[int] | None = None
+    pool: str = "mean"
     source: str = "sample"
     controls: list[str] | None = None
     train: int = 192
@@ -43,6 +44,7 @@ class Config:
     alpha: float = 1e-3
     seed: int = 0
     batch: int = 32
+    random_seed: int = 0
 
 
 def parse() -> tuple[Config, Path]:
@@ -50,11 +52,12 @@ def parse() -> tuple[Config, Path]:
     parser.add_argument("--config", type=Path, help="a TOML file of these options")
     parser.add_argument("--out", type=Path, default=Path("runs/probes/probes"))
     several = {"labels": str, "controls": str, "steps": int, "layers": int, "frames": int}
-    single: dict[str, Any] = {"train": int, "test": int, "seed": int, "batch": int, "alpha": float}
+    numbers = ("train", "test", "seed", "batch", "random_seed")
+    single: dict[str, Any] = {"alpha": float} | dict.fromkeys(numbers, int)
     for field in fields(Config):
         kind = {"type": several[field.name], "nargs": "*"} if field.name in several else {
             "type": single.get(field.name, str)}  # fmt: skip
-        parser.add_argument(f"--{field.name}", **kind)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **kind)
     options = vars(parser.parse_args())
     out, file = options.pop("out"), options.pop("config")
     given = tomllib.loads(file.read_text()) if file is not None else {}

@@ -43,10 +43,12 @@ class CausalCheck:
     ----------
     label : str
     answer : the class towards which was steered, None for a boolean or a number
-    step, layer : int, int or "embed"
-        Where.
+    step, layer : int, str
+        Where, "embed" or "L00" ...
     lens_layer : int
         Where the depth lens reads.
+    source : str
+        Of the states that the probes were trained on; steered are always sampled ones.
     rows : DataFrame
         One row for each instance, dose and direction: instance, seed, step, sigma, expert, layer, dose, direction
         ("probe" or "random"), draw, and `MEASURES`: the score of the final video and whether it is fully right, the
@@ -56,8 +58,9 @@ class CausalCheck:
     label: str
     answer: Any
     step: int
-    layer: int | str
+    layer: str
     lens_layer: int
+    source: str
     rows: pd.DataFrame
 
     def frame(self, replicates: int = 1000) -> pd.DataFrame:
@@ -65,10 +68,11 @@ class CausalCheck:
 
         Returns
         -------
-        DataFrame with columns step, sigma, expert, layer, label, measure, direction, dose, value, low, high, n
-            "random" is the mean over its draws; "probe - random" their difference, paired by instance and seed.
+        DataFrame with columns step, sigma, expert, layer, label, source, measure, direction, dose, value, low, high, n
+            "random" is the mean over its draws; "probe - random" their difference, paired by instance. Runs of one
+            instance count as one, n of them.
         """
-        keys, first = ["dose", "direction", "instance", "seed"], self.rows.iloc[0]
+        keys, first = ["dose", "direction", "instance"], self.rows.iloc[0]
         found = []
         for measure in MEASURES:
             values = self.rows.groupby(keys, sort=False)[measure].mean()
@@ -83,6 +87,7 @@ class CausalCheck:
         for name in ("layer", "expert", "sigma", "step"):
             table.insert(0, name, first[name])
         table.insert(4, "label", self.label)
+        table.insert(5, "source", self.source)
         return table
 
     def plot(self, axis: Axes | None = None, measure: str = "score") -> Axes:
@@ -145,28 +150,31 @@ def causal_check(
     Raises
     ------
     MadeForAnother
-        Probes of another model, or that were not trained there.
+        Probes of another model or noise level, or that were not trained there.
     EvidenceError
-        No doses, or no draws.
+        No doses, no draws, or a lens that reads before the steered layer, where nothing can have moved.
     """
     probes.require(model)
     if not len(doses) or draws < 1:
         raise EvidenceError(f"a causal check needs doses and random draws, got doses={tuple(doses)}, draws={draws}")
     step = probes.steps[0] if step is None else step
-    chosen = task.sample(instances, seed=seed) if isinstance(instances, int) else list(instances)
+    steered, reads = probes.readout(layer), range(model.layers)[lens_layer]
+    if steered != "embed" and reads < int(steered[1:]):
+        raise EvidenceError(f"lens_layer {reads} is before layer {int(steered[1:])}, which is steered")
+    chosen = task.sample(int(instances), seed=seed) if isinstance(instances, int | np.integer) else list(instances)
     own = probes.direction(label, step, layer, answer)
     ways = [("probe", 0, own)]
     generator = torch.Generator().manual_seed(seed)
     for draw in range(draws):
         random = torch.randn(own.shape, generator=generator)
         ways.append(("random", draw, random / torch.linalg.vector_norm(random)))
-    place = _Place(model, task, step, site_of_readout(step, layer), range(model.layers)[lens_layer], tokens or Tokens())
+    place = _Place(model, task, probes, step, steered, reads, tokens or Tokens())
     parts = []
     for start in range(0, len(chosen), batch):
         part = chosen[start : start + batch]
         seeds = [seed + start + i for i in range(len(part))]
         parts += place.measured(part, seeds, ways, doses)
-    return CausalCheck(label, answer, step, layer, place.lens_layer, pd.concat(parts, ignore_index=True))
+    return CausalCheck(label, answer, step, steered, reads, probes.source, pd.concat(parts, ignore_index=True))
 
 
 @dataclass(frozen=True)
@@ -175,8 +183,9 @@ class _Place:
 
     model: VideoDiT
     task: Any
+    probes: ProbeSet
     step: int
-    sites: Sites
+    layer: str
     lens_layer: int
     tokens: Tokens
 
@@ -185,11 +194,13 @@ class _Place:
     ) -> list[pd.DataFrame]:
         """One table for each dose and direction, the unsteered runs first, once for the probe and once for random."""
         run = self.model.run(list(part), seeds, record=True)
+        self.probes.require_run(run)
         still = self._lens(run, None)
         found = [self._table(run, run, part, still, still, 0.0, way, 0) for way in ("probe", "random")]
         for dose in tqdm(doses, desc="doses", unit="dose"):
             for way, draw, direction in ways:
-                steer = Steer(self.sites.at(tokens=self.tokens), direction, dose, unit="norm")
+                sites = site_of_readout(self.step, self.layer).at(tokens=self.tokens)
+                steer = Steer(sites, direction, dose, unit="norm")
                 resume = Resume(run, self.step)
                 steered = self.model.run(list(part), seeds, interventions=[steer], resume=resume)
                 found.append(self._table(run, steered, part, self._lens(run, steer), still, dose, way, draw))
@@ -211,11 +222,9 @@ class _Place:
         of_lens = self.task.score(self.model.decode(lens), part)
         cosine = torch.nn.functional.cosine_similarity(lens.flatten(1).double(), still.flatten(1).double())
         call = next(c for c in run.calls if c.step == self.step)
-        site = self.sites
         return pd.DataFrame({
             "instance": [row.instance for row in run.rows], "seed": [row.seed for row in run.rows], "step": self.step,
-            "sigma": call.sigma, "expert": call.expert,
-            "layer": "embed" if "embed" in site.components else site.layers, "dose": float(dose), "direction": way,
+            "sigma": call.sigma, "expert": call.expert, "layer": self.layer, "dose": float(dose), "direction": way,
             "draw": draw, "score": scores.total, "strict": scores.strict.astype(np.float64),
             "lens_score": of_lens.total, "lens_cosine": cosine.cpu().numpy(),
         })  # fmt: skip

@@ -30,7 +30,7 @@ class Question:
         One column, or one for each class of more than two.
     classes : array of shape (k,)
         The label's values; empty for regression.
-    codes : array of shape (R, N)
+    codes : array of shape (R, N), integers as small as they can be or float64
         Numbers of classes, -1 where a row is not labelled; of a regression the values.
     """
 
@@ -41,14 +41,13 @@ class Question:
     classes: NDArray[Any]
     codes: NDArray[Any]
 
-    @property
-    def targets(self) -> NDArray[np.float64]:
+    def targets(self, runs: slice) -> NDArray[np.float64]:
         """Columns (R, N, k) for least squares, NaN where a row is not labelled."""
-        values = self.codes.astype(np.float64)
+        codes = self.codes[runs]
         if self.kind == "regression":
-            return values[..., None]
-        of_class = [self.codes == c for c in range(len(self.classes))] if self.kind == "classes" else [self.codes == 1]
-        return np.where(self.codes[..., None] >= 0, np.stack(of_class, axis=-1), np.nan)
+            return codes.astype(np.float64)[..., None]
+        of_class = [codes == c for c in range(len(self.classes))] if self.kind == "classes" else [codes == 1]
+        return np.where(codes[..., None] >= 0, np.stack(of_class, axis=-1), np.nan)
 
     def answer(self, scores: Tensor, train: Moments, linear: Linear, middle: Tensor, features: Tensor) -> Tensor:
         """Predictions (P, n): classes by threshold or discriminant analysis, or values."""
@@ -65,7 +64,7 @@ def ask(labels: Mapping[str, Label], groups: NDArray[np.int64], seed: int) -> li
     Raises
     ------
     EvidenceError
-        A label with one value only.
+        A label with one value only, or one instance only.
     """
     donor, found, start = donors(groups, seed), [], 0
     for control in ("none", "shuffled"):
@@ -85,6 +84,8 @@ def donors(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     other's runs in turn.
     """
     count = int(groups.max()) + 1
+    if count < 2:
+        raise EvidenceError("one task instance only: there is no other whose labels it could be given as a control")
     order = np.random.default_rng(seed).permutation(count)
     other = order[np.argsort(order) - 1]
     runs = [np.flatnonzero(groups == g) for g in range(count)]
@@ -124,7 +125,9 @@ def _coded(name: str, label: Label) -> tuple[Kind, NDArray[Any], NDArray[Any]]:
         numbers = values.astype(np.int64)
         classes = np.unique(numbers[numbers >= 0])
         kind = "binary" if len(classes) == 2 else "classes"
+        # As small as they can be: of streamed probes they are all that grows with the number of instances.
         codes = np.where(numbers >= 0, np.searchsorted(classes, numbers), -1)
+        codes = codes.astype(np.min_scalar_type(-max(len(classes), 1)))
         classes = classes.astype(values.dtype)
     if len(classes) < 2:
         held = f"one value only ({classes[0]})" if len(classes) else "no labelled row"
@@ -132,6 +135,6 @@ def _coded(name: str, label: Label) -> tuple[Kind, NDArray[Any], NDArray[Any]]:
     return kind, classes if kind != "regression" else classes[:0], codes  # type: ignore[return-value]
 
 
-def targets(questions: Sequence[Question]) -> Tensor:
-    """Columns of all questions: float64 (R, N, K)."""
-    return torch.from_numpy(np.concatenate([question.targets for question in questions], axis=-1))
+def targets(questions: Sequence[Question], runs: slice = slice(None)) -> Tensor:
+    """Columns of all questions for some runs: float64 (R, N, K)."""
+    return torch.from_numpy(np.concatenate([question.targets(runs) for question in questions], axis=-1))

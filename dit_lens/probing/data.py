@@ -84,7 +84,8 @@ def fold_of_runs(ids: Sequence[Hashable], folds: int | Sequence[int]) -> NDArray
         Fewer than two instances to a fold, or a given split that has an instance in two folds.
     """
     groups = group_numbers(ids)
-    if isinstance(folds, int):
+    if isinstance(folds, int | np.integer):
+        folds = int(folds)
         count = len(set(ids))
         if folds < 2:
             raise EvidenceError(
@@ -121,7 +122,10 @@ def check_data(data: Mapping[int, ProbeData]) -> None:
     for step, part in data.items():
         if not part.labels:
             raise EvidenceError("no labels to probe")
-        if len(part.instances) != part.runs or group_numbers(part.instances).tolist() != group_numbers(
+        _check_kinds(step, part)
+        if len(part.instances) != part.runs:
+            raise EvidenceError(f"step {step} has {part.runs} runs and groups for {len(part.instances)}")
+        if group_numbers(part.instances).tolist() != group_numbers(
             first.instances).tolist():  # fmt: skip
             raise EvidenceError(f"step {step} has {part.runs} runs of other instances than the {first.runs} before")
         if (part.source, part.level) != (first.source, first.level):
@@ -131,6 +135,18 @@ def check_data(data: Mapping[int, ProbeData]) -> None:
         _check_features(step, part)
         for name, label in part.labels.items():
             _check_label(step, name, label, next(iter(part.features.values())).shape[:2])
+
+
+def _check_kinds(step: int, part: ProbeData) -> None:
+    for readout, x in part.features.items():
+        if not isinstance(x, np.ndarray):
+            raise EvidenceError(
+                f"features of step {step}, {readout} are a {type(x).__name__}; expected a numpy array: of a tensor "
+                "x.float().cpu().numpy()"
+            )
+    for name, label in part.labels.items():
+        if not isinstance(label, Label):
+            raise EvidenceError(f"label {name!r} of step {step} is a {type(label).__name__}; expected dit_lens's Label")
 
 
 def _check_features(step: int, part: ProbeData) -> None:

@@ -47,8 +47,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         EvidenceError
-            One class only.
+            One class only, or an alpha that is not above 0.
         """
+        if not 0 < self.alpha < np.inf:
+            raise EvidenceError(f"alpha must be a number above 0, got {self.alpha}")
         features, target = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(target)
         if len(np.unique(target)) < 2:

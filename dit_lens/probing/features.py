@@ -45,7 +45,8 @@ def collect(
 
     Instance i runs with seed ``seed + i``. Readouts: "embed" (before block 0), "L00" ... (after each block), and the
     controls "input" (the full model input of the same rows, conditioning channels included), "position" (which row it
-    is, one-hot) and "random/embed", "random/L00" ... (a twin with random weights, given the very same inputs).
+    is, see `dit_lens.probing.rows.Rows.positions`) and "random/embed", "random/L00" ... (a twin with random weights,
+    given the very same inputs).
 
     Parameters
     ----------
@@ -93,7 +94,8 @@ def collect(
         targets = targets_of(task, instances, visit.rows, labels, np.concatenate([f for f in shown if f is not None]))
     still = {}
     if "position" in visit.controls:
-        still["position"] = np.repeat(visit.rows.positions()[None], len(instances), axis=0)
+        positions = visit.rows.positions()
+        still["position"] = np.broadcast_to(positions, (len(instances), *positions.shape))
     names, experts = [instance.id for instance in instances], {call.step: call.expert for call in last.calls}
     return {
         step: ProbeData(
@@ -123,6 +125,8 @@ def plan_visit(
     """What is read in the runs of a task's instances, checked before anything runs."""
     if not instances:
         raise EvidenceError("no instances to probe")
+    if batch < 1:
+        raise EvidenceError(f"batch must be at least 1, got {batch}")
     require_controls(controls)
     geometry = model.geometry(instances[0])
     require_source(model, source, geometry)

@@ -5,8 +5,8 @@ fold are computed once, those of its training rows are the total less the fold's
 controls are columns of one factorised system. Every probe is scored on task instances that it was not fitted on, beside
 
 - *shuffled*: the same features, each instance's labels taken from another instance. What remains is what the position
-  of a row says, and what the probe can memorise; skill less this is the *selectivity* (Hewitt and Liang 2019, arXiv
-  1909.03368);
+  of a row says, and what the probe can memorise; skill less this, or less 0, is the *selectivity* (Hewitt and Liang
+  2019, arXiv 1909.03368);
 - *input*: the full model input at the same token (noisy latents, frame mask and condition latents) in the features'
   place;
 - *position*: which row it is, and nothing else;

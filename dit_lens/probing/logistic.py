@@ -46,7 +46,8 @@ def logistic_from_store(
     """Fit and score `LinearProbe` at every stored site, on instances that it has not seen.
 
     A site is in memory only while its probes are fitted. Controls: shuffled labels, position, and the input where
-    ``model_input`` was stored; random weights would be a store of the twin's, and the table names them as missing.
+    ``model_input`` was stored. The control of random weights needs the recorded calls, which a store does not have, and
+    the table names it as missing.
 
     Parameters
     ----------
@@ -82,12 +83,13 @@ def logistic_from_store(
                  for q in questions},
         sigmas=dict.fromkeys(s.step for s in sites), experts=dict.fromkeys(s.step for s in sites),
     )  # fmt: skip
-    position = np.repeat(rows.positions()[None], len(problems), axis=0)
+    positions = rows.positions()
+    position = np.broadcast_to(positions, (len(problems), *positions.shape))
     for step in dict.fromkeys(site.step for site in sites):
         _score(grid, step, "position", position, questions, fold, groups, alpha)
     for site in tqdm(sites, desc="logistic probes", unit="site"):
         view = store[site]
-        grid.sigmas[site.step] = view.site.sigma
+        grid.sigmas[site.step], grid.experts[site.step] = view.site.sigma, view.site.expert
         make = rows.inputs if site.component == "model_input" else rows.features
         features = torch.cat([make(view.tensor(slice(i, i + 32))) for i in range(0, len(view), 32)])
         _score(grid, site.step, readout_name(site), features.numpy(), questions, fold, groups, alpha)

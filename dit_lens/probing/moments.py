@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any, cast
 
 import torch
@@ -56,15 +56,13 @@ class Moments:
     Attributes
     ----------
     count : float64 tensor of shape (P, M)
-        Rows, or the sum of their weights.
+        Rows.
     mean : (P, M, D)
     gram : (P, M, D, D)
         Sums of products of centred features.
     target_mean : (P, K)
     cross : (P, K, D)
         Sums of products of centred targets and features.
-    square : (P, K)
-        Sums of squares of centred targets.
     patterns : tuple of K ints below M
         Which count, mean and Gram matrix belong to each target.
     places : tuple of ints
@@ -78,7 +76,6 @@ class Moments:
     gram: Tensor
     target_mean: Tensor
     cross: Tensor
-    square: Tensor
     patterns: tuple[int, ...]
     places: tuple[int, ...]
     product: torch.dtype = torch.float64
@@ -97,13 +94,11 @@ class Moments:
         p, options = prod(shape), {"dtype": torch.float64, "device": device}
         made = [
             torch.zeros(size, **cast(Any, options))
-            for size in ((p, 1), (p, 1, width), (p, 1, width, width), (p, targets), (p, targets, width), (p, targets))
+            for size in ((p, 1), (p, 1, width), (p, 1, width, width), (p, targets), (p, targets, width))
         ]
         return cls._of(made, (0,) * targets, shape, product)
 
-    def add(
-        self, features: Tensor, targets: Tensor, weights: Tensor | None = None, *, about_zero: bool = False
-    ) -> Moments:
+    def add(self, features: Tensor, targets: Tensor, *, about_zero: bool = False) -> Moments:
         """Add n rows, in place.
 
         Parameters
@@ -111,8 +106,6 @@ class Moments:
         features : tensor of shape (*places, n, D), any floating dtype
         targets : tensor of shape (n, K), the same at every place, or (*places, n, K)
             NaN where a row is not labelled.
-        weights : tensor of shape (n,), optional
-            How often each row counts; once by default.
         about_zero : bool
             The features' means are no larger than their deviations: do not take them off before multiplying, which
             saves a pass over the rows.
@@ -122,10 +115,10 @@ class Moments:
         EvidenceError
             Shapes that do not fit, or NaN or infinite features in labelled rows.
         """
-        x, y, w = self._fitted(features, targets, weights)
+        x, y = self._fitted(features.detach(), targets)
         self._refine(_meet(self.patterns, _missing_patterns(y)))
         for p in range(len(x)):
-            part = self._of_rows(x[p], y[p if len(y) > 1 else 0], w, about_zero)
+            part = self._of_rows(x[p], y[p if len(y) > 1 else 0], about_zero)
             if not torch.isfinite(part.mean).all():
                 bad = int((~torch.isfinite(x[p])).sum())
                 raise EvidenceError(f"{bad} NaN or infinite features at place {self._name(p)}")
@@ -165,8 +158,11 @@ class Moments:
         Raises
         ------
         EvidenceError
-            A Gram matrix that cannot be factorised: more features than rows, and ``alpha`` too small.
+            An alpha below 0, or a Gram matrix that cannot be factorised: more features than rows, and ``alpha`` too
+            small.
         """
+        if not 0 <= alpha < inf:
+            raise EvidenceError(f"alpha must be a number from 0 on, got {alpha}")
         at_once = max(1, AT_ONCE // (8 * self.mean.shape[-1] ** 2))
         coef = torch.empty_like(self.cross)
         for m in range(self.count.shape[1]):
@@ -190,42 +186,14 @@ class Moments:
         middle = share + spread * (1 / share - 1 / (1 - share)) / 2
         return cast(Tensor, middle.unflatten(0, self.places))
 
-    def squared_error(self, linear: Linear) -> Tensor:
-        """Sum of squared errors of linear maps on these rows, without the rows: shape ``(*places, K)``."""
-        of = list(self.patterns)
-        coef, intercept = linear.coef.flatten(0, -3), linear.intercept.flatten(0, -2)
-        bias = self.target_mean - (coef * self.mean[:, of]).sum(-1) - intercept
-        fitted = torch.stack([torch.einsum("pd,pde,pe->p", coef[:, k], self.gram[:, m], coef[:, k])
-                              for k, m in enumerate(of)], dim=-1)  # fmt: skip
-        error = self.square - 2 * (coef * self.cross).sum(-1) + fitted + self.count[:, of] * bias**2
-        return cast(Tensor, error.unflatten(0, self.places))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors that `from_state` reads."""
-        float32 = torch.tensor(self.product == torch.float32)
-        return dict(zip(_TENSORS, self._tensors, strict=True)) | {
-            "patterns": torch.tensor(self.patterns), "places": torch.tensor(self.places), "float32": float32,
-        }  # fmt: skip
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Moments:
-        """Moments from the tensors of `state_dict`."""
-        patterns, places = (tuple(int(x) for x in state[name]) for name in ("patterns", "places"))
-        product = torch.float32 if bool(state["float32"]) else torch.float64
-        return cls._of([state[name].clone() for name in _TENSORS], patterns, places, product)
-
-    def to(self, device: torch.device | str) -> Moments:
-        """The same on another device."""
-        return self._of([x.to(device) for x in self._tensors], self.patterns, self.places, self.product)
-
     # -- how it is done
 
     @classmethod
     def _of(
         cls, tensors: Sequence[Tensor], patterns: tuple[int, ...], places: tuple[int, ...], product: torch.dtype
     ) -> Moments:
-        count, mean, gram, target_mean, cross, square = tensors
-        return cls(count, mean, gram, target_mean, cross, square, patterns, places, product)
+        count, mean, gram, target_mean, cross = tensors
+        return cls(count, mean, gram, target_mean, cross, patterns, places, product)
 
     @property
     def _tensors(self) -> list[Tensor]:
@@ -238,56 +206,44 @@ class Moments:
     def _columns(self, pattern: int) -> list[int]:
         return [k for k, m in enumerate(self.patterns) if m == pattern]
 
-    def _fitted(self, x: Tensor, y: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features (P, n, D), targets (1 or P, n, K) in float64 and weights on this device."""
+    def _fitted(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (P, n, D) and targets (1 or P, n, K) in float64, on this device."""
         n, width, targets = x.shape[-2], self.mean.shape[-1], self.cross.shape[1]
         shared = y.ndim == 2
         expected = (n, targets) if shared else (*self.places, n, targets)
-        if x.shape != (*self.places, n, width) or y.shape != expected or not (w is None or w.shape == (n,)):
+        if x.shape != (*self.places, n, width) or y.shape != expected:
             raise EvidenceError(
-                f"features {tuple(x.shape)}, targets {tuple(y.shape)}"
-                f"{'' if w is None else f', weights {tuple(w.shape)}'}; "
-                f"expected {(*self.places, 'n', width)}, (n, {targets}) or {(*self.places, 'n', targets)}, and (n,)"
+                f"features {tuple(x.shape)}, targets {tuple(y.shape)}; expected {(*self.places, 'n', width)}, and "
+                f"(n, {targets}) or {(*self.places, 'n', targets)}"
             )
-        device = self.mean.device
-        y = y.to(device, torch.float64)
-        y = y[None] if shared else y.flatten(0, -3)
-        return x.to(device).flatten(0, -3), y, None if w is None else w.to(device, torch.float64)
+        y = y.to(self.mean.device, torch.float64)
+        return x.to(self.mean.device).flatten(0, -3), y[None] if shared else y.flatten(0, -3)
 
-    def _of_rows(self, x: Tensor, y: Tensor, w: Tensor | None, about_zero: bool) -> Moments:
+    def _of_rows(self, x: Tensor, y: Tensor, about_zero: bool) -> Moments:
         """Moments of rows (n, D) with targets (n, K) at one place."""
         part = Moments.zeros(1, x.shape[1], y.shape[1], x.device, self.product)
         part._refine(self.patterns)
         for m in range(part.count.shape[1]):
             columns = self._columns(m)
             kept = ~y[:, columns[0]].isnan()
-            if w is not None:
-                kept = kept & (w > 0)
-            everything = bool(kept.all())
-            rows, wanted = (x, y[:, columns]) if everything else (x[kept], y[kept][:, columns])
+            rows, wanted = (x, y[:, columns]) if bool(kept.all()) else (x[kept], y[kept][:, columns])
             if len(rows):
-                part._set(m, columns, rows, wanted, w if w is None or everything else w[kept], about_zero)
+                part._set(m, columns, rows, wanted, about_zero)
         return part
 
-    def _set(
-        self, m: int, columns: list[int], x: Tensor, y: Tensor, w: Tensor | None, about_zero: bool
-    ) -> None:  # fmt: skip
+    def _set(self, m: int, columns: list[int], x: Tensor, y: Tensor, about_zero: bool) -> None:
         """Fill in one pattern of a single place, from its labelled rows."""
-        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if w is None else w
-        count, root = w.sum(), w.sqrt()[:, None]
         near = None if about_zero else (x.mean(0, dtype=torch.float64)).to(self.product)
         rows = x.to(self.product) if near is None else x.to(self.product) - near
-        target_mean = w @ y / count
-        off = (y - target_mean) * root
-        if bool((w != 1).any()):
-            rows = rows * root.to(rows)
+        target_mean = y.mean(0)
         # The last column sums the rows up: what is left of their mean.
-        sums = products(torch.cat([off, root], dim=1).to(self.product), rows)
-        rest = sums[-1] / count
-        self.count[0, m], self.target_mean[0, columns] = count, target_mean
+        targets = torch.cat([y - target_mean, y.new_ones(len(y), 1)], dim=1)
+        sums = products(targets.to(self.product), rows)
+        rest = sums[-1] / len(x)
+        self.count[0, m], self.target_mean[0, columns] = len(x), target_mean
         self.mean[0, m] = rest if near is None else rest + near
-        self.gram[0, m] = torch.addr(products(rows, rows), rest, rest, alpha=-float(count))
-        self.cross[0, columns], self.square[0, columns] = sums[:-1], off.square().sum(0)
+        self.gram[0, m] = torch.addr(products(rows, rows), rest, rest, alpha=-len(x))
+        self.cross[0, columns] = sums[:-1]
 
     def _at(self, p: int) -> Moments:
         """One place, as views of the same memory."""
@@ -333,7 +289,6 @@ class Moments:
         before = self.gram.diagonal(dim1=-2, dim2=-1).clone()
         self.gram.add_(part.gram, alpha=sign).addcmul_(both[..., None, None] * dx[..., None], dx[..., None, :])
         self.cross.add_(part.cross, alpha=sign).addcmul_((both[:, of] * dy)[..., None], dx[:, of])
-        self.square.add_(part.square, alpha=sign).addcmul_(both[:, of] * dy, dy)
         self.mean.add_((sign * share)[..., None] * dx)
         self.target_mean.add_(sign * share[:, of] * dy)
         self.count.copy_(count)
@@ -368,7 +323,7 @@ class Moments:
         return solution.masked_fill(constant[:, None], 0.0)
 
 
-_TENSORS = ("count", "mean", "gram", "target_mean", "cross", "square")
+_TENSORS = ("count", "mean", "gram", "target_mean", "cross")
 
 
 def _scale(gram: Tensor, mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dit_lens.errors import EvidenceError
 from dit_lens.probing.scores import GroupedScores
 from dit_lens.statistics import bootstrap_weights, percentile_interval
 
@@ -67,6 +68,18 @@ class ProbeGrid:
         random = any(name.startswith(RANDOM) for name in there)
         return tuple(c for c in CONTROLS if not (random if c == "random" else c in there))
 
+    def require(self, label: str | None = None, step: int | None = None) -> None:
+        """Refuse a label or a step that was not probed.
+
+        Raises
+        ------
+        EvidenceError
+        """
+        if label is not None and label not in self.labels:
+            raise EvidenceError(f"no probes of {label!r}; there are {', '.join(self.labels)}")
+        if step is not None and step not in self.steps:
+            raise EvidenceError(f"no probes of step {step}; there are {', '.join(map(str, self.steps))}")
+
     def skill(self, step: int, readout: str, label: str, control: str, weights: Floats) -> Floats:
         """Skill under group weights (R, G): shape (R,)."""
         return self.scores[step, readout, label, control].skill(weights)
@@ -100,7 +113,7 @@ class ProbeGrid:
         """Tidy table, one row for each step, readout, label and control.
 
         Columns: step, sigma, expert (where there are several), readout, label, role, kind, control, skill with the ends
-        of its interval low and high, accuracy, majority (the accuracy of always giving the most frequent answer), n
+        of its interval low and high, accuracy, majority_accuracy (that of always giving the most frequent answer), n
         (task instances), source, level.
         """
         weights = bootstrap_weights(self.groups, replicates, seed)
@@ -117,16 +130,18 @@ class ProbeGrid:
     def table(self, step: int | None = None, replicates: int = 300, seed: int = 0) -> pd.DataFrame:
         """One row for each step, label and layer, all controls side by side.
 
-        ``skill`` with its interval; the skills of the controls ``shuffled``, ``input``, ``position`` and ``random``,
-        NaN where the data does not hold one, in which case ``missing`` names it; ``selectivity``, skill less that of
-        shuffled labels; ``best``, the best control, and ``excess``, skill less its, with an interval (0, the majority's
-        skill, where all others are worse); ``accuracy`` beside that of the ``majority``; ``rows`` of each class.
+        ``skill`` with its interval; the skills of the controls ``shuffled``, ``input``, ``position``, ``random`` and
+        ``majority`` (0 by definition), NaN where the data does not hold one, in which case ``missing`` names it;
+        ``selectivity``, skill less that of shuffled labels, or less 0 where that is worse than nothing, with an
+        interval; ``best``, the best control, and ``excess``, skill less its, with an interval; ``accuracy`` beside
+        ``majority_accuracy``; ``rows`` of each class.
 
         Parameters
         ----------
         step : int, optional
             All steps by default.
         """
+        self.require(step=step)
         weights = bootstrap_weights(self.groups, replicates, seed)
         steps = self.steps if step is None else [step]
         return pd.DataFrame([
@@ -161,6 +176,7 @@ class ProbeGrid:
 
         from dit_lens.plotting import axes
 
+        self.require(label)
         # Not `plotting.heatmap`: it leaves out columns without a value, and a missing control is to be seen.
         table, axis = self._picture(label), axes(axis)
         columns = [*self.readouts, *CONTROLS, "majority"]
@@ -193,13 +209,17 @@ class ProbeGrid:
         controls = self.controls(step, readout, label, weights)
         skill = percentile_interval(scores.skill(weights))
         excess = percentile_interval(self.excess(step, [readout], label, weights)[:, 0])
-        shown = {name: float(controls[name][0]) if name in controls else np.nan for name in CONTROLS}
+        shown = {name: float(controls[name][0]) if name in controls else np.nan for name in (*CONTROLS, "majority")}
+        # Shuffled labels that are read worse than from nothing, as by a probe with too many weights, are no merit.
+        floor = np.maximum(controls["shuffled"], 0) if "shuffled" in controls else np.full(len(weights), np.nan)
+        selectivity = percentile_interval(scores.skill(weights) - floor)
         absent = [name for name in CONTROLS if name not in controls]
         best = max(controls, key=lambda name: float(controls[name][0]))
         return {
             **self._step(step), "label": label, "role": self.labels[label], "kind": self.kinds.get(label),
             "readout": readout, "skill": skill.value, "low": skill.low, "high": skill.high,
-            **shown, "selectivity": skill.value - shown["shuffled"], "best": best,
+            **shown, "selectivity": selectivity.value, "selectivity_low": selectivity.low,
+            "selectivity_high": selectivity.high, "best": best,
             "excess": excess.value, "excess_low": excess.low, "excess_high": excess.high, **_plain(scores),
             "rows": self._balance(label, scores), "n": self.groups, "missing": ", ".join(absent),
             "source": self.source, "level": self.level,
@@ -234,4 +254,4 @@ class ProbeGrid:
 def _plain(scores: GroupedScores) -> dict[str, float]:
     """Accuracy as it is, and that of the majority."""
     one = np.ones((1, len(scores.sums)))
-    return {"accuracy": float(scores.accuracy(one)[0]), "majority": float(scores.majority(one)[0])}
+    return {"accuracy": float(scores.accuracy(one)[0]), "majority_accuracy": float(scores.majority(one)[0])}

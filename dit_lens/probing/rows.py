@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -23,7 +24,7 @@ Pool = Callable[[Tensor], Tensor]
 #: From tokens (B, n, D) to one vector (B, D).
 POOLS: dict[str, Pool] = {"mean": lambda x: x.mean(1), "max": lambda x: x.amax(1)}
 LEVELS: tuple[Level, ...] = ("clip", "frame", "cell", "token")
-#: More positions than these are one-hot by frame, row and column, instead of each for itself.
+#: More positions than these are one-hot by pairs of frame, row and column, instead of each for itself.
 _MOST_POSITIONS = 1024
 
 
@@ -145,11 +146,16 @@ class Rows:
         return self.features(parts.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4))
 
     def positions(self) -> NDArray[np.float32]:
-        """Which row it is, one-hot: (N, N), or of very many the frame, the row and the column, each one-hot."""
-        if self.count <= _MOST_POSITIONS:
+        """Which row it is, one-hot: (N, N).
+
+        Of very many rows of several frames it is which frame and row, which frame and column, and which place in the
+        picture, each one-hot: a linear probe of these knows all but what is peculiar to one place in one frame.
+        """
+        if self.count <= _MOST_POSITIONS or sum(size > 1 for size in self.shape) < 3:
             return np.eye(self.count, dtype=np.float32)
         places = np.unravel_index(np.arange(self.count), self.shape)
-        hot = [np.eye(size, dtype=np.float32)[place] for place, size in zip(places, self.shape, strict=True)]
+        pairs = combinations(zip(places, self.shape, strict=True), 2)
+        hot = [np.eye(a * b, dtype=np.float32)[i * b + j] for (i, a), (j, b) in pairs]
         return np.concatenate(hot, axis=1)
 
     def targets(self, label: Label) -> NDArray[Any]:

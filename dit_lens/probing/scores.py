@@ -114,17 +114,5 @@ def scores_by_group(
     ]
 
 
-def grouped_scores(
-    target: NDArray[Any],
-    predicted: NDArray[Any],
-    groups: NDArray[np.int64],
-    is_regression: bool,
-    count: int,
-    classes: int = 2,
-) -> GroupedScores:
-    """Statistics of one probe from rows (n,), as `scores_by_group`."""
-    return scores_by_group(target[:, None], predicted[None, :, None], groups, is_regression, count, classes)[0]
-
-
 def _by_group(rows: NDArray[Any], groups: NDArray[np.int64], count: int) -> Floats:
     return np.asarray(np.bincount(groups, weights=rows, minlength=count), dtype=np.float64)

@@ -105,9 +105,14 @@ def stream_probes(
     Raises
     ------
     EvidenceError
-        Training and test share instances, or a class that no training instance has.
+        Training and test share instances, or one of them has a single instance, or a label with one value only.
+    MadeForAnother
+        A class that test instances have and no training instance.
+    InputError
+        A task whose settings cannot be saved with the probes.
     """
-    sides = [task.sample(x, seed=seed, split=s) if isinstance(x, int) else list(x)
+    card_of_task(task)
+    sides = [task.sample(int(x), seed=seed, split=s) if isinstance(x, int | np.integer) else list(x)
              for x, s in ((train, "train"), (test, "test"))]  # fmt: skip
     require_disjoint(*([instance.id for instance in side] for side in sides))
     visit = plan_visit(
@@ -117,20 +122,22 @@ def stream_probes(
     found = targets_of(task, [*sides[0], *sides[1]], visit.rows, labels)
     count = len(sides[0])
     known = {name: _only(label, slice(count)) for name, label in found.items()}
+    held_out = {name: _only(label, slice(count, None)) for name, label in found.items()}
     questions = ask(known, group_numbers([instance.id for instance in sides[0]]), seed)
-    moments, last = _accumulated(model, task, sides[0], visit, targets(questions))
-    asked, fitted = _solved(questions, known, moments, alpha)
+    asked = _asked(questions, known)
+    _check_held_out(asked, held_out, sides[1])
+    moments, last = _accumulated(model, task, sides[0], visit, questions)
+    fitted = _solved(questions, moments, alpha)
     card = _card(model, task, visit, last, asked, alpha, pool, seed, {"train": sides[0], "test": sides[1]})
     probes = ProbeSet(card, *fitted)
-    held_out = {name: _only(label, slice(count, None)) for name, label in found.items()}
     grid = _scored(probes, model, task, sides[1], visit, held_out, seed + count)
     card["scores"] = _records(grid)
     return Streamed(probes, grid)
 
 
 def evaluate_probes(
-    probes: ProbeSet, model: VideoDiT, task: Any = None, test: int | Sequence[Any] = 96, *, seed: int = 0,
-    batch: int = 32, first_run_seed: int = 0,
+    probes: ProbeSet, model: VideoDiT, task: Any = None, test: int | Sequence[Any] = 96, *, seed: int = 1,
+    batch: int = 32, first_run_seed: int | None = None, pool: str | Pool | None = None,
 ) -> ProbeGrid:  # fmt: skip
     """Score trained probes, and those of their controls, on instances.
 
@@ -140,42 +147,62 @@ def evaluate_probes(
         By default the one that the probes were trained on.
     test : int or sequence of instances
         A number draws so many of the task's test split with ``seed``.
-    first_run_seed : int
-        Instance i runs with this plus i.
+    first_run_seed : int, optional
+        Instance i runs with this plus i. By default past the seeds of the training runs.
+    pool : optional
+        As in `collect`; needed where the probes were trained with a function, which is not saved.
 
     Raises
     ------
     MadeForAnother
-        Probes of another model, site or width, or classes that they do not know.
+        Probes of another model, noise level, expert, site or width, or classes that they do not know.
+    EvidenceError
+        Instances that the probes were trained on, or a label of which they have one value only.
     """
     probes.require(model)
     task, card = probes.task if task is None else task, probes.card
-    instances = task.sample(test, seed=seed, split="test") if isinstance(test, int) else list(test)
+    instances = task.sample(int(test), seed=seed, split="test") if isinstance(test, int | np.integer) else list(test)
+    require_disjoint(card["train"]["ids"], [instance.id for instance in instances])
+    if first_run_seed is None:
+        first_run_seed = card["seed"] + card["train"]["instances"] + card["test"]["instances"]
     visit = plan_visit(
         model, task, instances, steps=probes.steps, layers=card["layers"], frames=card["frames"], level=card["level"],
-        pool=card["pool"], source=card["source"], controls=card["controls"], seed=first_run_seed, batch=batch,
-        random_seed=card["random_seed"],
+        pool=card["pool"] if pool is None else pool, source=card["source"], controls=card["controls"],
+        seed=first_run_seed, batch=batch, random_seed=card["random_seed"],
     )  # fmt: skip
     found = targets_of(task, instances, visit.rows, probes.labels)
+    _check_held_out(probes.asked, found, instances)
     return _scored(probes, model, task, instances, visit, found, first_run_seed)
+
+
+def _check_held_out(asked: Sequence[Asked], labels: Mapping[str, Label], instances: Sequence[Any]) -> None:
+    """Refuse test instances on which a probe or its control cannot be measured, before anything runs."""
+    if len({instance.id for instance in instances}) < 2:
+        raise EvidenceError("probes cannot be tested on one task instance: a control has the labels of another one")
+    for a in asked:
+        codes = a.codes(labels[a.name].values)
+        if len(np.unique(codes[codes >= 0] if a.kind != "regression" else codes)) < 2:
+            raise EvidenceError(f"label {a.name!r} has one value only in the test instances; give more of them")
 
 
 # -- the first pass
 
 
 def _accumulated(
-    model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, y: Tensor
+    model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, questions: Sequence[Question]
 ) -> tuple[dict[Place, Moments], Run]:
     """Moments of every place over the training instances, and the last run."""
     moments: dict[Place, Moments] = {}
 
     def adding(rows: slice) -> Sink:
+        y = targets(questions, rows).flatten(0, 1)
+
         def add(step: int, readout: str, features: Tensor) -> None:
             place, flat = (step, readout), features.flatten(0, 1)[None]
             if place not in moments:
                 moments[place] = Moments.zeros(1, flat.shape[-1], y.shape[-1], flat.device)
             try:
-                moments[place].add(flat, y[rows].flatten(0, 1))
+                moments[place].add(flat, y)
             except EvidenceError as error:
                 raise EvidenceError(f"step {step}, {readout}: {error}") from error
 
@@ -193,16 +220,16 @@ def _visited(
     positions, start = torch.from_numpy(visit.rows.positions()), 0
     for run in visit.runs(model, task, instances, sink, title=title):
         rows = slice(start, start + len(run.rows))
-        for step in visit.steps if "position" in visit.controls else ():
-            sink(rows)(step, "position", positions.expand(len(run.rows), -1, -1))
+        if "position" in visit.controls:
+            take = sink(rows)
+            for step in visit.steps:
+                take(step, "position", positions.expand(len(run.rows), -1, -1))
         start = rows.stop
         yield run
 
 
-def _solved(
-    questions: Sequence[Question], labels: Mapping[str, Label], moments: Mapping[Place, Moments], alpha: float
-) -> tuple[list[Asked], tuple[dict[Place, Tensor], dict[Place, Tensor]]]:
-    """What is asked, and at each place coefficients (K, D) and intercepts (K,) whose outputs answer it."""
+def _asked(questions: Sequence[Question], labels: Mapping[str, Label]) -> list[Asked]:
+    """What is asked, as it is saved."""
     asked, start = [], 0
     for question in questions:
         label, width = labels[question.name], question.columns.stop - question.columns.start
@@ -211,6 +238,13 @@ def _solved(
         given = question.name, label.role, question.control, question.kind
         asked.append(Asked(*given, classes, names, start, start + width))
         start += width
+    return asked
+
+
+def _solved(
+    questions: Sequence[Question], moments: Mapping[Place, Moments], alpha: float
+) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
+    """At each place coefficients (K, D) and intercepts (K,) whose outputs answer the questions."""
     coef, intercept = {}, {}
     for place, train in moments.items():
         linear = train.solve(alpha)
@@ -218,7 +252,7 @@ def _solved(
         parts = [_decision(question, train, linear, middle) for question in questions]
         coef[place] = torch.cat([part.coef[0] for part in parts]).cpu()
         intercept[place] = torch.cat([part.intercept[0] for part in parts]).cpu()
-    return asked, (coef, intercept)
+    return coef, intercept
 
 
 def _decision(question: Question, train: Moments, linear: Linear, middle: Tensor) -> Linear:
@@ -259,6 +293,7 @@ def _scored(
         return score
 
     for run in _visited(model, task, instances, replace(visit, seed=first_seed), scoring, "test"):
+        probes.require_run(run)
         last = run
     kinds = {a.name: a.kind for a in asked}
     experts = {call.step: call.expert for call in last.calls}
@@ -306,8 +341,9 @@ def _card(
         "asked": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(a).items()} for a in asked],
         "sites": [str(site) for site in sites_of(visit.steps, _layers(model, visit))],
         "sigmas": {str(step): run.schedule.sigma(step) for step in visit.steps},
+        "experts": {str(call.step): call.expert for call in run.calls if call.step in visit.steps},
         "seed": seed,
-        **{name: {"instances": len(side)} for name, side in sides.items()},
+        **{name: {"instances": len(side), "ids": [i.id for i in side]} for name, side in sides.items()},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")},
         "date": datetime.now(UTC).date().isoformat(),
     }

@@ -8,29 +8,37 @@ from typing import Any
 
 import torch
 
+from dit_lens.errors import UnsupportedModel
 from dit_lens.model import VideoDiT
 
 
 def random_twin(model: VideoDiT, seed: int = 0) -> VideoDiT:
-    """A model whose transformers have random weights and that shares everything else.
+    """A model whose transformers have random weights and that shares everything else; it replays the model's runs.
 
     Every transformer is made anew from its configuration, as for training, in its own dtype and on its own device.
-    Attention processors stay those of the model.
+    Attention processors stay those of the model. LoRA adapters, which are trained too, add nothing in the twin.
 
     Parameters
     ----------
     seed : int
         Of the random weights; the same seed gives the same ones.
+
+    Raises
+    ------
+    UnsupportedModel
+        Parameters that the configuration does not have, other than LoRA's.
     """
     pipeline: Any = model.pipeline
     names = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name, None) is not None]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         fresh = {name: _fresh(getattr(pipeline, name)) for name in names}
     takes = inspect.signature(type(pipeline).__init__).parameters
     parts = {k: v for k, v in pipeline.config.items() if k in takes and not k.startswith("_")}
     parts |= {k: getattr(pipeline, k) for k in pipeline.components}
-    return VideoDiT(type(pipeline)(**parts | fresh), defaults=model.defaults)
+    twin = VideoDiT(type(pipeline)(**parts | fresh), defaults=model.defaults)
+    twin.twin_of = model.id
+    return twin
 
 
 def _fresh(transformer: Any) -> Any:
@@ -40,5 +48,14 @@ def _fresh(transformer: Any) -> Any:
     with torch.no_grad():
         given = dict(random.named_parameters())
         for name, parameter in twin.named_parameters():
-            parameter.copy_(given[name])
+            name = name.replace(".base_layer.", ".")  # as peft calls a layer that it has wrapped
+            if name in given:
+                parameter.copy_(given[name])
+            elif ".lora_" in name:
+                parameter.zero_()
+            else:
+                raise UnsupportedModel(
+                    f"no twin with random weights: {name} is not in the transformer's configuration; fuse the adapter, "
+                    "or leave out the control 'random' (controls=)"
+                )
     return twin.eval()

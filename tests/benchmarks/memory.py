@@ -14,6 +14,7 @@ three tensors of the state's size that a pipeline without a callback has let go.
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
@@ -26,6 +27,18 @@ def peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
     """Most bytes of tensors alive at one time while ``function`` runs, above those alive before."""
     gc.collect()
     return _peak_on_cuda(function) if device == "cuda" else _peak_on_cpu(function)
+
+
+def python_peak_bytes(function: Callable[[], Any]) -> int:
+    """Most bytes of Python objects and numpy arrays alive at one time while ``function`` runs, as tracemalloc sees."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        del kept
 
 
 def _peak_on_cuda(function: Callable[[], Any]) -> int:

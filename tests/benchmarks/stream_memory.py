@@ -1,7 +1,8 @@
 """``python -m tests.benchmarks.stream_memory``: peak memory of streamed probes with ten times as many clips.
 
-Beside it the bytes that collecting the same features would keep. Peak bytes of tensors are counted by torch (see
-`tests.benchmarks.memory`); numpy's are in the collected side, whose arrays are counted by their size.
+Beside it the bytes that collecting the same features would keep, by the arrays' sizes. Peak bytes of tensors are counted
+by torch, those of Python and numpy by tracemalloc (see `tests.benchmarks.memory`): the latter grow by the
+instances themselves, their labels and their sums of scores, and the table says by how much a clip.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import dit_lens as dl
 from dit_lens.probing.features import collect
 from dit_lens.probing.stream import stream_probes
-from tests.benchmarks.memory import peak_bytes
+from tests.benchmarks.memory import peak_bytes, python_peak_bytes
 
-#: Most that the peak may rise when there are ten times as many clips: labels and sums of scores, a few bytes a clip.
+#: Most that the peak of tensors may rise when there are ten times as many clips.
 LIMIT = 1.05
+#: Most bytes of Python and numpy that a clip may add.
+A_CLIP = 16_384
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,29 @@ class StreamMemory:
 
     clips: tuple[int, int]
     streamed: tuple[int, int]
+    python: tuple[int, int]
     collected: tuple[int, int]
 
     @property
     def ratio(self) -> float:
         return self.streamed[1] / self.streamed[0]
 
+    @property
+    def a_clip(self) -> float:
+        """Bytes of Python and numpy that one more clip adds."""
+        return (self.python[1] - self.python[0]) / (self.clips[1] - self.clips[0])
+
     def __str__(self) -> str:
-        lines = [f"{'clips':>6}{'streamed, peak MB':>20}{'collected, kept MB':>20}"]
+        lines = [f"{'clips':>6}{'tensors, peak MB':>20}{'Python, peak MB':>20}{'collected, kept MB':>20}"]
         lines += [
-            f"{n:>6}{a / 1e6:>20.2f}{b / 1e6:>20.2f}"
-            for n, a, b in zip(self.clips, self.streamed, self.collected, strict=True)
+            "".join([f"{n:>6}", *(f"{x / 1e6:>20.2f}" for x in sizes)])
+            for n, *sizes in zip(self.clips, self.streamed, self.python, self.collected, strict=True)
         ]
-        ratios = f"ratio {self.ratio:.3f} streamed, {self.collected[1] / self.collected[0]:.1f} collected"
-        return "\n".join([*lines, f"{ratios}; limit {LIMIT} streamed"])
+        lines.append(
+            f"tensors: ratio {self.ratio:.3f}, limit {LIMIT}; collected: {self.collected[1] / self.collected[0]:.1f}"
+        )
+        lines.append(f"Python and numpy: {self.a_clip:.0f} bytes a clip, limit {A_CLIP}")
+        return "\n".join(lines)
 
 
 def stream_memory(few: int = 16, times: int = 10, batch: int = 4, **options: Any) -> StreamMemory:
@@ -47,10 +59,13 @@ def stream_memory(few: int = 16, times: int = 10, batch: int = 4, **options: Any
     model, task = dl.load_organism("maze"), dl.organisms.organism_tasks("maze")[0]
     counts = (few, times * few)
     given: dict[str, Any] = {"steps": [0, 1], "labels": ["on_path", "distance"], "batch": batch} | options
-    streamed = [peak_bytes(partial(stream_probes, model, task, train=n, test=2, **given)) for n in counts]
+    streams = [partial(stream_probes, model, task, train=n, test=2, **given) for n in counts]
+    streamed, python = [[measure(stream) for stream in streams] for measure in (peak_bytes, python_peak_bytes)]
     one = collect(model, task, task.sample(2), **{**given, "batch": 2})
     each = sum(x.nbytes for part in one.values() for x in part.features.values()) // 2
-    return StreamMemory(counts, (streamed[0], streamed[1]), (each * counts[0], each * counts[1]))
+    return StreamMemory(
+        counts, (streamed[0], streamed[1]), (python[0], python[1]), (each * counts[0], each * counts[1])
+    )
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, MadeForAnother
+from dit_lens.probing import causal
 from dit_lens.probing.causal import MEASURES, CausalCheck, causal_check
 from dit_lens.probing.stream import stream_probes
 from dit_lens.probing.trained import ProbeSet
+
+TASK = dl.organisms.organism_tasks("maze")[0]
 
 
 @cache
@@ -22,14 +26,16 @@ def model() -> dl.VideoDiT:
 
 @cache
 def probes() -> ProbeSet:
-    task = dl.organisms.organism_tasks("maze")[0]
-    return stream_probes(model(), task, train=6, test=2, steps=[8], layers=[2], labels=["on_path"], controls=()).probes
+    return stream_probes(model(), TASK, train=6, test=2, steps=[8], layers=[2], labels=["on_path"], controls=()).probes
+
+
+def check(**options: Any) -> CausalCheck:
+    return causal_check(model(), TASK, probes(), "on_path", 2, **options)
 
 
 @cache
 def checked() -> CausalCheck:
-    task = dl.organisms.organism_tasks("maze")[0]
-    return causal_check(model(), task, probes(), "on_path", 2, doses=(-4.0, 4.0), instances=3, draws=2, batch=2)
+    return check(doses=(-4.0, 4.0), instances=3, draws=2, batch=2)
 
 
 def test_every_steered_run_stands_beside_its_own_unsteered_one() -> None:
@@ -37,35 +43,82 @@ def test_every_steered_run_stands_beside_its_own_unsteered_one() -> None:
     assert len(rows) == 3 * (2 + 2 * (1 + 2))
     assert rows.groupby("instance")["seed"].nunique().eq(1).all()
     assert set(zip(rows["instance"], rows["seed"], strict=True)) == {
-        (maze.id, i) for i, maze in enumerate(dl.organisms.organism_tasks("maze")[0].sample(3))
+        (maze.id, i) for i, maze in enumerate(TASK.sample(3))
     }
     still = rows[rows["dose"] == 0]
     assert (still["lens_cosine"] > 1 - 1e-6).all()
-    plain = model().run(dl.organisms.organism_tasks("maze")[0].sample(3), [0, 1, 2])
-    scores = dl.organisms.organism_tasks("maze")[0].score(
-        plain.frames, dl.organisms.organism_tasks("maze")[0].sample(3)
-    )
+    plain = model().run(TASK.sample(3), [0, 1, 2])
+    scores = TASK.score(plain.frames, TASK.sample(3))
     found = still[still["direction"] == "probe"].set_index("seed")["score"].sort_index()
     np.testing.assert_allclose(found, scores.total, atol=1e-6)
 
 
 def test_a_steered_row_is_the_run_with_that_steer() -> None:
-    task = dl.organisms.organism_tasks("maze")[0]
-    maze = task.sample(3)[2]
+    maze = TASK.sample(3)[2]
     steer = probes().steer("on_path", 8, 2, 4.0)
     run = model().run(maze, 2, interventions=[steer])
     rows = checked().rows
     row = rows[(rows["dose"] == 4) & (rows["direction"] == "probe") & (rows["instance"] == maze.id)].iloc[0]
-    assert row["score"] == pytest.approx(float(task.score(run.frames, maze).total[0]), abs=1e-6)
+    assert row["score"] == pytest.approx(float(TASK.score(run.frames, maze).total[0]), abs=1e-6)
 
 
-def test_random_directions_have_the_same_norm_and_are_drawn_again() -> None:
+def test_random_directions_have_the_same_norm_and_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dose of four times every token's norm is felt along all of them, and along no two in the same way."""
     rows = checked().rows
     felt = rows[rows["dose"] != 0]
     assert (felt["lens_cosine"] < 0.999).all()
     random = felt[(felt["direction"] == "random") & (felt["dose"] == 4)]
     assert random.groupby("instance")["lens_cosine"].nunique().eq(2).all()
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(causal, "Steer", lambda sites, direction, *_, **__: given.append(direction) or 1 / 0)
+    for _ in range(2):  # the first is the probe's own
+        with pytest.raises(ZeroDivisionError):
+            check(instances=1)
+    assert [float(x.norm()) for x in given] == pytest.approx([1, 1], abs=1e-6)
+
+
+def head_direction() -> torch.Tensor:
+    """The direction of the last residual stream along which the model's output projection moves most: (D,)."""
+    weight = model().pipeline.transformer.proj_out.weight.detach()
+    return torch.linalg.svd(weight - weight.mean(1, keepdim=True)).Vh[0]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_direction_that_the_head_reads_moves_more_than_random_ones_and_one_that_it_cannot_read_less(
+    reads: bool,
+) -> None:
+    """Probes with a planted direction: the strongest of the head, or one in the null space of its projection."""
+    weight = model().pipeline.transformer.proj_out.weight.detach()
+    scale = model().pipeline.transformer.scale_shift_table[0, 1].detach() + 1
+    null = torch.linalg.svd(torch.cat([weight * scale, torch.ones(1, weight.shape[1])])).Vh[-1]
+    direction = head_direction() if reads else null
+    card = {**probes().card, "layers": [7]}
+    coef = torch.stack([direction, direction])
+    planted = ProbeSet(card, {(8, "L07"): coef}, {(8, "L07"): torch.zeros(2)})
+    found = causal_check(model(), TASK, planted, "on_path", -1, doses=(1.0,), instances=6, draws=3, batch=6)
+    table = found.frame(replicates=200)
+    rows = table[(table["measure"] == "lens_cosine") & (table["dose"] == 1)].set_index("direction")
+    own, random, paired = (rows.loc[way] for way in ("probe", "random", "probe - random"))
+    assert random["high"] < 0
+    if reads:
+        assert paired["high"] < 2 * random["value"]
+    else:
+        assert paired["low"] > 0
+        assert abs(own["value"]) < 0.5 * abs(random["value"])  # what is left is that the norm has grown
+    assert (found.layer, found.source, set(table["source"])) == ("L07", "sample", {"sample"})
+
+
+def test_runs_of_one_instance_count_as_one() -> None:
+    mazes = TASK.sample(2)
+    found = check(instances=[mazes[0], mazes[1], mazes[0]], doses=(4.0,), draws=1)
+    table, rows = found.frame(replicates=50), found.rows
+    assert (table["n"] == 2).all()
+    steered = rows[(rows["dose"] == 4) & (rows["direction"] == "probe")]
+    still = rows[(rows["dose"] == 0) & (rows["direction"] == "probe")]
+    change = steered["lens_cosine"].to_numpy() - still["lens_cosine"].to_numpy()
+    expected = ((change[0] + change[2]) / 2 + change[1]) / 2
+    row = table[(table["measure"] == "lens_cosine") & (table["dose"] == 4) & (table["direction"] == "probe")]
+    assert row["value"].item() == pytest.approx(expected)
 
 
 def test_the_table_gives_paired_changes_with_intervals_and_the_picture_shows_them() -> None:
@@ -84,22 +137,25 @@ def test_the_table_gives_paired_changes_with_intervals_and_the_picture_shows_the
 
 
 def test_bad_input_is_refused_before_anything_runs() -> None:
-    task = dl.organisms.organism_tasks("maze")[0]
     with pytest.raises(EvidenceError, match="needs doses"):
-        causal_check(model(), task, probes(), "on_path", 2, doses=())
+        causal_check(model(), TASK, probes(), "on_path", 2, doses=())
     with pytest.raises(EvidenceError, match="draws=0"):
-        causal_check(model(), task, probes(), "on_path", 2, draws=0)
+        causal_check(model(), TASK, probes(), "on_path", 2, draws=0)
     with pytest.raises(MadeForAnother, match="no probes of step 8, L05"):
-        causal_check(model(), task, probes(), "on_path", 5)
+        causal_check(model(), TASK, probes(), "on_path", 5)
     with pytest.raises(MadeForAnother, match="are of model"):
-        causal_check(dl.load_organism("puzzles"), task, probes(), "on_path", 2)
+        causal_check(dl.load_organism("puzzles"), TASK, probes(), "on_path", 2)
+    with pytest.raises(EvidenceError, match="lens_layer 1 is before layer 2, which is steered"):
+        check(lens_layer=1)
+    fewer = dl.VideoDiT(model().pipeline, defaults=model().defaults | {"num_inference_steps": 9})
+    with pytest.raises(MadeForAnother, match="step 8 at sigma"):
+        causal_check(fewer, TASK, probes(), "on_path", 2, instances=1)
 
 
 def test_steering_adds_the_dose_times_the_norm() -> None:
-    task = dl.organisms.organism_tasks("maze")[0]
     keep = [dl.Capture(dl.Sites("resid", steps=8, layers=2), name=name) for name in ("before", "after")]
     steer = probes().steer("on_path", 8, 2, 0.5)
-    run = model().run(task.sample(1), 0, interventions=[keep[0], steer, keep[1]], stop_after=8)
+    run = model().run(TASK.sample(1), 0, interventions=[keep[0], steer, keep[1]], stop_after=8)
     before, after = (next(iter(run.captured(name).values())) for name in ("before", "after"))
     moved = torch.linalg.vector_norm(after - before, dim=-1) / torch.linalg.vector_norm(before, dim=-1)
     torch.testing.assert_close(moved, torch.full_like(moved, 0.5), atol=1e-4, rtol=1e-4)

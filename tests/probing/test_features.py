@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.errors import EvidenceError, MadeForAnother
+from dit_lens.errors import EvidenceError, MadeForAnother, UnsupportedModel
 from dit_lens.probing.data import fold_of_runs
 from dit_lens.probing.estimators import LinearProbe
 from dit_lens.probing.features import collect
@@ -19,6 +19,7 @@ from dit_lens.probing.twin import random_twin
 from dit_lens.store import Store
 from dit_lens.tasks import Maze, Permanence
 from dit_lens.tiny import TINY
+from tests.modes import load_lora
 from tests.subjects import Subject
 
 TASK = Maze(size=4, lengths=(3, 8))
@@ -41,6 +42,18 @@ def test_the_twin_has_other_weights_and_the_same_everything_else(two_experts: Su
     confined = dl.organisms.load_planted("frames", "early").model
     processors = [type(b.attn1.processor) for b in confined.pipeline.transformer.blocks]
     assert [type(b.attn1.processor) for b in random_twin(confined).pipeline.transformer.blocks] == processors
+
+
+def test_in_the_twin_an_adapter_adds_nothing(tmp_path: Path) -> None:
+    """The twin of a model with a LoRA adapter is that of the model without, and other parameters are refused."""
+    tiny = TINY["wan2.1-t2v"]
+    plain, adapted = (dl.VideoDiT(tiny.build(), defaults=tiny.settings) for _ in range(2))
+    load_lora(adapted.pipeline, tmp_path, "one")
+    one, other = (random_twin(m).run(tiny.inputs()[0], 0, steps=2, decode=False) for m in (plain, adapted))
+    torch.testing.assert_close(one.latents, other.latents)
+    adapted.pipeline.transformer.register_parameter("extra", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(UnsupportedModel, match="extra is not in the transformer's configuration"):
+        random_twin(adapted)
 
 
 def test_random_readouts_are_of_the_trained_models_own_inputs(short: dl.VideoDiT) -> None:
@@ -105,12 +118,15 @@ def test_tokens_of_a_model_whose_patches_hold_several_cells() -> None:
     assert np.array_equal(found.labels["object"].values, cells.any(axis=(3, 5)).reshape(2, 8))
 
 
-def test_the_drawn_answer_is_a_label_of_decoded_runs(short: dl.VideoDiT) -> None:
-    data = collect(short, TASK, TASK.sample(2), steps=0, layers=0, controls=(), decode=True)
+def test_the_drawn_answer_is_a_label_of_decoded_runs() -> None:
+    model, task = dl.load_organism("maze"), dl.organisms.organism_tasks("maze")[0]
+    mazes = task.sample(2)
+    data = collect(model, task, mazes, steps=0, layers=0, controls=(), decode=True)
     assert "on_path" in data[0].labels
-    run = short.run(TASK.sample(2), [0, 1])
-    drawn = TASK.labels(TASK.sample(2), 5, run.frames)["drawn"].values[:, -1].reshape(2, -1)
-    assert not drawn.any() or np.array_equal(data[0].labels["drawn"].values, drawn)
+    run = model.run(mazes, [0, 1])
+    drawn = task.labels(mazes, 5, run.frames)["drawn"].values[:, -1].reshape(2, -1)
+    assert drawn.any(axis=1).all()
+    np.testing.assert_array_equal(data[0].labels["drawn"].values, drawn)
 
 
 def test_logistic_probes_from_a_store_score_as_those_in_memory(short: dl.VideoDiT, tmp_path: Path) -> None:

@@ -200,7 +200,9 @@ def test_controls_stand_side_by_side() -> None:
     for name in ("input", "position"):
         assert row[name] == grid.skill(0, name, "known", "none", ONE)[0]
     assert row["random"] == grid.skill(0, "random/L00", "known", "none", ONE)[0]
-    assert row["selectivity"] == pytest.approx(row["skill"] - row["shuffled"])
+    assert row["selectivity"] == pytest.approx(row["skill"] - max(0, row["shuffled"]))
+    assert row["selectivity_low"] <= row["selectivity"] <= row["selectivity_high"]
+    assert row["majority"] == 0
     best = max(0, row["input"], row["position"], row["random"], row["shuffled"])
     assert row["excess"] == pytest.approx(row["skill"] - best)
     assert row["excess_low"] <= row["excess"] <= row["excess_high"]
@@ -224,10 +226,20 @@ def test_missing_controls_are_said(grid: ProbeGrid) -> None:
     assert set(bare.table(replicates=10)["missing"]) == {"shuffled, input, position, random"}
 
 
+def test_selectivity_is_no_larger_than_the_skill() -> None:
+    """A probe with as many weights as rows reads shuffled numbers worse than their mean does: that is no merit."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 1, 20))
+    data = ProbeData({"L00": x}, labelled(far=x[..., 0] + rng.normal(size=(24, 1)) / 10))
+    row = probe_grid({0: data}, alpha=1e-6).table(0, replicates=20).iloc[0]
+    assert row["shuffled"] < -0.5
+    assert row["selectivity"] == row["skill"]
+
+
 def test_class_balance_is_reported(grid: ProbeGrid) -> None:
     table = grid.table(replicates=10).set_index(["label", "readout"])
     colour, values = table.loc["colour", "L00"], planted().labels["colour"].values
-    assert colour["majority"] == pytest.approx((values == 0).mean())
+    assert colour["majority_accuracy"] == pytest.approx((values == 0).mean())
     assert colour["rows"] == ", ".join(f"{c} {(values == c).sum()}" for c in range(4))
     assert colour["accuracy"] > 0.95
     assert table.loc["known", "L00"]["rows"].startswith("False ")
@@ -319,6 +331,31 @@ def test_mixed_shapes_types_and_lengths_are_refused() -> None:
         probe_grid({0: data, 1: replace(data, source="invert")})
     with pytest.raises(EvidenceError, match="fold for each of 60 runs"):
         probe_grid({0: data}, folds=[0, 1])
+
+
+def test_plain_mistakes_are_named(grid: ProbeGrid) -> None:
+    data = planted()
+    with pytest.raises(EvidenceError, match="'nobody'; there are known, place, absent, colour, far"):
+        grid.plot("nobody")
+    for asked in (grid.table, grid.summary):
+        with pytest.raises(EvidenceError, match="step 7; there are 0"):
+            asked(7)
+    with pytest.raises(EvidenceError, match=r"L00 are a Tensor.*numpy"):
+        probe_grid({0: replace(data, features={"L00": torch.zeros(RUNS, CELLS, 2)})})  # type: ignore[dict-item]
+    with pytest.raises(EvidenceError, match="'known' of step 0 is a ndarray; expected dit_lens's Label"):
+        probe_grid({0: replace(data, labels={"known": data.labels["known"].values})})  # type: ignore[dict-item]
+    with pytest.raises(EvidenceError, match="60 runs and groups for 12"):
+        probe_grid({0: replace(data, groups=range(12))})
+    with pytest.raises(EvidenceError, match="alpha must be a number from 0 on"):
+        probe_grid({0: data}, alpha=-1.0)
+    three = probe_grid({0: data}, folds=np.int64(3))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(three.scores[0, "L00", "known", "none"].sums,
+                                  grid.scores[0, "L00", "known", "none"].sums)  # fmt: skip
+
+
+def test_one_instance_has_no_other_whose_labels_it_could_be_given() -> None:
+    with pytest.raises(EvidenceError, match="one task instance only"):
+        donors(np.zeros(3, dtype=np.int64), 0)
 
 
 def test_a_class_that_a_fold_never_trains_on_is_named() -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
+import torch
 
 import dit_lens as dl
-from dit_lens.errors import EvidenceError
-from dit_lens.probing.data import ProbeData
+from dit_lens.errors import EvidenceError, MadeForAnother
+from dit_lens.probing.columns import ask, targets
+from dit_lens.probing.data import ProbeData, group_numbers
 from dit_lens.probing.features import collect
 from dit_lens.probing.grid import probe_grid
+from dit_lens.probing.moments import Moments
 from dit_lens.probing.result import ProbeGrid
 from dit_lens.probing.stream import Streamed, stream_probes
-from dit_lens.tasks import Permanence
+from dit_lens.tasks import Label, Permanence
 
 TRAIN, TEST = 14, 8
 #: The same batches either way: a row's last bits depend on the batch that it is in, and few clips magnify them.
@@ -67,6 +70,8 @@ def test_streaming_gives_the_scores_of_collected_features_on_the_same_split(leve
             expected = grid.scores[step, readout, label, "none"].sums[TRAIN:]
             np.testing.assert_allclose(scores.sums, expected, rtol=1e-6, atol=1e-6)
             seen += 1
+        else:  # each side takes labels from its own instances, a grid from all: only what is counted is the same
+            assert scores.sums.shape == grid.scores[step, readout, label, control].sums[TRAIN:].shape
     # Two steps of input, position, embed and two layers, and the last three again with random weights.
     assert seen == 2 * 8 * len(LEVELS[level])
 
@@ -110,9 +115,40 @@ def test_instances_on_both_sides_are_refused_by_name() -> None:
         stream_probes(model(), Permanence(), train=one[:2], test=one[1:])
 
 
-def test_a_class_that_no_training_instance_has_is_refused() -> None:
-    problems = Permanence().sample(30)
-    out = [p for p in problems if p.variables["out"]]
-    stays = [p for p in problems if not p.variables["out"]]
+def test_classes_that_one_side_lacks_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may run")
+
+    monkeypatch.setattr(dl.VideoDiT, "run", forbidden)
+    problems = list({p.id: p for p in Permanence().sample(60)}.values())
+    by_shape = {k: [p for p in problems if p.variables["shapes"][p.variables["mover"]] == k] for k in range(3)}
+    out, stays = ([p for p in problems if bool(p.variables["out"]) is wanted] for wanted in (True, False))
+    stream = partial(stream_probes, model(), Permanence(), level="clip")
+    two = [*by_shape[0][:3], *by_shape[1][:3]]
+    with pytest.raises(MadeForAnother, match=r"'shape' were trained on the classes .*there is also 2"):
+        stream(train=two, test=[*by_shape[2][:2], by_shape[1][-1]], labels=["shape"])
     with pytest.raises(EvidenceError, match="'out' has one value only"):
-        stream_probes(model(), Permanence(), train=out[:4], test=stays[:2], level="clip", labels=["out"])
+        stream(train=out[:4], test=stays[:2], labels=["out"])
+    with pytest.raises(EvidenceError, match="'out' has one value only in the test instances"):
+        stream(train=[*out[:4], *stays[:4]], test=stays[4:7], labels=["out"])
+    with pytest.raises(EvidenceError, match="on one task instance"):
+        stream(train=two, test=by_shape[2][:1], labels=["out"])
+    with pytest.raises(EvidenceError, match="batch must be at least 1"):
+        stream(train=two, test=by_shape[2][:2], batch=0)
+
+
+def test_shuffled_probes_are_those_of_the_collected_training_side() -> None:
+    """Labels of another instance, and the same ridge: what streaming fits to them is what sums of the rows give."""
+    data, _ = collected("cell")
+    part = data[4]
+    train = {name: Label(name, x.role, x.values[:TRAIN]) for name, x in part.labels.items()}
+    questions = ask(train, group_numbers(part.instances[:TRAIN]), seed=7)
+    x = torch.from_numpy(part.features["L05"][:TRAIN]).flatten(0, 1)[None]
+    moments = Moments.zeros(1, x.shape[-1], questions[-1].columns.stop).add(x, targets(questions).flatten(0, 1))
+    expected = moments.solve(1e-3)
+    streamed_set = streamed("cell").probes
+    for asked, question in zip(streamed_set.asked, questions, strict=True):
+        assert (asked.name, asked.control) == (question.name, question.control)
+        if asked.kind == "binary":
+            mine = streamed_set.coef[4, "L05"][asked.start]
+            torch.testing.assert_close(mine, expected.coef[0, question.columns.start], rtol=1e-4, atol=1e-6)

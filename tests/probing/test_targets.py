@@ -170,14 +170,24 @@ def test_frames_and_clips_are_pooled_over_their_own_tokens() -> None:
     assert largest.positions().tolist() == [[1]]
 
 
-def test_very_many_positions_are_told_by_frame_row_and_column() -> None:
+def test_the_position_is_one_hot_and_of_very_many_rows_of_several_frames_by_pairs() -> None:
     class Large(Checkers):
         size = 40
 
-    places = Rows.of(geometry((3, 40, 40), side=320), Large(), "cell", frames=0).positions()
-    assert places.shape == (1600, 81)
-    assert len(np.unique(places, axis=0)) == 1600
+    one = Rows.of(geometry((3, 40, 40), side=320), Large(), "cell", frames=0).positions()
+    np.testing.assert_array_equal(one, np.eye(1600))
+    places = Rows.of(geometry((3, 40, 40), side=320), Large(), "cell").positions()
+    assert places.shape == (4800, 3 * 40 + 3 * 40 + 40 * 40)
+    assert len(np.unique(places, axis=0)) == 4800
     assert (places.sum(1) == 3).all()
+    # Whatever holds at places of the picture in all frames, and frame by frame of rows and columns, is linear in them.
+    rng = np.random.default_rng(0)
+    f, row, column = np.unravel_index(np.arange(4800), (3, 40, 40))
+    known = (
+        rng.normal(size=(40, 40))[row, column] + rng.normal(size=(3, 40))[f, row] + rng.normal(size=(3, 40))[f, column]
+    )
+    fitted = places @ np.linalg.lstsq(places, known, rcond=None)[0]
+    np.testing.assert_allclose(fitted, known, atol=1e-4)
 
 
 def test_half_precision_is_read_in_single() -> None:

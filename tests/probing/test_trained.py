@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.errors import InputError, MadeForAnother
+from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
 from dit_lens.probing.stream import evaluate_probes, stream_probes
 from dit_lens.probing.trained import ProbeSet, load_probes, probe_names
 from dit_lens.tasks import Permanence
@@ -58,6 +59,78 @@ def test_loaded_probes_score_as_when_they_were_trained(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["random"], kept["random"].astype(float), atol=1e-3)
 
 
+def test_the_answer_to_steer_towards_is_named_or_given_and_nothing_else_is() -> None:
+    given, towards = probes(), partial(probes().direction, "out", 0, 3)
+    for true in (None, True, np.True_, "True"):
+        assert torch.equal(towards(true), towards())
+    for false in (False, np.False_, "False"):
+        assert torch.equal(towards(false), -towards())
+    with pytest.raises(InputError, match="classes False, True; answer='banana' is none"):
+        towards("banana")
+    with pytest.raises(InputError, match="'steps' is a number"):
+        given.direction("steps", 0, 3, 4)
+    # Two classes that are no booleans.
+    asked = [
+        a | {"classes": [0, 1], "names": ["left", "right"]} if a["name"] == "out" else a for a in given.card["asked"]
+    ]
+    sides = replace(given, card={**given.card, "asked": asked})
+    for left in ("left", 0, np.int64(0)):
+        assert torch.equal(sides.direction("out", 0, 3, left), -towards())
+    assert torch.equal(sides.direction("out", 0, 3, "right"), towards())
+
+
+def test_layers_are_named_by_number_from_the_end_or_as_readouts(tmp_path: Path) -> None:
+    direction = probes().direction("out", 0, 3)
+    for layer in (-1, "L03"):
+        assert torch.equal(probes().direction("out", 0, layer), direction)
+        assert str(probes().steer("out", 0, layer, 1.0).sites) == str(probes().steer("out", 0, 3, 1.0).sites)
+    for wrong in (-2, "position", "random/L03", "L3"):
+        with pytest.raises(SiteError, match="layer"):
+            probes().direction("out", 0, wrong)
+    assert ProbeSet.load(probes().save(tmp_path / "set")).readouts[:3] == ["embed", "L03", "input"]
+
+
+def test_instances_that_the_probes_were_trained_on_are_refused_by_name() -> None:
+    train = Permanence().sample(16, seed=0, split="train")
+    with pytest.raises(EvidenceError, match=f"1 task instances are in training and in test: '{train[0].id}'"):
+        evaluate_probes(probes(), model(), test=[train[0], *Permanence().sample(3, seed=1, split="test")])
+
+
+def test_another_noise_level_or_expert_is_refused() -> None:
+    fewer = dl.VideoDiT(model().pipeline, defaults=model().defaults | {"num_inference_steps": 6})
+    with pytest.raises(MadeForAnother, match=r"step 2 at sigma 0\.\d+; in this run it is at 0\.\d+"):
+        evaluate_probes(probes(), fewer, test=4)
+    other = replace(probes(), card={**probes().card, "experts": {"0": "high_noise", "2": None}})
+    with pytest.raises(MadeForAnother, match=r"step 0 at sigma 1\.0000 of the expert high_noise; .* at 1\.0000$"):
+        evaluate_probes(other, model(), test=4)
+
+
+def test_a_pooling_function_is_given_again() -> None:
+    trained = stream_probes(
+        model(), Permanence(), train=8, test=4, steps=[0], layers=[3], level="clip", labels=["out"], controls=(),
+        pool=lambda x: x.std(1),
+    ).probes  # fmt: skip
+    with pytest.raises(EvidenceError, match="unknown pooling"):
+        evaluate_probes(trained, model(), test=4)
+    found = evaluate_probes(trained, model(), test=4, pool=lambda x: x.std(1))
+    assert found.groups == 4
+
+
+def test_a_task_that_cannot_be_written_down_or_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain:
+        name = "plain"
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may run")
+
+    monkeypatch.setattr(dl.VideoDiT, "run", forbidden)
+    with pytest.raises(InputError, match="no dataclass"):
+        stream_probes(model(), Plain())
+    own = replace(probes(), card={**probes().card, "task": {"name": "mine", "options": {}}})
+    with pytest.raises(InputError, match="task 'mine', which dit_lens does not have: give task="):
+        evaluate_probes(own, model())
+
+
 def test_answers_are_in_the_labels_own_values() -> None:
     width = probes().coef[0, "L03"].shape[1]
     answers = probes().predict(0, "L03", torch.randn(5, width))
@@ -91,7 +164,7 @@ def test_another_model_site_or_width_is_refused() -> None:
         evaluate_probes(probes(), dl.load_organism("maze"), test=2)
     with pytest.raises(MadeForAnother, match="no probes of step 1, L03; there are steps 0, 2"):
         probes().scores(1, "L03", torch.zeros(3))
-    with pytest.raises(MadeForAnother, match="readouts input, embed, L03"):
+    with pytest.raises(MadeForAnother, match="readouts embed, L03, input"):
         probes().direction("out", 0, 5)
     with pytest.raises(MadeForAnother, match="read width 128, these features have 64"):
         probes().scores(0, "L03", torch.zeros(2, 64))
@@ -127,3 +200,22 @@ def test_shipped_probes_are_of_the_shipped_models_and_small() -> None:
         found.require(dl.load_organism(name.partition("/")[0]))
         assert path.stat().st_size < 2e6
         assert found.frame()["missing"].eq("").all()
+        assert (found.frame()["selectivity"] <= found.frame()["skill"].clip(lower=0) + 1e-3).all()
+
+
+def test_shipped_weights_score_as_their_card_says() -> None:
+    probes = load_probes("maze")
+    few = replace(probes, coef={k: v for k, v in probes.coef.items() if k[0] == 0})
+    card, count = probes.card, 24
+    test = probes.task.sample(card["test"]["instances"], seed=card["seed"], split="test")
+    assert [maze.id for maze in test] == card["test"]["ids"]
+    found = evaluate_probes(
+        few, dl.load_organism("maze"), test=test[:count], first_run_seed=card["seed"] + card["train"]["instances"]
+    ).table(0, replicates=200)
+    kept = probes.frame()
+    both = found.merge(kept[kept["step"] == 0], on=["label", "readout"], suffixes=("", "_card"))
+    assert len(both) == len(found)
+    # A quarter of the card's instances: their own interval holds what the card says of all.
+    inside = (both["low"] - 0.02 <= both["skill_card"]) & (both["skill_card"] <= both["high"] + 0.02)
+    assert inside.mean() > 0.9
+    assert both.loc[(both["label"] == "on_path") & (both["readout"] == "L07"), "skill"].item() > 0.7
