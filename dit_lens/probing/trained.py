@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from dit_lens.sites import Site, Sites
 from dit_lens.tasks import TASKS
 
 SCHEMA = 1
+#: Where a card's file names the weights beside it; sets without it are taken as they are.
+_WEIGHTS = "weights_sha256"
 _ORGANISMS = Path(__file__).parent.parent / "organisms"
 
 
@@ -208,15 +211,16 @@ class ProbeSet:
         return Steer(sites, self.direction(label, step, layer, answer), scale, **{"unit": "norm", **options})
 
     def save(self, path: str | Path) -> Path:
-        """Write ``path`` (safetensors) and, last and beside it, the card (``.json``)."""
+        """Write ``path`` (safetensors) and, last and beside it, the card (``.json``), which names these weights."""
         path = Path(path).with_suffix(".safetensors")
         parts = {"coef": self.coef, "intercept": self.intercept}
         tensors = {
             f"s{s:02d}/{r}/{what}": x.float().contiguous() for what, of in parts.items() for (s, r), x in of.items()
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(tensors))
-        write_atomic(path.with_suffix(".json"), json.dumps(self.card, indent=1).encode())
+        weights = save(tensors)
+        card = {**self.card, _WEIGHTS: hashlib.sha256(weights).hexdigest()}
+        write_atomic(path, weights)
+        write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1).encode())
         return path
 
     @classmethod
@@ -226,14 +230,17 @@ class ProbeSet:
         Raises
         ------
         InputError
-            No such files, or files that are no probes.
+            No such files, files that are no probes, or a card of other weights.
         """
         path = Path(path).with_suffix(".safetensors")
         if not path.exists() or not path.with_suffix(".json").exists():
             raise InputError(f"no probes at {path}: need this file and {path.with_suffix('.json').name}")
         try:
             card = json.loads(path.with_suffix(".json").read_text())
-            tensors = load(path.read_bytes())
+            weights = path.read_bytes()
+            if card.pop(_WEIGHTS, None) not in (None, hashlib.sha256(weights).hexdigest()):
+                raise InputError(f"{path}: no probes; {path.with_suffix('.json').name} is the card of other weights")
+            tensors = load(weights)
             if card["schema"] != SCHEMA:
                 raise InputError(f"{path}: probes of schema {card['schema']}; this version reads {SCHEMA}")
             found = cls(card, _part(tensors, "coef"), _part(tensors, "intercept"))
