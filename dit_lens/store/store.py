@@ -60,6 +60,8 @@ class Store:
                 if dl.Row(maze.id, 0) not in store:
                     store.add(model.run(maze, seed=0, interventions=[capture], decode=False))
         store["s03/cond/L05/resid/video"][10:20]
+
+    A row says nothing of interventions: runs that were steered belong into a store of their own, or under a ``key``.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = True, waiting: int = 2) -> None:
@@ -185,7 +187,8 @@ class Store:
         ----------
         of : "sites" or "rows"
             One row a site: site, step, sigma, alpha, expert, branch, layer, component, stream, head, dtype, shape (rows
-            left out), rows, bytes. Or one row a row of the views: key, run, instance, seed and the run's settings.
+            left out), rows, bytes. Or one row a row of the views: key, run, instance, seed and the run's settings, but
+            for those of the same names.
         """
         if of not in ("sites", "rows"):
             raise InputError(f"frame(of={of!r}): 'sites' or 'rows'")

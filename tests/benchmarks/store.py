@@ -1,9 +1,9 @@
 """The write rate of a store against a plain sequential write of the same bytes: ``python -m tests.benchmarks.store``.
 
 Each round writes one after the other, in random order and each to a folder of its own, the same runs through a store
-(hashed, renamed, with a manifest) and plainly: one file a run, opened without a buffer, written in one go, synced. Both
-sides wait until every file is on the disk (fsync). The ratio of the rates is paired within a round, and it must be at
-least 0.8. Before each round what is still on its way to the disk is waited for.
+(copied, hashed, renamed, with a manifest) and plainly: one file a run, opened without a buffer, written tensor after
+tensor, synced. Both sides wait until every file is on the disk (fsync). The ratio of the rates is paired within a
+round, and it must be at least 0.8. Before each round what is still on its way to the disk is waited for.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def table(result: Written, runs: int, sites: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0, or 1 where the store gave back other values; as in the other benchmarks, a verdict is only printed."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.store", description=__doc__)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--sites", type=int, default=40)

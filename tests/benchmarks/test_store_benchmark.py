@@ -32,6 +32,16 @@ def test_the_ratio_is_the_paired_one() -> None:
     assert (median, low, high) == (0.8, 0.8, 1.0)
 
 
+def test_the_verdict_is_printed_and_the_status_tells_of_the_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for same, rate, status, verdict in ((True, 1.0, 0, "missed"), (False, 9.0, 1, "holds")):
+        written = benchmark.Written(100, [rate] * 6, [10.0] * 6, same)
+        monkeypatch.setattr(benchmark, "compare", lambda *_, written=written: written)
+        assert benchmark.main(["--runs", "1", "--sites", "1", "--values", "1", "--folder", str(tmp_path)]) == status
+        assert capsys.readouterr().out.rstrip().endswith(f"limit 0.8: {verdict}")
+
+
 def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--runs", "1", "--sites", "2", "--values", "10", "--rounds", "2"]
     assert benchmark.main([*sizes, "--folder", str(tmp_path)]) == 0
