@@ -22,7 +22,7 @@ from dit_lens.compat import refuse_modes
 from dit_lens.conditioning import outputs_of, rows_of
 from dit_lens.dispatch import Body, Dispatcher, velocities
 from dit_lens.drive import drive
-from dit_lens.errors import InputError, NotFinite, UnsupportedModel
+from dit_lens.errors import InputError, MadeForAnother, NotFinite, UnsupportedModel
 from dit_lens.geometry import Geometry
 from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
 from dit_lens.identity import model_id, run_id, weights_state
@@ -60,6 +60,8 @@ class VideoDiT:
     experts : dict from expert name (None in models of one) to transformer
     layers : int
         Blocks L on the one layer axis.
+    twin_of : str or None
+        Id of the model whose runs this one replays as its own; `dit_lens.probing.twin.random_twin` sets it.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class VideoDiT:
         if second is not None:
             self.experts = {"high_noise": self.pipeline.transformer, "low_noise": second}
         self.layers = len(self.architecture.blocks(self.pipeline.transformer))
+        self.twin_of: str | None = None
         self._known_as: tuple[Any, str] = (None, "")
 
     def __repr__(self) -> str:
@@ -98,6 +101,11 @@ class VideoDiT:
         if state != self._known_as[0]:
             self._known_as = (state, model_id(self.experts.values()))
         return self._known_as[1]
+
+    def require_own(self, run: Run) -> None:
+        """Raise `MadeForAnother` for a run of another model, or of this one with other weights or adapters."""
+        if run.model_id not in (self.id, self.twin_of):
+            raise MadeForAnother(f"the run was made by model {run.model_id}, this is {self.id}")
 
     @torch.no_grad()
     def run(
@@ -209,12 +217,13 @@ class VideoDiT:
 
         Raises
         ------
-        InputError
-            The run was not made with ``record=True``, or has no such step.
+        InputError, MadeForAnother
+            The run was not made with ``record=True``, has no such step, or is of another model.
         """
         return self._replay(run, step, interventions, from_layer)
 
     def _replay(self, run: Run, step: int, interventions: Sequence[Intervention], from_layer: int) -> Replay:
+        self.require_own(run)
         calls = run.recorded(step)
         refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled(), pipeline=self.pipeline)
         context: Context = calls[0].context
@@ -270,8 +279,8 @@ class VideoDiT:
 
         Raises
         ------
-        InputError
-            The step was not recorded, or the metric is no scalar.
+        InputError, MadeForAnother
+            The step was not recorded, the metric is no scalar, or the run is of another model.
         UnsupportedModel
             Gradient checkpointing is enabled.
         """
@@ -327,17 +336,13 @@ class VideoDiT:
 
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8], batch: int = 32) -> Tensor:
-        """Sampler latents of videos: the mean of the VAE's posterior, in the scale of `Run.latents` and in float32.
+        """Sampler latents (B, C, F, H, W) of videos: the mean of the VAE's posterior, scaled as `Run.latents`, float32.
 
         Parameters
         ----------
         frames : uint8 array of shape (B, T, height, width, 3)
         batch : int
             Videos that the VAE is given at once.
-
-        Returns
-        -------
-        Tensor of shape (B, C, F, H, W)
 
         Raises
         ------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -62,6 +64,35 @@ def percentile_interval(replicates: Floats) -> Interval:
 
 
 def mean_interval(values: Floats, replicates: int = 1000, seed: int = 0) -> Interval:
-    """Mean of values (n,) with its bootstrap interval."""
+    """Mean of values (n,) with its bootstrap interval, NaN for one value alone: nothing says how far it is off.
+
+    Examples
+    --------
+    >>> print(mean_interval(np.array([0.5])))
+    0.500 [nan, nan]
+    """
+    if len(values) < 2:
+        return Interval(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"))
     weights = bootstrap_weights(len(values), replicates, seed)
     return percentile_interval(weighted_means(values, weights))
+
+
+def mean_over_instances(
+    values: Floats, instances: Sequence[str] | pd.Series, replicates: int = 1000, seed: int = 0
+) -> tuple[Interval, int]:
+    """Mean over task instances of values (n,), the rows of one instance averaged first, and how many instances.
+
+    Parameters
+    ----------
+    values : float array of shape (n,)
+        NaN where a row has no value; an instance without any is left out.
+    instances : list of str, n of them
+
+    Examples
+    --------
+    >>> interval, count = mean_over_instances(np.array([1.0, 3.0, 4.0]), ["a", "a", "b"])
+    >>> interval.value, count
+    (3.0, 2)
+    """
+    means = np.asarray(pd.Series(values).groupby(np.asarray(instances)).mean().dropna(), dtype=np.float64)
+    return mean_interval(means, replicates, seed), len(means)

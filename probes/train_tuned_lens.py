@@ -29,8 +29,11 @@ class Config:
     runs: int = 192
     validation: int = 48
     objective: str = "residual"
+    start: str = "identity"  # of objective "velocity"; or "residual", its closed form
+    passes: int = 2  # of objective "velocity"
     bands: int = 3
-    passes: int = 2
+    layers: str = "all"  # or numbers with commas between them
+    branch: str = "cond"
     batch: int = 16
     seed: int = 0
 
@@ -48,10 +51,13 @@ def main() -> None:
     model = dl.load_organism(config.model) if ships else dl.VideoDiT(config.model)
     tasks = [task_named(t) for t in config.tasks.split(",")] if config.tasks else organism_tasks(config.model)
 
+    layers = "all" if config.layers == "all" else [int(k) for k in config.layers.split(",")]
+
     started = time.perf_counter()
     tuned = TunedLens.train(
-        model, tasks, config.runs, config.validation, objective=config.objective, bands=config.bands,
-        passes=config.passes, batch=config.batch, seed=config.seed,
+        model, tasks, config.runs, config.validation, objective=config.objective, start=config.start,
+        passes=config.passes, bands=config.bands, layers=layers, branch=config.branch, batch=config.batch,
+        seed=config.seed,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     path = tuned.save(out / "tuned_lens.safetensors")

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from dit_lens.lens import depth_lens
 from dit_lens.model import VideoDiT
-from dit_lens.statistics import bootstrap_weights, percentile_interval, weighted_means
+from dit_lens.statistics import mean_interval
 
 Floats = NDArray[np.float64]
 
@@ -36,11 +36,10 @@ class LensCurves:
 
     def frame(self, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Tidy table: layer, step, measure, value, low, high, n."""
-        weights = bootstrap_weights(self.agreement.shape[1], replicates, seed)
         rows = []
         for measure, values in (("lens agreement", self.agreement), ("lens legality", self.legality)):
             for layer, of_layer in enumerate(values):
-                interval = percentile_interval(weighted_means(of_layer, weights))
+                interval = mean_interval(of_layer, replicates, seed)
                 rows.append((layer, str(self.step), measure, *interval, len(of_layer)))
         return pd.DataFrame(rows, columns=["layer", "step", "measure", "value", "low", "high", "n"])
 
@@ -68,7 +67,7 @@ def lens_curves(
         part = list(instances[i : i + batch])
         run = model.run(part, seed=list(range(seed + i, seed + i + len(part))), record=True)
         assert run.frames is not None
-        shown.append(depth_lens(model, run, step).decode(model)[:, :, -1])
+        shown.append(depth_lens(model, run, step).decode(model, frames=-1)[:, :, 0])
         drawn.append(task.read_answer(run.frames[:, -1]))
     frames, final = np.concatenate(shown, axis=1), np.concatenate(drawn)
     final = final[[place[id(j)] for j in judges]]

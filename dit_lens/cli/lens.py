@@ -32,7 +32,7 @@ def _lens(options: argparse.Namespace) -> Printed:
     strict = bool(task.score(run.frames, [maze]).strict[0])
     steps = range(0, run.geometry.steps, 3 if options.quick else 1)
     lenses = [depth_lens(model, run, step) for step in steps]
-    frames = np.stack([lens.decode(model)[:, 0, -1] for lens in lenses], axis=1)
+    frames = np.stack([lens.decode(model, frames=-1)[:, 0, 0] for lens in lenses], axis=1)
     sigmas = [run.sigmas[step] for step in steps]
     solved = "solved" if strict else "failed"
     title = f"Depth lens: the last frame as each layer would answer it ({maze.length} moves, {solved})"

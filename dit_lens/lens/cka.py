@@ -17,16 +17,18 @@ from dit_lens.errors import InputError
 from dit_lens.interventions.reduce import Reduce, token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
 from dit_lens.lens.hsic import FEWEST, Centred, estimates, require_enough, require_same_dtype
-from dit_lens.lens.reading import PLACE, Reading, read
+from dit_lens.lens.reading import PLACE, Reading, geometry_of, read
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import heatmap
-from dit_lens.selection import Select
+from dit_lens.selection import Select, indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 
+#: Bytes that the features may take in float64, in which CKA is computed, all steps and layers together.
+BUDGET = 2**33
 #: What one sample is, and what its features are.
 SAMPLES = {
     "tokens": "a token of a row, its channels",
@@ -149,6 +151,7 @@ def cka_features(
     samples: str = "tokens",
     per_row: int | None = 64,
     token_seed: int = 0,
+    budget: int = BUDGET,
     **run_arguments: Any,
 ) -> Features:
     """Run and keep what `cka` compares.
@@ -167,22 +170,34 @@ def cka_features(
         Of ``samples="tokens"``: how many tokens of each row, one random subset for all rows and places; None for all.
     token_seed : int
         Of that subset.
+    budget : int
+        Bytes that `cka` may take for them. Every pair of places is compared too: fewer steps or layers spare both.
 
     Raises
     ------
     SiteError
         A step, layer, component, branch or stream that the model does not have.
     InputError
-        Unknown samples, or a number of tokens that is not a positive whole one.
+        Unknown samples, or a number of tokens that is not a positive whole one; at the first site, features that take
+        more than the budget.
     """
     require_choice("cka_features", "samples", samples, tuple(SAMPLES))
     if per_row is not None and (not isinstance(per_row, int) or isinstance(per_row, bool) or per_row < 1):
         raise InputError(
             f"cka_features(per_row={per_row!r}): need a whole number of at least 1, or None for all tokens"
         )
+    geometry = geometry_of(model, inputs, run_arguments)
+    places = len(indices(steps, geometry.steps, "step")), len(indices(layers, geometry.layers, "layer"))
     taken: list[int] = []
+    reduction = _reduction(samples, per_row, token_seed, taken)
+
+    def reduce(activation: Tensor) -> Tensor:
+        values: Tensor = reduction(activation)
+        require_budget((*places, *values.shape), budget)
+        return values
+
     reading, found = read(
-        model, inputs, seed, {"features": _reduction(samples, per_row, token_seed, taken)},
+        model, inputs, seed, {"features": reduce},
         steps=steps, layers=layers, component=component, branch=branch, stream=stream, **run_arguments,
     )  # fmt: skip
     return Features(found["features"], samples, tuple(taken), reading)
@@ -205,7 +220,28 @@ def _reduction(samples: str, per_row: int | None, seed: int, taken: list[int]) -
     return reduce
 
 
-def cka(a: Features, b: Features | None = None) -> CKA:
+def require_budget(shape: Sequence[int], budget: int) -> None:
+    """Refuse features that would not fit into memory when they are compared, with the numbers that make them so many.
+
+    Parameters
+    ----------
+    shape : (steps, layers, B, m, D)
+
+    Raises
+    ------
+    InputError
+    """
+    steps, layers, rows, each, width = shape
+    places = steps * layers
+    if (size := 8 * math.prod(shape)) > budget:
+        raise InputError(
+            f"cka: {steps} steps x {layers} layers x {rows} rows x {each} samples of {width} channels take {size:,} "
+            f"bytes in float64, the budget is {budget:,} (and {places * (places + 1) // 2:,} pairs of places would be "
+            "compared); choose fewer steps, layers or tokens per row"
+        )
+
+
+def cka(a: Features, b: Features | None = None, *, budget: int = BUDGET) -> CKA:
     """Linear CKA of every step and layer of ``a`` against every one of ``b``, or of ``a`` itself.
 
     Sample i of ``a`` is compared with sample i of ``b``: the same instance and, where samples are tokens, the same
@@ -216,11 +252,14 @@ def cka(a: Features, b: Features | None = None) -> CKA:
     ----------
     a, b : Features
         From `cka_features`.
+    budget : int
+        Bytes that either's features may take in float64.
 
     Raises
     ------
     InputError
-        The samples are of different kinds, tokens, instances or dtypes, or there are fewer than 4.
+        The samples are of different kinds, tokens, instances or dtypes, there are fewer than 4, or the features take
+        more than the budget.
     EvidenceError
         A place where all samples are the same.
     NotFinite
@@ -239,6 +278,8 @@ def cka(a: Features, b: Features | None = None) -> CKA:
     """
     other = a if b is None else b
     _require_same_samples(a, other)
+    for features in (a, other):
+        require_budget(features.values.shape, budget)
     groups = _groups(a.reading)
     firsts = _places(a, groups)
     seconds = firsts if b is None else _places(b, groups)

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from dit_lens.errors import SiteError
 from dit_lens.interventions import Capture
+from dit_lens.lens.decoding import decode_estimates, require_made_by
+from dit_lens.lens.preview import Preview
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.run import Call, Row, Run
 from dit_lens.selection import Select, indices
 from dit_lens.sites import Sites
-from dit_lens.statistics import mean_interval
+from dit_lens.statistics import mean_over_instances
 from dit_lens.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ class Translator(Protocol):
         """What tables call the lens."""
         ...
 
-    def require(self, model: VideoDiT) -> None:
-        """Raise `MadeForAnother` where it was not made for this model."""
+    def require(self, model: VideoDiT, branch: str) -> None:
+        """Raise `MadeForAnother` where it was not made for this model and guidance branch."""
         ...
 
     def __call__(self, residual: Tensor, layer: int, sigma: float, expert: str | None = None) -> Tensor: ...
@@ -63,6 +65,8 @@ class DepthLens:
         The model's own prediction of this branch at this step, and the clean estimate that it means.
     read : bool Tensor of shape (F, H, W)
         Cells of the latent grid whose tokens were read at each layer; in all others the answer is the model's own.
+    model_id : str
+        Of the model that it was read from.
     lens : str
         "plain", or the name of the translator.
     """
@@ -79,29 +83,44 @@ class DepthLens:
     velocity: Tensor
     own_x0hat: Tensor
     read: Tensor
+    model_id: str
     lens: str = "plain"
 
-    def decode(self, model: VideoDiT, layers: Sequence[int] | None = None, batch: int = 32) -> NDArray[np.uint8]:
-        """Decoded estimates of the given layers (default: all read): uint8 (layers, B, T, height, width, 3).
+    def decode(
+        self,
+        model: VideoDiT,
+        layers: Select | None = None,
+        frames: Select | None = None,
+        preview: Preview | None = None,
+        batch: int = 32,
+    ) -> NDArray[np.uint8]:
+        """Decoded estimates: uint8 (layers, B, T, height, width, 3).
 
         Parameters
         ----------
+        model : VideoDiT
+            The model that the lens was read from.
+        layers, frames : Select, optional
+            Decode only these layers and pixel frames, each in order (default: all that were read, and all). Where the
+            VAE's decoder is causal, no latent frame behind the last that is needed is decoded.
+        preview : Preview, optional
+            Draw with this linear map instead of the VAE, at the same size.
         batch : int
-            Videos that the VAE is given at once.
+            Videos that the VAE is given at once; the rows of all layers share batches.
 
         Raises
         ------
         SiteError
-            A layer that was not read.
+            A layer that was not read, or a frame that there is not.
+        MadeForAnother
+            Another model, or a preview of another VAE.
         """
-        chosen = self.layers if layers is None else layers
+        require_made_by(model, self.model_id, preview)
+        wanted = self.layers if layers is None or (isinstance(layers, str) and layers == "all") else layers
+        chosen = indices(wanted, model.layers, "layer")
         if missing := [k for k in chosen if k not in self.layers]:
             raise SiteError(f"layer {missing[0]} was not read; this lens has layers {', '.join(map(str, self.layers))}")
-        if not len(chosen):
-            raise SiteError(f"no layers to decode; this lens has layers {', '.join(map(str, self.layers))}")
-        estimates = self.x0hat[[self.layers.index(k) for k in chosen]]
-        frames = model.decode(estimates.flatten(0, 1), batch)
-        return frames.reshape(len(chosen), len(self.rows), *frames.shape[1:])
+        return decode_estimates(model, self.x0hat[[self.layers.index(k) for k in chosen]], frames, preview, batch)
 
     def frame(self) -> pd.DataFrame:
         """How near each layer's answer is to the model's own, over the cells that were read.
@@ -172,14 +191,14 @@ def depth_lens(
     SiteError
         A layer, branch or token that the run does not have.
     MadeForAnother
-        The translator was made for another model.
+        The run is of another model, or the translator was made for another model or branch.
 
     Notes
     -----
     Follows the logit lens (nostalgebraist 2020) with the adaptive output norm of a DiT in the place of the unembedding.
     """
     if translator is not None:
-        translator.require(model)
+        translator.require(model, branch)
     geometry, context = run.geometry, run.recorded(step)[0].context
     chosen = indices(layers, geometry.layers, "layer")
     parts = Capture(Sites("resid", steps=step, layers=chosen, branches=branch, tokens=tokens), name="parts")
@@ -201,6 +220,7 @@ def depth_lens(
         velocity=replay.velocities[branch],
         own_x0hat=run.clean(step, run.states[step], replay.velocities[branch]),
         read=cells_of(resolved, context.geometry.grid, context.latent[1:]),
+        model_id=model.id,
         lens="plain" if translator is None else translator.name,
     )  # fmt: skip
 
@@ -259,12 +279,13 @@ def means_over_instances(table: pd.DataFrame, by: Sequence[str], measure: str) -
 
     Returns
     -------
-    DataFrame with columns ``by``, ``measure``, low, high (95 % bootstrap interval over instances) and n instances
+    DataFrame with columns ``by``, ``measure``, low, high (95 % bootstrap interval over instances, NaN for one alone)
+    and n instances
     """
     rows = []
     for names, part in table.groupby(list(by), sort=False, dropna=False):
-        of_instances = part.groupby("instance")[measure].mean().to_numpy(dtype=np.float64)
-        rows.append((*names, *mean_interval(of_instances), len(of_instances)))
+        interval, count = mean_over_instances(part[measure].to_numpy(dtype=np.float64), part["instance"])
+        rows.append((*names, *interval, count))
     return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "n"])
 
 

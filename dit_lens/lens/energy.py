@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.lens.reading import Reading, read
+from dit_lens.inputs import gather
+from dit_lens.lens.reading import Reading, geometry_of, read
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import heatmap
 from dit_lens.selection import Select
-from dit_lens.statistics import Interval, mean_interval
+from dit_lens.statistics import mean_over_instances
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,8 @@ class Energy:
         for name, control, mask in self._masks():
             ratios = _over_rest(norms, mask, name)
             table = self.reading.table().assign(region=name, control=control)
-            intervals = [self._interval(of_place, replicates, seed) for of_place in ratios]
+            names = [row.instance for row in self.reading.rows]
+            intervals = [mean_over_instances(of_place, names, replicates, seed) for of_place in ratios]
             table[["ratio", "low", "high", "n"]] = pd.DataFrame([(*interval, n) for interval, n in intervals])
             parts.append(table)
         return pd.concat(parts, ignore_index=True)
@@ -123,14 +125,6 @@ class Energy:
         first = {name: [row.instance for row in self.reading.rows].index(name) for name in names}
         following = dict(zip(names, [*names[1:], names[0]], strict=True))
         return [first[following[row.instance]] for row in self.reading.rows]
-
-    def _interval(self, of_rows: Floats, replicates: int, seed: int) -> tuple[Interval, int]:
-        """Mean over instances of values (B,), NaN where a row has none, and how many instances it is of."""
-        instances = pd.Series([row.instance for row in self.reading.rows])
-        values = pd.Series(of_rows).groupby(instances, sort=False).mean().dropna().to_numpy(np.float64)
-        if len(values) == 1:
-            return Interval(float(values[0]), float("nan"), float("nan")), 1
-        return mean_interval(np.asarray(values), replicates, seed), len(values)
 
     def plot(self, axis: Axes | None = None, *, step: int | None = None) -> Axes:
         """Heat map of layer by latent frame, the mean over rows and over the steps that were read, or of one step.
@@ -185,20 +179,23 @@ def energy(
     SiteError
         A step, layer, component, branch or stream that the model does not have.
     InputError
-        A region that is not boolean or does not fit the grid, or regions of a text stream.
+        Before the run: a region that is not boolean or does not fit the grid, or regions of a text stream.
 
     Notes
     -----
     Token energy of "Demystifying Video Reasoning" (arXiv 2603.16870), experiment E6, on ``resid`` of ``cond``.
     """
+    masks: dict[str, Bools] = {}
+    if regions:
+        if stream != "video":
+            raise InputError(f"regions lie on the grid of the video; the {stream} stream has none")
+        shape = len(gather(inputs, seed).rows), *geometry_of(model, inputs, run_arguments).grid
+        masks = {name: _region(name, mask, shape) for name, mask in regions.items()}
     reading, found = read(
         model, inputs, seed, {"norm": "norm"},
         steps=steps, layers=layers, component=component, branch=branch, stream=stream, **run_arguments,
     )  # fmt: skip
-    norms = found["norm"]
-    if regions and norms.ndim != 6:
-        raise InputError(f"regions lie on the grid of the video; the {stream} stream has none")
-    return Energy(norms, reading, {n: _region(n, m, tuple(norms.shape[2:])) for n, m in (regions or {}).items()})
+    return Energy(found["norm"], reading, masks)
 
 
 def _floats(norms: Tensor) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +127,7 @@ class Preview:
         given: Tensor | Video,
         held_out: float | Tensor | Video = 0.25,
         *,
+        groups: Sequence[Any] | None = None,
         ridge: float = 1e-3,
         batch: int = 32,
     ) -> Preview:
@@ -137,7 +139,12 @@ class Preview:
             Sampler latents, such as estimates of a step lens, or videos, which are encoded first.
         held_out : float, Tensor or uint8 array
             What the quality is measured on: latents or videos of their own, or the share of those given that is left
-            out of the fit, evenly spread. Estimates of one task instance should not be on both sides.
+            out of the fit, in whole groups that are evenly spread.
+        groups : list of B names, hashable
+            Which latents belong together, so that a share leaves out all of them or none: the task instance of each.
+            Of a step lens, whose estimates are all of the same few videos, ``[row.instance for row in lens.rows] *
+            len(lens.x0hat)`` for ``lens.x0hat.flatten(0, 1)``. Videos are by default each a group of its own; of
+            latents it must be said.
         ridge : float
             Penalty on the weights of the normalised channels, relative to the number of cells.
         batch : int
@@ -146,9 +153,10 @@ class Preview:
         Raises
         ------
         EvidenceError
-            Fewer than two videos, or a share that leaves none on either side.
+            Fewer than two videos or groups, a share that leaves none on either side, or a share of latents without
+            ``groups``.
         """
-        fitted, test = _share(given, held_out) if isinstance(held_out, int | float) else (given, held_out)
+        fitted, test = _share(given, held_out, groups) if isinstance(held_out, int | float) else (given, held_out)
         latents, others = (x if isinstance(x, Tensor) else model.encode(x, batch) for x in (fitted, test))
         video = model.decode(latents, batch)
         scale = _scale(model, latents, video)
@@ -289,15 +297,23 @@ def vae_id(model: VideoDiT) -> str:
     return own if data is None else hashlib.sha256(f"{own} {data}".encode()).hexdigest()[:12]
 
 
-def _share(given: Tensor | Video, share: float) -> tuple[Tensor | Video, Tensor | Video]:
-    """What is fitted and what is held out of it."""
-    count = len(given)
-    places = np.linspace(0, count - 1, max(1, round(count * share))).round() if count else np.zeros(0)
-    test = np.unique(places.astype(int))
-    rest = np.setdiff1d(np.arange(count), test)
-    if not 0 < share < 1 or not len(rest):
-        raise EvidenceError(f"preview: {count} videos, a share of {share:g} held out: need at least one on either side")
-    return given[rest], given[test]
+def _share(given: Tensor | Video, share: float, groups: Sequence[Any] | None) -> tuple[Tensor | Video, Tensor | Video]:
+    """What is fitted and what is held out of it, whole groups of either."""
+    if groups is None and isinstance(given, Tensor):
+        raise EvidenceError(
+            "preview: to hold out a share of latents say which are of one instance (groups=), or give held_out=latents"
+        )
+    of = list(range(len(given)) if groups is None else groups)
+    if len(of) != len(given):
+        raise EvidenceError(f"preview: {len(of)} groups for {len(given)} videos; name the group of each")
+    names = list(dict.fromkeys(of))
+    places = np.linspace(0, len(names) - 1, max(1, round(len(names) * share))).round() if names else np.zeros(0)
+    chosen = {names[i] for i in places.astype(int)}
+    test = np.array([name in chosen for name in of], dtype=bool)
+    if not 0 < share < 1 or test.all():
+        what = f"{len(given)} videos in {len(names)} groups, a share of {share:g} held out"
+        raise EvidenceError(f"preview: {what}: need at least one group on either side")
+    return given[~test], given[test]
 
 
 def _scale(model: VideoDiT, latents: Tensor, video: Video) -> Scale:

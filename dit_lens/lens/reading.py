@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
+from dit_lens.geometry import Geometry
 from dit_lens.interventions import Capture
 from dit_lens.interventions.reduce import Reduce
 from dit_lens.model import VideoDiT
@@ -120,6 +121,32 @@ def read(
     found = {name: run.captured(f"reading.{name}") for name in reduces}
     reading = _reading(run, list(next(iter(found.values()))))
     return reading, {name: _stacked(reading, of_name) for name, of_name in found.items()}
+
+
+#: Arguments of `VideoDiT.run` that are none of the pipeline's.
+_OF_THE_RUN = ("interventions", "body", "decode", "record", "stop_after", "resume")
+
+
+def geometry_of(model: VideoDiT, inputs: Any, run_arguments: Mapping[str, Any]) -> Geometry:
+    """What a run with these arguments would offer, without running."""
+    return model.geometry(inputs, **{k: v for k, v in run_arguments.items() if k not in _OF_THE_RUN})
+
+
+def require_step_count(why: str, run_arguments: Mapping[str, Any]) -> None:
+    """Refuse a selection of steps where ``steps`` is the number of denoising steps of the run.
+
+    Parameters
+    ----------
+    why : str
+        Why there is nothing to select, for the message.
+
+    Raises
+    ------
+    InputError
+    """
+    steps = run_arguments.get("steps")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int)):
+        raise InputError(f"steps={steps!r}: here it is how many denoising steps the run makes; {why}")
 
 
 def _reading(run: Run, sites: Sequence[Site]) -> Reading:

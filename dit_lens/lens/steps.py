@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.dispatch import velocities
-from dit_lens.errors import InputError, MadeForAnother, SiteError
+from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions import Capture
+from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.depth import means_over_instances
 from dit_lens.lens.preview import Preview
+from dit_lens.lens.reading import require_step_count
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.run import Row, Run
@@ -150,22 +152,12 @@ class StepLens:
         SiteError
             A step, frame or branch that there is not.
         MadeForAnother
-            A preview of another VAE, or a model of which the run is not.
+            A model of which the run is not, or a preview of another VAE.
         """
-        self._require(model, preview)
+        require_made_by(model, self.run.model_id, preview)
         estimates = self.branch(branch)
         chosen = estimates[indices("all" if steps is None else steps, len(estimates), "step")]
-        wanted, flat = "all" if frames is None else frames, chosen.flatten(0, 1)
-        video = model.decode(flat, batch, wanted) if preview is None else preview.video(flat, wanted)
-        return video.reshape(*chosen.shape[:2], *video.shape[1:])
-
-    def _require(self, model: VideoDiT, preview: Preview | None) -> None:
-        """Latents mean something to the VAE that they were made for; its channels may fit those of another."""
-        if preview is not None:
-            preview.require(model)
-        own, given = self.run.calls[0].context.architecture.family, model.architecture.family
-        if own != given:
-            raise MadeForAnother(f"the run is of a model of {own}, and this one is of {given}: its VAE is another")
+        return decode_estimates(model, chosen, frames, preview, batch)
 
     def frame(self) -> pd.DataFrame:
         """How each estimate stands to where the run ended: the commitment curve of arXiv 2603.30043, on whole latents.
@@ -233,7 +225,7 @@ def step_lens(
     Parameters
     ----------
     inputs, seed, **run_arguments
-        As in `VideoDiT.run`.
+        As in `VideoDiT.run`; ``steps`` is the number of denoising steps.
     branches : list of str, or "all"
         Guidance branches whose own estimates are kept besides the guided one ("cond", "uncond" ...).
 
@@ -241,11 +233,14 @@ def step_lens(
     ------
     SiteError
         Before the run: a branch that it will not have.
+    InputError
+        ``steps`` that is no number of steps.
 
     Notes
     -----
     The Chain-of-Steps viewer of "Demystifying Video Reasoning" (arXiv 2603.16870), experiment E1.
     """
+    require_step_count("the step lens keeps every step, choose some when it is decoded", run_arguments)
     given = [branches] if isinstance(branches, str) else list(branches)
     names = "all" if given == ["all"] else tuple(name for name in given if name != GUIDED)
     captures = [Capture(Sites(("latents", GUIDED)), name=_NAME)]

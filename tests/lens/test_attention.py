@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
+from dit_lens.errors import InputError, MadeForAnother, NotFinite, SiteError, UnsupportedModel
 from dit_lens.lens.attention import Attention, attention
 from dit_lens.lens.attention.watch import attention_modules, watched
 from tests.subjects import STEPS, Subject, leftovers, subject_of
@@ -313,7 +313,7 @@ def test_what_is_not_there_is_refused(
 def test_a_run_that_was_not_recorded_or_is_another_models_is_refused(organism: Subject, text_to_video: Subject) -> None:
     with pytest.raises(InputError, match="record=True"):
         attention(organism.model, organism.run(), 0)
-    with pytest.raises(InputError, match="was made by model"):
+    with pytest.raises(MadeForAnother, match="was made by model"):
         attention(text_to_video.model, recorded(), 0)
 
 

@@ -18,7 +18,7 @@ from dit_lens.lens.cka import CKA, Features, cka, cka_features
 from dit_lens.lens.hsic import Centred, estimates, hsic, linear_cka
 from dit_lens.lens.reading import Reading
 from tests.lens.test_energy import FAMILIES, checked
-from tests.subjects import Subject
+from tests.subjects import Edit, Subject
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -225,6 +225,25 @@ def test_bad_input_is_refused() -> None:
         cka(good, good.to(torch.float32))
     with pytest.raises(NotFinite, match="step 0, layer 0"):
         cka(features(torch.full_like(x, float("nan"))))
+
+
+def test_features_that_would_not_fit_into_memory_are_refused_at_the_first_site(organism: Subject) -> None:
+    seen: list[dl.Site] = []
+
+    def look(activation: torch.Tensor, at: dl.At) -> None:
+        seen.append(at.site)
+
+    options: dict[str, Any] = {"num_inference_steps": 3, "per_row": 7, **organism.options}
+    watch = Edit(dl.Sites("resid"), look, reads_only=True)
+    needed = 8 * 3 * 4 * 1 * 7 * 128  # float64: steps, layers, rows, tokens, channels
+    some = cka_features(organism.model, organism.inputs[0], 1, budget=needed, **options)
+    message = rf"3 steps x 4 layers x 1 rows x 7 samples of 128 channels take {needed:,} .*78 pairs"
+    with pytest.raises(InputError, match=message):
+        cka_features(organism.model, organism.inputs[0], 1, budget=needed - 1, interventions=[watch], **options)
+    assert len(seen) == 1
+    with pytest.raises(InputError, match=message):
+        cka(some, budget=needed - 1)
+    assert cka(some, budget=needed).values.shape == (3, 4, 3, 4)
 
 
 def test_bad_choices_are_refused_before_the_run(organism: Subject) -> None:

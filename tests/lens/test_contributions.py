@@ -132,6 +132,21 @@ def test_heads_with_other_norms_are_frozen_and_what_is_not_affine_is_refused(org
         transformer.norm_out = norm
 
 
+@torch.no_grad()
+def test_a_head_that_is_not_affine_is_refused_in_bfloat16_too() -> None:
+    tiny = TINY["wan2.1-t2v"]
+    pipeline = tiny.build()
+    transformer = pipeline.transformer.to(torch.bfloat16)
+    family = Family(dl.VideoDiT(pipeline), tiny.inputs(), dict(tiny.settings))
+    run = family.run(record=True)
+    assert contributions(family.model, run, 0).velocity.dtype == torch.bfloat16
+    replay = family.model.replay(run, 0, [dl.Capture(dl.Sites("resid", layers=-1, branches="cond"))])
+    transformer.norm_out = Wrong()
+    call = next(c for c in run.recorded(0) if "cond" in c.branches)
+    with pytest.raises(UnsupportedModel, match="is not affine in the residual"):
+        FrozenHead(family.model, call, next(iter(replay.captures[""].values())), replay.conditioning["cond"])
+
+
 def test_one_layer_or_component_is_what_it_is_among_all(organism: Subject) -> None:
     run = organism.run(record=True)
     every, one = contributions(organism.model, run, 0), contributions(organism.model, run, 0, ["ffn"], layers=[1, 3])

@@ -12,9 +12,11 @@ import torch
 
 import dit_lens as dl
 from dit_lens.checks.subject import Subject as Family
-from dit_lens.errors import InputError, SiteError
-from dit_lens.lens import depth_lens
-from dit_lens.lens.depth import MEASURES
+from dit_lens.errors import InputError, MadeForAnother, SiteError
+from dit_lens.lens import Preview, depth_lens
+from dit_lens.lens.depth import MEASURES, means_over_instances
+from dit_lens.probing.twin import random_twin
+from dit_lens.statistics import mean_over_instances
 from dit_lens.tiny import TINY
 from dit_lens.tokens import Tokens
 from tests.subjects import STEPS, Subject
@@ -75,8 +77,13 @@ def test_depth_lens_reads_the_layers_asked_for(organism: Subject) -> None:
     assert np.abs(one[0].astype(int) - decoded[1]).max() <= 1 < np.abs(one[0].astype(int) - decoded[0]).max()
     with pytest.raises(SiteError, match="layer 0 was not read; this lens has layers 1, 3"):
         some.decode(organism.model, layers=[0])
-    with pytest.raises(SiteError, match="no layers to decode"):
+    assert np.array_equal(some.decode(organism.model, layers=-1, frames=[0, -1]), one[:, :, [0, -1]])
+    assert np.array_equal(some.decode(organism.model, layers="all"), decoded)
+    with pytest.raises(SiteError, match="select nothing"):
         some.decode(organism.model, layers=[])
+    preview = Preview.fit(organism.model, some.x0hat[:, 0], some.x0hat[:, 0])
+    drawn = some.decode(organism.model, layers=3, frames=[2], preview=preview)
+    assert np.array_equal(drawn[0], preview.video(some.x0hat[1], 2))
 
 
 def test_the_decoded_answer_of_the_last_layer_at_the_last_step_is_the_video(shipped: Subject) -> None:
@@ -102,6 +109,50 @@ def test_depth_lens_needs_a_recorded_run_and_things_that_it_has(organism: Subjec
         depth_lens(organism.model, run, 0, tokens=Tokens(positions=[0]))
     with pytest.raises(SiteError, match="unknown measure 'loss'"):
         depth_lens(organism.model, run, 0).plot(measure="loss")
+
+
+def test_a_run_of_another_model_is_not_read_and_a_lens_not_decoded_by_one(organism: Subject) -> None:
+    run = organism.run(record=True)
+    lens, other = depth_lens(organism.model, run, 0), dl.organisms.with_identity_blocks(organism.model, [1]).model
+    assert other.id != organism.model.id
+    both = f"made by model {organism.model.id}, this is {other.id}"
+    reads = {
+        "replay": lambda: other.replay(run, 0),
+        "gradients": lambda: other.gradients(run, 0, lambda replay: replay.x0hat.sum(), dl.Sites("resid", layers=0)),
+        "depth lens": lambda: depth_lens(other, run, 0),
+        "contributions": lambda: dl.lens.contributions(other, run, 0),
+    }
+    for read in reads.values():
+        with pytest.raises(MadeForAnother, match=both):
+            read()
+    with pytest.raises(MadeForAnother, match=f"read from model {organism.model.id}, this is {other.id}"):
+        lens.decode(other)
+    with pytest.raises(MadeForAnother, match="this preview was fitted to VAE"):
+        lens.decode(organism.model, preview=Preview.load("maze"))
+
+
+def test_a_twin_with_random_weights_reads_the_runs_of_its_model_and_of_no_other(organism: Subject) -> None:
+    run, twin = organism.run(record=True), random_twin(organism.model)
+    own = organism.model.replay(run, 0).velocities["cond"]
+    read = twin.replay(run, 0).velocities["cond"]
+    assert read.shape == own.shape
+    assert not torch.equal(read, own)
+    with pytest.raises(MadeForAnother, match="made by model"):
+        random_twin(twin).replay(run, 0)
+
+
+def test_one_instance_has_no_interval(organism: Subject) -> None:
+    table = depth_lens(organism.model, organism.run(record=True), 0).frame()
+    one = means_over_instances(table, ["layer"], "velocity_distance")
+    assert one[["low", "high"]].isna().all(axis=None)
+    assert (one["n"] == 1).all()
+    np.testing.assert_allclose(one["velocity_distance"], table["velocity_distance"])
+    # Of two instances, one with two seeds, the mean is of theirs and lies between the ends.
+    names, values = ["a", "a", "b", "c"], np.array([1.0, 3.0, 4.0, np.nan])
+    interval, count = mean_over_instances(values, names)
+    assert (interval.value, count) == (3.0, 2)
+    assert interval.low == 2
+    assert interval.high == 4
 
 
 def test_reading_changes_nothing(organism: Subject) -> None:

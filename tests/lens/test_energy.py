@@ -109,15 +109,21 @@ def test_a_region_is_compared_with_the_rest_of_its_own_frames() -> None:
 
 def test_the_control_gives_every_instance_the_region_of_another() -> None:
     found = planted()
-    mask = np.zeros(found.norms.shape[2:], dtype=bool)
+    left = np.array([2.0, 3.0, 5.0])  # energy of the left column of each instance, 1 elsewhere
+    norms = torch.ones_like(found.norms)
+    norms[..., 0] = torch.tensor(left, dtype=norms.dtype).repeat_interleave(2)[None, None, :, None, None]
+    mask = np.zeros(norms.shape[2:], dtype=bool)
     mask[:2, :, :, 0] = True  # instance 0: the left column
     mask[2:, :, :, 1] = True  # the others: one that is like the rest but for the left
-    table = replace(found, regions={"r": mask}).region_frame().set_index(["control", "layer"])["ratio"]
-    rest = 1 / np.mean([2, 1, 1])
-    assert np.isclose(table["none", 0], (2 + rest + rest) / 3)
-    # Instance 2 is given its own kind of region by the first one, the others by their like.
-    assert np.isclose(table["permuted", 0], (2 + rest + rest) / 3)
-    assert replace(found, regions={"r": mask})._of_the_next_instance() == [2, 2, 4, 4, 0, 0]
+    found = replace(found, norms=norms, regions={"r": mask})
+    table = found.region_frame().set_index(["control", "layer"])["ratio"]
+    others = norms.shape[-1] - 2  # columns of the rest besides the left one
+    elsewhere = 1 / ((left + others) / (1 + others))
+    assert np.isclose(table["none", 0], np.mean([left[0], elsewhere[1], elsewhere[2]]))
+    # Instance 2 is given the left column by the first one, the others the second column by their next.
+    assert np.isclose(table["permuted", 0], np.mean([elsewhere[0], elsewhere[1], left[2]]))
+    assert not np.isclose(table["none", 0], table["permuted", 0])
+    assert found._of_the_next_instance() == [2, 2, 4, 4, 0, 0]
 
 
 def test_rows_without_the_region_are_left_out_and_one_instance_has_no_interval() -> None:
@@ -159,6 +165,13 @@ def test_bad_input_is_refused(organism: Subject) -> None:
         read(steps=0, regions={"r": np.ones((5, 4, 4))})
     with pytest.raises(InputError, match="need shape"):
         read(steps=0, regions={"r": np.ones((2, 2), dtype=bool)})
+    for wrong in (np.ones((5, 4, 4)), np.ones((2, 2), dtype=bool)):  # before anything runs
+
+        def fail(activation: torch.Tensor, at: dl.At) -> None:
+            raise AssertionError("the model ran")
+
+        with pytest.raises(InputError, match="region 'r'"):
+            read(steps=0, regions={"r": wrong}, interventions=[Edit(dl.Sites("resid"), fail)])
     nan = Edit(dl.Sites("resid", layers=1), lambda activation, at: activation * float("nan"))
     with pytest.raises(NotFinite, match="L01"):
         read(steps=0, interventions=[nan])

@@ -49,7 +49,7 @@ def shipped(name: str) -> tuple[dl.VideoDiT, Tensor, np.ndarray]:
 def test_it_has_the_size_of_the_vaes_frames_in_every_layout(name: str) -> None:
     model = dl.VideoDiT(TINY[name].build(), defaults=TINY[name].settings)
     latents = noise(model, 4)
-    preview = Preview.fit(model, latents)
+    preview = Preview.fit(model, latents, groups=range(4))
     video = model.decode(latents)
     assert preview.video(latents).shape == video.shape
     assert preview(latents).shape == (4, *latents.shape[2:], 3)
@@ -93,7 +93,7 @@ def test_a_vae_that_is_linear_in_its_latents_is_met_to_the_rounding() -> None:
         return video[:, :, frames].repeat_interleave(8, 3).repeat_interleave(8, 4)
 
     model.architecture = replace(model.architecture, decode=linear)
-    preview = Preview.fit(model, noise(model, 6), ridge=0.0)
+    preview = Preview.fit(model, noise(model, 6), groups=range(6), ridge=0.0)
     torch.testing.assert_close(preview.weight, 127.5 * weight, rtol=0, atol=0.05)
     assert preview.quality.cells > 50
     assert preview.quality.full > 50
@@ -139,7 +139,7 @@ def test_another_vae_is_refused(text_to_video: Subject) -> None:
 
 def test_changed_weights_make_another_vae() -> None:
     model = dl.VideoDiT(TINY["wan2.1-t2v"].build(), defaults=TINY["wan2.1-t2v"].settings)
-    preview = Preview.fit(model, noise(model, 2), held_out=0.5)
+    preview = Preview.fit(model, noise(model, 2), held_out=0.5, groups=range(2))
     preview.require(model)
     with torch.no_grad():
         model.pipeline.vae.decoder.conv_out.bias += 1
@@ -184,8 +184,24 @@ def test_latents_that_cannot_be_drawn() -> None:
 @pytest.mark.parametrize(("rows", "share"), [(0, 0.5), (1, 0.5), (4, 0.0), (4, 1.0)])
 def test_nothing_to_fit_or_nothing_to_measure_on(rows: int, share: float) -> None:
     model, latents, _ = shipped("puzzles")
-    with pytest.raises(EvidenceError, match=f"{rows} videos, a share of {share:g}"):
-        Preview.fit(model, latents[:rows], share)
+    with pytest.raises(EvidenceError, match=f"{rows} videos in {rows} groups, a share of {share:g}"):
+        Preview.fit(model, latents[:rows], share, groups=range(rows))
+
+
+def test_a_share_leaves_out_whole_groups() -> None:
+    model, latents, _ = shipped("puzzles")
+    groups = ["a", "b", "c", "d", "a", "b", "c", "d"]  # as the steps of a step lens follow one another
+    apart = [name in "ad" for name in groups]  # half of them, evenly spread
+    by_hand = Preview.fit(model, latents[:8][~torch.tensor(apart)], latents[:8][torch.tensor(apart)])
+    preview = Preview.fit(model, latents[:8], 0.5, groups=groups)
+    assert torch.equal(preview.weight, by_hand.weight)
+    assert preview.quality == by_hand.quality
+    with pytest.raises(EvidenceError, match=r"which are of one instance \(groups=\)"):
+        Preview.fit(model, latents[:8])
+    with pytest.raises(EvidenceError, match="7 groups for 8 videos"):
+        Preview.fit(model, latents[:8], groups=range(7))
+    with pytest.raises(EvidenceError, match="8 videos in 1 groups"):
+        Preview.fit(model, latents[:8], groups=["a"] * 8)
 
 
 def test_videos_are_encoded_first() -> None:

@@ -231,8 +231,13 @@ def test_what_does_not_exist_is_named(text_to_video: Subject) -> None:
         lens.decode(model, steps=[0, STEPS])
     with pytest.raises(SiteError, match=r"no frame 99.*frames 0\.\.4"):
         lens.decode(model, frames=99)
-    with pytest.raises(MadeForAnother, match=r"wan.*mochi"):
-        lens.decode(family_of("mochi").model)
+    # Also of the same family, and with a VAE of the same shape.
+    for other in (family_of("mochi").model, dl.organisms.with_identity_blocks(model, [0]).model):
+        with pytest.raises(MadeForAnother, match=f"read from model {model.id}, this is {other.id}"):
+            lens.decode(other)
+    for wrong in ([0, 1], "all", True):
+        with pytest.raises(InputError, match="how many denoising steps the run makes; the step lens keeps every step"):
+            step_lens(model, text_to_video.inputs[0], steps=wrong)
 
 
 def test_a_run_that_was_stopped_has_the_steps_it_did(organism: Subject) -> None:
@@ -292,7 +297,8 @@ def test_step_lens_of_the_shipped_model_shows_the_answer_forming(shipped: Subjec
 def test_the_preview_stands_in_for_the_vae_at_its_size(organism: Subject) -> None:
     run = organism.run(record=True)
     lens, model = StepLens.of(run), organism.model
-    preview = Preview.fit(model, torch.randn(4, *run.latents.shape[1:], generator=torch.Generator().manual_seed(0)))
+    latents = torch.randn(4, *run.latents.shape[1:], generator=torch.Generator().manual_seed(0))
+    preview = Preview.fit(model, latents, groups=range(4))
     whole = lens.decode(model, steps=[0, 2])
     drawn = lens.decode(model, steps=[0, 2], preview=preview)
     assert drawn.shape == whole.shape

@@ -7,6 +7,7 @@ import weakref
 from functools import cache
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,8 +21,9 @@ from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite
 from dit_lens.lens import depth_lens
 from dit_lens.lens.tuned import Band, TunedLens
 from dit_lens.lens.tuned.bands import band_of, make_bands
+from dit_lens.lens.tuned.compare import FIRST_SEED
 from dit_lens.lens.tuned.sums import ResidualSums
-from dit_lens.lens.tuned.training import Runs, fit
+from dit_lens.lens.tuned.training import Runs, fit, seeded_from
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.tokens import Tokens
 from tests.subjects import Subject, subject_of
@@ -43,7 +45,7 @@ def small(layers: int = 3) -> dl.VideoDiT:
 
 @cache
 def trained(objective: str = "residual") -> TunedLens:
-    return TunedLens.train(small(), TASK, 6, 4, objective=objective, bands=2, batch=4)
+    return TunedLens.train(small(), TASK, 6, 4, objective=objective, start="residual", bands=2, batch=4)
 
 
 def affine(tokens: int = 400, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,16 +140,24 @@ def test_training_lowers_the_error_on_other_instances(objective: str) -> None:
     assert (table["velocity_validation_tuned"] < 0.8 * table["velocity_validation_plain"]).all()
     assert (table["residual_validation_tuned"] < 0.8 * table["residual_validation_plain"]).all()
     assert (table["penalty"].notna() == (objective == "residual")).all()
-    # The record's errors are those that the lens makes: of runs with the same seeds.
     assert tuned.record.objective == objective
     assert len(tuned.record.train) == 6
     assert len(tuned.record.validation) == 4
+    # The validation shares no noise with any pass of the training.
+    seen = 6 * (2 if objective == "velocity" else 1)
+    assert (tuned.record.train_seeds, tuned.record.validation_seeds) == ((0, seen), (seen, seen + 4))
 
 
-def test_the_recorded_errors_are_those_that_the_depth_lens_shows() -> None:
-    tuned, model = trained(), small()
-    part = TASK.sample(4, 0, "val")
-    run = model.run(part, [0, 1, 2, 3], record=True, decode=False)
+@pytest.mark.parametrize("part", ["validation", "train"])
+def test_the_recorded_errors_are_those_that_the_depth_lens_shows(part: str) -> None:
+    """Of the validation runs, and of every second of the training runs, with the seeds that they had."""
+    model = small()
+    tuned = TunedLens.train(model, TASK, 6, 3, bands=2, batch=4, seed=20)
+    instances, seeds = (TASK.sample(3, 20, "val"), [26, 27, 28]) if part == "validation" else (
+        TASK.sample(6, 20, "train")[::2], [20, 22, 24]
+    )  # fmt: skip
+    assert set(i.id for i in instances) <= set(getattr(tuned.record, part))
+    run = model.run(instances, seeds, record=True, decode=False)
     sums = np.zeros((2, 2, 3))
     for step in range(4):
         band = band_of(tuned.record.bands, run.calls[step].sigma, None)
@@ -158,8 +168,27 @@ def test_the_recorded_errors_are_those_that_the_depth_lens_shows() -> None:
         sums[band, :, 2] += float(lens.velocity.double().square().sum())
     table = tuned.frame()
     shown = sums[..., :2] / sums[..., 2:]
-    expected = table[["velocity_validation_plain", "velocity_validation_tuned"]].to_numpy().reshape(2, 2, 2)
+    expected = table[[f"velocity_{part}_plain", f"velocity_{part}_tuned"]].to_numpy().reshape(2, 2, 2)
     np.testing.assert_allclose(shown, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_step_size_falls_linearly_to_0_however_many_calls_a_step_has(
+    guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    class Kept(torch.optim.Adam):
+        def step(self, *args: Any, **more: Any) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args, **more)
+
+    monkeypatch.setattr(torch.optim, "Adam", Kept)
+    TunedLens.train(
+        small(), TASK, 4, 2, objective="velocity", bands=1, batch=2, passes=2, rate=0.01, guidance_scale=guidance
+    )
+    count = 2 * 2 * 4  # passes, batches and denoising steps
+    np.testing.assert_allclose(rates, 0.01 * (1 - np.arange(count) / count))
 
 
 def test_gradient_steps_lower_the_error_of_the_velocity() -> None:
@@ -194,7 +223,7 @@ def test_training_is_the_same_twice_and_leaves_the_model_as_it_was() -> None:
 
 def test_no_more_than_the_activations_of_two_steps_are_alive() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
-    for reading in Runs(small(), batch=2).readings(TASK.sample(4, 0, "train"), "train"):
+    for reading in Runs(small(), batch=2).readings(seeded_from(TASK.sample(4, 0, "train"), 0), "train"):
         alive.append(weakref.ref(reading.residuals[0]))
         assert sum(ref() is not None for ref in alive) <= 2
     assert len(alive) == 2 * 4  # batches and steps
@@ -238,6 +267,10 @@ def test_training_is_refused_where_it_would_mean_nothing() -> None:
         TunedLens.train(model, TASK, 4, 2, objective="x0hat")
     with pytest.raises(InputError, match="penalties"):
         TunedLens.train(model, TASK, 4, 2, penalties=(0.0,))
+    with pytest.raises(InputError, match="passes=0"):
+        TunedLens.train(model, TASK, 4, 2, objective="velocity", passes=0)
+    with pytest.raises(InputError, match=r"steps=\[0, 1\]: here it is how many denoising steps the run makes"):
+        TunedLens.train(model, TASK, 4, 2, steps=[0, 1])
     with pytest.raises(SiteError, match="unknown branch 'stg'"):
         TunedLens.train(model, TASK, 4, 2, branch="stg")
     weight = model.pipeline.transformer.blocks[1].ffn.net[2].bias
@@ -287,6 +320,14 @@ def test_another_model_is_refused_by_name(organism: Subject) -> None:
         depth_lens(organism.model, run, 0, translator=trained())
     with pytest.raises(MadeForAnother, match=both):
         trained().compare(organism.model, TASK, 2)
+
+
+def test_another_branch_than_that_of_the_training_is_refused() -> None:
+    model, tuned = small(), trained()
+    run = model.run(TASK.sample(1)[0], 0, guidance_scale=2.0, record=True, decode=False)
+    assert depth_lens(model, run, 0, branch="cond", translator=tuned).lens == "tuned"
+    with pytest.raises(MadeForAnother, match="trained on the branch 'cond', this is 'uncond'"):
+        depth_lens(model, run, 0, branch="uncond", translator=tuned)
 
 
 def test_a_saved_lens_is_the_same_lens(tmp_path: Path) -> None:
@@ -344,6 +385,8 @@ def test_the_comparison_is_of_held_out_runs_paired_by_run() -> None:
     table = found.frame()
     assert set(table["n"]) == {3}
     assert sorted(set(table["step"])) == [0, 2]  # the first of each band
+    assert set(table["branch"]) == {"cond"}
+    assert set(table["kind"]) == {small().geometry().layer(0).kind}
     assert set(found.measures) == set(table["measure"]) >= {"velocity_cosine", "strict", "agreement", "legality"}
     values = table.pivot_table(index=["measure", "step", "layer"], columns="lens", values="value")
     np.testing.assert_allclose(values["tuned - plain"], values["tuned"] - values["plain"], atol=1e-12)
@@ -366,6 +409,21 @@ def test_instances_that_the_lens_has_seen_are_refused() -> None:
         trained().compare(small(), TASK, [*TASK.sample(2), seen[1]])
     with pytest.raises(InputError, match="one task at a time"):
         trained().compare(small(), [TASK, TASK], seen)
+    others = TASK.sample(2)
+    for seed, message in ((5, r"5\.\.6 .*trained on runs with seeds 0\.\.5"), (9, "validated .* 6..9: give another")):
+        with pytest.raises(EvidenceError, match=message):
+            trained().compare(small(), TASK, others, seed=seed - FIRST_SEED)
+
+
+def test_the_steps_of_a_comparison_are_a_selection_and_one_instance_has_no_interval() -> None:
+    tuned, model = trained(), small()
+    found = tuned.compare(model, TASK, 1, steps=-1, decode=False)
+    assert set(found.table["step"]) == {3}
+    assert found.frame()[["low", "high"]].isna().all(axis=None)
+    every = tuned.compare(model, TASK, 1, steps="all", decode=False, num_inference_steps=3)
+    assert sorted(set(every.table["step"])) == [0, 1, 2]
+    with pytest.raises(SiteError, match=r"no step 4; this run has steps 0\.\.3"):
+        tuned.compare(model, TASK, 1, steps=[4])
 
 
 # What ships.

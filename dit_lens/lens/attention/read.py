@@ -70,8 +70,9 @@ def attention(
     Raises
     ------
     InputError
-        The run was not recorded or is another model's, the budget does not hold one query's scores or the maps, or an
-        unknown kind.
+        The run was not recorded, the budget does not hold one query's scores or the maps, or an unknown kind.
+    MadeForAnother
+        The run is another model's.
     SiteError
         Layers, heads, tokens or a branch that the run does not have.
     NotFinite
@@ -86,8 +87,7 @@ def attention(
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind {kind!r} of attention; one of {', '.join(KINDS)}")
-    if run.model_id != model.id:
-        raise InputError(f"the run was made by model {run.model_id}, this is {model.id}")
+    model.require_own(run)  # before this model's modules are looked up with the run's layers
     calls = run.recorded(step)
     call = next((c for c in calls if branch in c.branches), None)
     if call is None:

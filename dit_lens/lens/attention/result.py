@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from dit_lens.errors import InputError, SiteError
 from dit_lens.plotting import heatmap
 from dit_lens.run import Row
-from dit_lens.statistics import mean_interval
+from dit_lens.statistics import mean_over_instances
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,9 +146,10 @@ class Attention:
         """
         between, even, far = (self._between(*of) for of in (("frames", 0), ("uniform", 0), ("frames", 1)))
         rows = []
+        instances = [row.instance for row in self.rows]
         for i, layer in enumerate(self.layers):
             for j, head in enumerate(self.heads):
-                value, low, high, count = self._interval(between[i, :, j])
+                (value, low, high), count = mean_over_instances(between[i, :, j].numpy(), instances)
                 mass = float(between[i, :, j].sum())
                 distance = float(far[i, :, j].sum()) / mass if mass > 0 else float("nan")
                 rows.append((layer, head, value, low, high, float(even[i, :, j].mean()), distance, count))
@@ -202,11 +202,3 @@ class Attention:
         weights = (apart > 0) * apart.double() ** power
         masses = (self._values(measure).double() * weights).sum(-1).nan_to_num()
         return masses @ (self.counts / self.counts.sum()).double()
-
-    def _interval(self, values: Tensor) -> tuple[float, float, float, int]:
-        """Mean over instances of values (B,), its interval, and the number of instances."""
-        table = pd.DataFrame({"instance": [r.instance for r in self.rows], "value": values.numpy()})
-        means = table.groupby("instance")["value"].mean().to_numpy(dtype=np.float64)
-        if len(means) == 1:
-            return float(means[0]), float("nan"), float("nan"), 1
-        return *mean_interval(means), len(means)

@@ -12,20 +12,22 @@ from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError, InputError
 from dit_lens.lens.depth import MEASURES, DepthLens, depth_lens, means_over_instances
+from dit_lens.lens.reading import geometry_of
 from dit_lens.lens.tuned.bands import band_of
-from dit_lens.lens.tuned.training import batches
+from dit_lens.lens.tuned.training import batches, seeded_from
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.run import Run
+from dit_lens.selection import Select, indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from dit_lens.lens.tuned.translators import TunedLens
 
-#: Seeds of held-out runs begin here, so that their noise is none that a training has seen.
+#: Seeds of held-out runs begin here, far from those of a training; where they meet, `compare` refuses.
 FIRST_SEED = 10_000
-_BY = ["task", "step", "sigma", "expert", "layer"]
+_BY = ["task", "step", "sigma", "expert", "branch", "layer", "kind"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,10 @@ class LensComparison:
 
         Returns
         -------
-        DataFrame with columns task, step, sigma, expert, layer, lens, measure, value, low, high, n
+        DataFrame with columns task, step, sigma, expert, branch, layer, kind, lens, measure, value, low, high, n
             ``lens`` is "plain", "tuned", or "tuned - plain", the difference paired by run.
         """
-        keys = [*_BY, "branch", "kind", "instance", "seed"]
-        wide = self.table.set_index([*keys, "lens"])[self.measures]
+        wide = self.table.set_index([*_BY, "instance", "seed", "lens"])[self.measures]
         both = {name: wide.xs(name, level="lens") for name in ("plain", "tuned")}
         both["tuned - plain"] = both["tuned"] - both["plain"]
         parts = []
@@ -93,7 +94,7 @@ def compare(
     task: Any,
     instances: int | Sequence[Any] = 64,
     *,
-    steps: Sequence[int] | None = None,
+    steps: Select | None = None,
     seed: int = 0,
     batch: int = 16,
     decode: bool = True,
@@ -106,8 +107,8 @@ def compare(
     task : Task or list of Task
     instances : int or list
         So many of each task's split "test", or instances of one task.
-    steps : list of int, optional
-        By default the first step of every band.
+    steps : Select, optional
+        Which to read, by default the first of every band; how many there are is ``num_inference_steps``.
     seed : int
         Of the instances; number i runs with seed ``10000 + seed + i``, other noise than that of the training.
     decode : bool
@@ -118,7 +119,9 @@ def compare(
     Raises
     ------
     EvidenceError
-        An instance that the lens was trained or validated on.
+        An instance or a seed that the lens was trained or validated on.
+    SiteError
+        A step that the runs will not have.
     MadeForAnother
         The lens is of another model.
     """
@@ -127,13 +130,17 @@ def compare(
     drawn = [t.sample(instances, seed) for t in tasks] if isinstance(instances, int) else [list(instances)]
     if len(drawn) != len(tasks) or not all(drawn):
         raise InputError("give instances of one task at a time, or how many of each")
-    _check_held_out(tuned, [i.id for part in drawn for i in part])
+    first = FIRST_SEED + seed
+    _check_held_out(tuned, [i.id for part in drawn for i in part], range(first, first + max(map(len, drawn))))
+    if steps is not None:
+        indices(steps, geometry_of(model, drawn[0][0], arguments).steps, "step")
     tables = []
     for of_task, part in zip(tasks, drawn, strict=True):
-        parts = list(batches(part, batch, FIRST_SEED + seed))
+        parts = list(batches(seeded_from(part, first), batch))
         for some, seeds in tqdm(parts, desc=f"{of_task.name}, both lenses", unit="batch"):
             run = model.run(some, seeds, record=True, decode=decode, **arguments)
-            for step in _first_of_bands(tuned, run) if steps is None else steps:
+            chosen = _first_of_bands(tuned, run) if steps is None else indices(steps, run.geometry.steps, "step")
+            for step in chosen:
                 for translator in (None, tuned):
                     lens = depth_lens(model, run, step, branch=tuned.record.branch, translator=translator)
                     table = lens.frame().assign(task=of_task.name)
@@ -141,13 +148,20 @@ def compare(
     return LensComparison(pd.concat(tables, ignore_index=True))
 
 
-def _check_held_out(tuned: TunedLens, ids: Sequence[str]) -> None:
-    known = set(tuned.record.train) | set(tuned.record.validation)
+def _check_held_out(tuned: TunedLens, ids: Sequence[str], seeds: range) -> None:
+    record = tuned.record
+    known = set(record.train) | set(record.validation)
     if shared := sorted(known & set(ids)):
         raise EvidenceError(
             f"{len(shared)} instances are not held out, the lens was trained or validated on them: "
             f"{', '.join(shared[:3])}"
         )
+    for what, (start, stop) in (("trained", record.train_seeds), ("validated", record.validation_seeds)):
+        if max(start, seeds.start) < min(stop, seeds.stop):
+            raise EvidenceError(
+                f"seeds {seeds.start}..{seeds.stop - 1} are not held out, the lens was {what} on runs with seeds "
+                f"{start}..{stop - 1}: give another seed"
+            )
 
 
 def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:

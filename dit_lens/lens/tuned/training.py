@@ -18,6 +18,7 @@ from dit_lens.identity import describe
 from dit_lens.inputs import gather
 from dit_lens.interventions import Capture
 from dit_lens.lens.depth import read_out
+from dit_lens.lens.reading import require_step_count
 from dit_lens.lens.tuned.bands import Band, Level, band_of, make_bands
 from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.translators import Record, TunedLens
@@ -33,6 +34,8 @@ OBJECTIVES = ("residual", "velocity")
 Place = tuple[int, int]
 #: W (D, D) and b (D,) of x -> x + x W + b.
 Affine = tuple[Tensor, Tensor]
+#: Instances, each with the seed that it runs with.
+Seeded = Sequence[tuple[Any, int]]
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,21 @@ class Reading:
 
 @dataclass
 class Runs:
-    """How to make the runs of a training: the same for every instance, and one seed for each."""
+    """How to make the runs of a training: the same for every instance."""
 
     model: VideoDiT
     branch: str = "cond"
     batch: int = 16
-    seed: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def levels(self, instance: Any) -> list[Level]:
-        """Noise level and expert of every step of a run."""
-        run = self.model.run(instance, self.seed, decode=False, **self.arguments)
-        return [(call.sigma, call.expert) for call in run.calls]
+        """Noise level and expert of every step of a run, of however many calls a step is made."""
+        run = self.model.run(instance, decode=False, **self.arguments)
+        return list({call.step: (call.sigma, call.expert) for call in run.calls}.values())
 
-    def readings(self, instances: Sequence[Any], what: str, layers: Select = "all") -> Iterator[Reading]:
+    def readings(self, seeded: Seeded, what: str, layers: Select = "all") -> Iterator[Reading]:
         """Every step of a run of every instance; activations of two steps at most are in memory."""
-        for part, seeds in tqdm(list(batches(instances, self.batch, self.seed)), desc=what, unit="batch"):
+        for part, seeds in tqdm(list(batches(seeded, self.batch)), desc=what, unit="batch"):
             run = self.model.run(part, seeds, record=True, decode=False, **self.arguments)
             for step in range(run.geometry.steps):
                 sites = Sites("resid", steps=step, layers=layers, branches=self.branch)
@@ -82,14 +84,19 @@ class Runs:
                 yield Reading(call, residuals, replay.velocities[self.branch], replay.conditioning[self.branch])
 
 
-def batches(instances: Sequence[Any], size: int, seed: int) -> Iterator[tuple[list[Any], list[int]]]:
-    """Instances of one task and their seeds, ``size`` at a time, the batches in random order."""
-    groups: dict[Any, list[int]] = {}
-    for i, instance in enumerate(instances):
-        groups.setdefault(getattr(instance, "task", None), []).append(i)
+def seeded_from(instances: Sequence[Any], first: int) -> list[tuple[Any, int]]:
+    """Instances with seeds that count up."""
+    return [(instance, first + k) for k, instance in enumerate(instances)]
+
+
+def batches(seeded: Seeded, size: int) -> Iterator[tuple[list[Any], list[int]]]:
+    """Instances of one task and their seeds, ``size`` at a time; the first seed decides the order of the batches."""
+    groups: dict[Any, list[tuple[Any, int]]] = {}
+    for instance, seed in seeded:
+        groups.setdefault(getattr(instance, "task", None), []).append((instance, seed))
     parts = [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]
-    for i in np.random.default_rng(seed).permutation(len(parts)):
-        yield [instances[k] for k in parts[i]], [seed + k for k in parts[i]]
+    for i in np.random.default_rng(seeded[0][1]).permutation(len(parts)):
+        yield [instance for instance, _ in parts[i]], [seed for _, seed in parts[i]]
 
 
 def train(model: VideoDiT, task: Any, runs: int, validation: int, *, seed: int = 0, **options: Any) -> TunedLens:
@@ -119,7 +126,7 @@ def fit(
     batch: int = 16,
     passes: int = 2,
     rate: float = 1e-3,
-    start: str = "residual",
+    start: str = "identity",
     seed: int = 0,
     **arguments: Any,
 ) -> TunedLens:
@@ -141,10 +148,13 @@ def fit(
     branch : str
         The guidance branch that is read.
     passes, rate, start
-        Of "velocity": passes over the training runs, step size (it falls linearly to 0), and where to start, at the
-        closed form of "residual" or at the "identity".
+        Of "velocity": passes over the training instances, each with noise of its own; step size (it falls linearly to
+        0); and where to start, at the "identity" or at the closed form of "residual".
+    seed : int
+        Training run number k has seed ``seed + k``, counted on over all passes; the validation runs have the seeds
+        after those, so that they share no noise with the training either.
     **arguments
-        Of the runs.
+        Of the runs; ``steps`` is the number of denoising steps.
 
     Notes
     -----
@@ -152,30 +162,35 @@ def fit(
     band and layer 16 D^2 bytes. A translator is used where it lowers the squared error of the velocity on the
     validation runs, whatever it was trained to; elsewhere the identity is.
 
+    The errors "train" of the velocity are of every k-th training run of the first pass, k = runs // validation runs.
+    Those of the residual are of all.
+
     Raises
     ------
     EvidenceError
         Too few runs, or instances that are in both lists.
     InputError
-        Unknown objective, or bands and penalties that are none.
+        Unknown objective, bands, penalties or passes that are none, or ``steps`` that is no number of steps.
     """
-    _check(train, validation, objective, start, penalties)
-    runs = Runs(model, branch, batch, seed, arguments)
+    _check(train, validation, objective, start, penalties, passes)
+    require_step_count("a tuned lens reads every step", arguments)
+    runs, count = Runs(model, branch, batch, arguments), len(train) * (passes if objective == "velocity" else 1)
+    seen, held_out = seeded_from(train, seed), seeded_from(validation, seed + count)
     found = make_bands(runs.levels(train[0]), bands)
     chosen = [k for k in indices(layers, model.layers, "layer") if k < model.layers - 1]
     learned, judged = (
-        _moments(runs, part, found, chosen, what) for part, what in ((train, "train"), (validation, "validate"))
+        _moments(runs, part, found, chosen, what) for part, what in ((seen, "train"), (held_out, "validate"))
     )
     _check_enough(learned, found)
     penalty, maps = _ridge(learned, judged, penalties)
     if objective == "velocity":
         begin = maps if start == "residual" else {place: tuple(map(torch.zeros_like, m)) for place, m in maps.items()}
-        maps = _descend(runs, train, found, begin, passes, rate)
+        maps = _descend(runs, [seeded_from(train, seed + i * len(train)) for i in range(passes)], found, begin, rate)
         penalty = dict.fromkeys(maps)
-    some = train[:: max(1, len(train) // len(validation))]
+    some = seen[:: max(1, len(seen) // len(held_out))]
     shown = {
         "train": _velocity_errors(runs, some, found, maps, "errors, train"),
-        "validation": _velocity_errors(runs, validation, found, maps, "errors, validation"),
+        "validation": _velocity_errors(runs, held_out, found, maps, "errors, validation"),
     }
     errors = [
         _entry(place, found[place[0]], penalty[place], maps[place], learned[place], judged[place],
@@ -184,8 +199,8 @@ def fit(
     ]  # fmt: skip
     record = Record(
         model.id, model.architecture.family, model.layers, model.architecture.width(model.pipeline.transformer),
-        found, objective, _tasks(train), _ids(train), _ids(validation), seed, _plain(arguments), tuple(errors),
-        _versions(), branch,
+        found, objective, _tasks(train), _ids(train), _ids(validation), (seed, seed + count),
+        (seed + count, seed + count + len(validation)), _plain(arguments), tuple(errors), _versions(), branch,
     )  # fmt: skip
     return _of(record, maps)
 
@@ -198,7 +213,7 @@ def _of(record: Record, maps: Mapping[Place, Affine]) -> TunedLens:
 
 
 def _check(
-    train: Sequence[Any], validation: Sequence[Any], objective: str, start: str, penalties: Sequence[float]
+    train: Sequence[Any], validation: Sequence[Any], objective: str, start: str, penalties: Sequence[float], passes: int
 ) -> None:
     if objective not in OBJECTIVES:
         raise InputError(f"unknown objective {objective!r}; one of {', '.join(OBJECTIVES)}")
@@ -206,6 +221,8 @@ def _check(
         raise InputError(f"unknown start {start!r}; residual or identity")
     if not len(penalties) or not all(np.isfinite(p) and p > 0 for p in penalties):
         raise InputError(f"penalties={penalties!r}: need finite numbers above 0")
+    if passes < 1:
+        raise InputError(f"passes={passes!r}: need at least one")
     if min(len(train), len(validation)) < 2:
         raise EvidenceError(
             f"{len(train)} training and {len(validation)} validation instances; need at least 2 of each"
@@ -223,13 +240,13 @@ def _check_enough(moments: Mapping[Place, ResidualSums], bands: Sequence[Band]) 
 
 
 def _moments(
-    runs: Runs, instances: Sequence[Any], bands: Sequence[Band], layers: Sequence[int], what: str
+    runs: Runs, seeded: Seeded, bands: Sequence[Band], layers: Sequence[int], what: str
 ) -> dict[Place, ResidualSums]:
     """Sufficient statistics of every band and layer."""
     width = runs.model.architecture.width(runs.model.pipeline.transformer)
     sums = {(band, layer): ResidualSums(width) for band in range(len(bands)) for layer in layers}
     last = runs.model.layers - 1
-    for reading in runs.readings(instances, what, [*layers, last]):
+    for reading in runs.readings(seeded, what, [*layers, last]):
         band = band_of(bands, reading.call.sigma, reading.call.expert)
         for layer in layers:
             sums[band, layer].add(reading.residuals[layer], reading.residuals[last])
@@ -248,18 +265,17 @@ def _ridge(
 
 
 def _descend(
-    runs: Runs, train: Sequence[Any], bands: Sequence[Band], maps: Mapping[Place, Any], passes: int, rate: float
+    runs: Runs, passes: Sequence[Seeded], bands: Sequence[Band], maps: Mapping[Place, Any], rate: float
 ) -> dict[Place, Affine]:
     """Gradient steps on the squared error of the velocity, one for every step of every batch of runs."""
     free = {place: [x.float().clone().requires_grad_() for x in of_place] for place, of_place in maps.items()}
     optimizer = torch.optim.Adam([x for of_place in free.values() for x in of_place], lr=rate)
-    # A batch of runs makes as many steps as it has noise levels.
-    total = passes * len(list(batches(train, runs.batch, 0))) * len(runs.levels(train[0]))
+    # A batch of runs makes as many gradient steps as it has denoising steps.
+    total = len(runs.levels(passes[0][0][0])) * sum(len(list(batches(seeded, runs.batch))) for seeded in passes)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: max(0.0, 1 - k / total))
     layers = sorted({layer for _, layer in maps})
-    for i in range(passes):
-        again = Runs(runs.model, runs.branch, runs.batch, runs.seed + i, runs.arguments)
-        for reading in again.readings(train, f"pass {i + 1} of {passes}", layers):
+    for i, seeded in enumerate(passes, start=1):
+        for reading in runs.readings(seeded, f"pass {i} of {len(passes)}", layers):
             band = band_of(bands, reading.call.sigma, reading.call.expert)
             with torch.enable_grad(), frozen(runs.model.experts.values()):
                 loss = torch.stack([_loss(runs.model, reading, k, free[band, k]) for k in layers]).sum()
@@ -285,12 +301,12 @@ def _translated(residual: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _velocity_errors(
-    runs: Runs, instances: Sequence[Any], bands: Sequence[Band], maps: Mapping[Place, Affine], what: str
+    runs: Runs, seeded: Seeded, bands: Sequence[Band], maps: Mapping[Place, Affine], what: str
 ) -> dict[Place, tuple[float, float]]:
     """Relative squared error of the velocity, plain and tuned, of every band and layer."""
     sums = {place: np.zeros(3) for place in maps}
     layers = sorted({layer for _, layer in maps})
-    for reading in runs.readings(instances, what, layers):
+    for reading in runs.readings(seeded, what, layers):
         band = band_of(bands, reading.call.sigma, reading.call.expert)
         own = reading.velocity.double()
         for layer in layers:

@@ -44,12 +44,13 @@ class Record:
         What it was trained to.
     tasks, train, validation : tuple of str
         Names of the tasks, and ids of the instances.
-    seed : int
+    train_seeds, validation_seeds : (int, int)
+        Seeds of the runs: the first, and the one after the last.
     settings : dict
         Arguments of the runs.
     errors : tuple of dict
         For every band and layer: the penalty; whether the translator is used, or the identity; and the errors of both
-        on the training and the validation runs.
+        on the validation runs and on the training runs, of the velocity on about as many of these as of those.
     versions : dict
     """
 
@@ -62,7 +63,8 @@ class Record:
     tasks: tuple[str, ...]
     train: tuple[str, ...]
     validation: tuple[str, ...]
-    seed: int
+    train_seeds: tuple[int, int]
+    validation_seeds: tuple[int, int]
     settings: dict[str, Any]
     errors: tuple[dict[str, Any], ...]
     versions: dict[str, str]
@@ -77,7 +79,8 @@ class Record:
     def from_json(cls, data: dict[str, Any]) -> Record:
         if not all(isinstance(row["used"], bool) for row in data["errors"]):
             raise ValueError("'used' is true or false")
-        lists = {name: tuple(data[name]) for name in ("tasks", "train", "validation", "errors")}
+        names = ("tasks", "train", "validation", "train_seeds", "validation_seeds", "errors")
+        lists = {name: tuple(data[name]) for name in names}
         return cls(**{**data, **lists, "bands": tuple(Band.from_json(band) for band in data["bands"])})
 
 
@@ -140,13 +143,18 @@ class TunedLens:
         matrix, bias = (x[place].to(wide.device, wide.dtype) for x in (self.matrices, self.biases))
         return (wide + wide @ matrix + bias).to(residual.dtype)
 
-    def require(self, model: VideoDiT) -> None:
-        """Refuse a model that the lens was not made for.
+    def require(self, model: VideoDiT, branch: str | None = None) -> None:
+        """Refuse a model, or a guidance branch, that the lens was not made for.
+
+        Parameters
+        ----------
+        branch : str, optional
+            By default the model alone is asked for.
 
         Raises
         ------
         MadeForAnother
-            Names the model that it was made for and the one that was given.
+            Names what it was made for and what was given.
         """
         r, own = self.record, model.architecture
         width = own.width(model.pipeline.transformer)
@@ -155,12 +163,15 @@ class TunedLens:
                 f"this tuned lens was made for model {r.model_id} ({r.family}, {r.layers} layers of width {r.width}); "
                 f"this is {model.id} ({own.family}, {model.layers} layers of width {width})"
             )
+        if branch not in (None, r.branch):
+            raise MadeForAnother(f"this tuned lens was trained on the branch {r.branch!r}, this is {branch!r}")
 
     def frame(self) -> pd.DataFrame:
         """The training record: one row for every band and layer.
 
         Columns band, sigma_low, sigma_high, expert, layer, used, penalty, and for the residual and the velocity the
-        mean squared errors, relative to what is estimated, of both lenses on training and validation runs.
+        mean squared errors, relative to what is estimated, of both lenses on the validation runs and on the training
+        runs, of the velocity on about as many of these as of those.
         """
         return pd.DataFrame(list(self.record.errors))
 
@@ -217,8 +228,9 @@ class TunedLens:
         runs, validation : int
             Runs of each kind, divided among the tasks.
         **options
-            As in `dit_lens.lens.tuned.training.fit`: ``objective``, ``bands``, ``penalties``, ``branch``, ``batch``,
-            ``passes``, ``rate``, ``seed``, and arguments of the runs.
+            As in `dit_lens.lens.tuned.training.fit`: ``objective``, ``bands``, ``layers``, ``penalties``, ``branch``,
+            ``batch``, ``passes``, ``rate``, ``start``, ``seed``, and arguments of the runs, of which ``steps`` is the
+            number of denoising steps.
 
         Raises
         ------
