@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
+from dit_lens.probing.asked import Asked
 from dit_lens.probing.columns import Question, ask, donors, targets
 from dit_lens.probing.data import Source, group_numbers, require_disjoint
 from dit_lens.probing.decisions import discriminant
@@ -30,7 +31,7 @@ from dit_lens.probing.result import ProbeGrid
 from dit_lens.probing.rows import Pool
 from dit_lens.probing.scores import GroupedScores, scores_by_group
 from dit_lens.probing.targets import targets_of
-from dit_lens.probing.trained import SCHEMA, Asked, ProbeSet, card_of_task, sites_of
+from dit_lens.probing.trained import SCHEMA, ProbeSet, card_of_task, sites_of
 from dit_lens.probing.visit import CONTROLS, Sink, Visit
 from dit_lens.run import Run
 from dit_lens.selection import Select, indices

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -21,65 +23,16 @@ from dit_lens.errors import InputError, MadeForAnother, SiteError
 from dit_lens.files import write_atomic
 from dit_lens.interventions import Steer
 from dit_lens.model import VideoDiT
+from dit_lens.probing.asked import Asked
 from dit_lens.probing.visit import site_of
+from dit_lens.run import Run
 from dit_lens.sites import Site, Sites
 from dit_lens.tasks import TASKS
 
 SCHEMA = 1
-#: Where a card's file names the weights beside it; sets without it are taken as they are.
+#: Where a card's file names the weights beside it.
 _WEIGHTS = "weights_sha256"
 _ORGANISMS = Path(__file__).parent.parent / "organisms"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What some of a probe's outputs answer.
-
-    Attributes
-    ----------
-    control : "none" or "shuffled"
-    kind : "binary" (one output, above 0 means the second class), "classes" (the largest wins), or "regression"
-    classes : tuple
-        The label's values; empty for regression.
-    names : tuple of str
-        What each class is called.
-    start, stop : int
-        The outputs.
-    """
-
-    name: str
-    role: str
-    control: str
-    kind: str
-    classes: tuple[Any, ...]
-    names: tuple[str, ...]
-    start: int
-    stop: int
-
-    def answers(self, scores: Tensor) -> Tensor:
-        """Scores (..., K) to numbers of classes or values (...)."""
-        own = scores[..., self.start : self.stop]
-        if self.kind == "classes":
-            return own.argmax(-1)
-        return own[..., 0] if self.kind == "regression" else (own[..., 0] > 0).long()
-
-    def codes(self, values: NDArray[Any]) -> NDArray[Any]:
-        """A label's values as numbers of classes, -1 where they are negative; values of a regression as they are.
-
-        Raises
-        ------
-        MadeForAnother
-            A class that the probe has not been trained on.
-        """
-        if self.kind == "regression":
-            return values.astype(np.float64)
-        numbers, known = values.astype(np.int64), np.array([int(c) for c in self.classes])
-        if len(missing := np.setdiff1d(numbers[numbers >= 0], known)):
-            raise MadeForAnother(
-                f"the probes of {self.name!r} were trained on the classes {', '.join(self.names)}; there is also "
-                f"{', '.join(map(str, missing))}"
-            )
-        return np.where(numbers >= 0, np.searchsorted(known, numbers), -1)
 
 
 @dataclass(frozen=True)
@@ -90,8 +43,8 @@ class ProbeSet:
     ----------
     card : dict of JSON types
         ``model_id``, ``task``, ``level``, ``frames``, ``pool``, ``source``, ``estimator``, ``asked`` (labels, true and
-        shuffled, with the outputs that answer them), ``sites``, ``train`` and ``test`` (how many instances of which
-        split), ``scores`` (the table, with all controls), ``versions``, ``date``.
+        shuffled, with the outputs that answer them), ``sites``, ``sigmas``, ``experts``, ``train`` and ``test`` (their
+        instances), ``scores`` (the table, with all controls), ``versions``, ``date``.
     coef, intercept : dicts from (step, readout) to tensors of shape (K, D) and (K,)
         Readouts as in `dit_lens.probing.collect`. Files keep them in single precision.
     """
@@ -121,8 +74,10 @@ class ProbeSet:
 
     @property
     def readouts(self) -> list[str]:
-        """Readouts, those of the controls included."""
-        return list(dict.fromkeys(readout for _, readout in self.coef))
+        """Readouts, those of the controls included: the embedding, the layers, then the controls."""
+        return sorted(
+            {readout for _, readout in self.coef}, key=lambda name: (not _is_own(name), name[:1] != "e", name)
+        )
 
     @property
     def source(self) -> str:
@@ -130,8 +85,17 @@ class ProbeSet:
 
     @property
     def task(self) -> Any:
-        """The task that the probes are of."""
-        return TASKS[self.card["task"]["name"]](**_options(self.card["task"]["options"]))
+        """The task that the probes are of.
+
+        Raises
+        ------
+        InputError
+            A task that dit_lens does not have.
+        """
+        name = self.card["task"]["name"]
+        if name not in TASKS:
+            raise InputError(f"these probes are of the task {name!r}, which dit_lens does not have: give task=")
+        return TASKS[name](**_options(self.card["task"]["options"]))
 
     def frame(self) -> pd.DataFrame:
         """The scores that were measured when the probes were trained, with all controls."""
@@ -146,6 +110,38 @@ class ProbeSet:
         """
         if model.id != self.card["model_id"]:
             raise MadeForAnother(f"these probes are of model {self.card['model_id']}, this is {model.id}")
+
+    def require_run(self, run: Run) -> None:
+        """Refuse a run whose steps have other noise levels, or another expert, than those that were probed.
+
+        Raises
+        ------
+        MadeForAnother
+        """
+        experts = {call.step: call.expert for call in run.calls}
+        for step in self.steps:
+            was = self.card["sigmas"][str(step)], self.card["experts"][str(step)]
+            is_ = (run.schedule.sigma(step), experts[step]) if step in experts else (None, None)
+            if is_[0] is None or not isclose(was[0], is_[0], rel_tol=1e-3, abs_tol=1e-6) or was[1] != is_[1]:
+                raise MadeForAnother(
+                    f"these probes are of step {step} at sigma {_named(*was)}; in this run it is at {_named(*is_)}"
+                )
+
+    def readout(self, layer: int | str) -> str:
+        """The readout of a layer, "L02" of 2 or of "L02"; a negative one counts from the last that was probed.
+
+        Raises
+        ------
+        SiteError
+        """
+        if isinstance(layer, str):
+            if not _is_own(layer):
+                raise SiteError(f"layer {layer!r}: a number, 'embed', or a name such as 'L02'")
+            return layer
+        layers: list[int] = self.card["layers"]
+        if layer < 0 and -layer > len(layers):
+            raise SiteError(f"layer {layer}: {len(layers)} layers were probed")
+        return f"L{layers[layer] if layer < 0 else layer:02d}"
 
     def scores(self, step: int, readout: str, features: Tensor) -> Tensor:
         """Outputs (..., K) of features (..., D).
@@ -177,19 +173,29 @@ class ProbeSet:
 
         Parameters
         ----------
-        layer : int or "embed"
+        layer : int or str
+            See `readout`.
         answer : optional
-            Of a label with several classes the class, by its name or value; of a boolean one True by default.
+            The class towards which, by its name or value; of two classes by default the second (True).
+
+        Raises
+        ------
+        InputError
+            No such label, or an answer that it does not have.
         """
         asked = next((a for a in self.asked if a.name == label and a.control == "none"), None)
         if asked is None:
             raise InputError(f"no probe of {label!r}; there are {', '.join(self.labels)}")
-        weights = self._at(step, _readout(layer))[asked.start : asked.stop].double()
-        if asked.kind == "classes":
-            # Away from all other classes: what the largest score must be larger than.
-            towards = weights[_number(asked, answer)] - weights.mean(0)
+        weights = self._at(step, self.readout(layer))[asked.start : asked.stop].double()
+        if asked.kind == "regression":
+            if answer is not None:
+                raise InputError(f"{label!r} is a number: its direction has no answer={answer!r}")
+            towards = weights[0]
+        elif asked.kind == "binary":
+            towards = weights[0] if answer is None or asked.number(answer) == 1 else -weights[0]
         else:
-            towards = -weights[0] if answer is False else weights[0]
+            # Away from all other classes: what the largest score must be larger than.
+            towards = weights[asked.number(answer)] - weights.mean(0)
         unit: Tensor = towards / torch.linalg.vector_norm(towards)
         return unit.float()
 
@@ -205,7 +211,7 @@ class ProbeSet:
         **options
             ``tokens`` selects tokens; others are those of `Steer`.
         """
-        sites = site_of_readout(step, layer)
+        sites = site_of_readout(step, self.readout(layer))
         if "tokens" in options:
             sites = sites.at(tokens=options.pop("tokens"))
         return Steer(sites, self.direction(label, step, layer, answer), scale, **{"unit": "norm", **options})
@@ -238,7 +244,7 @@ class ProbeSet:
         try:
             card = json.loads(path.with_suffix(".json").read_text())
             weights = path.read_bytes()
-            if card.pop(_WEIGHTS, None) not in (None, hashlib.sha256(weights).hexdigest()):
+            if card.pop(_WEIGHTS) != hashlib.sha256(weights).hexdigest():
                 raise InputError(f"{path}: no probes; {path.with_suffix('.json').name} is the card of other weights")
             tensors = load(weights)
             if card["schema"] != SCHEMA:
@@ -295,9 +301,18 @@ def probe_names() -> dict[str, Path]:
 
 
 def card_of_task(task: Any) -> dict[str, Any]:
-    """Name and settings of a task, as JSON types."""
+    """Name and settings of a task, as JSON types.
+
+    Raises
+    ------
+    InputError
+        A task that is no dataclass: its settings could not be written down.
+    """
+    name = task.name
+    if not is_dataclass(task) or isinstance(task, type):
+        raise InputError(f"{task!r} is no dataclass: probes are saved with the settings of their task")
     options = asdict(task)
-    return {"name": task.name, "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
+    return {"name": name, "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,30 +329,21 @@ def _part(tensors: Mapping[str, Tensor], what: str) -> dict[tuple[int, str], Ten
     return found
 
 
-def _readout(layer: int | str) -> str:
-    if isinstance(layer, str):
-        if layer != "embed":
-            raise SiteError(f"layer {layer!r}: a number, or 'embed'")
-        return layer
-    return f"L{layer:02d}"
+def _is_own(readout: str) -> bool:
+    """Whether a readout is of the model itself, and no control."""
+    return re.fullmatch(r"embed|L\d{2,}", readout) is not None
 
 
-def site_of_readout(step: int, layer: int | str, branch: str = "cond") -> Sites:
+def _named(sigma: float | None, expert: str | None) -> str:
+    return ("none" if sigma is None else f"{sigma:.4f}") + (f" of the expert {expert}" if expert else "")
+
+
+def site_of_readout(step: int, readout: str, branch: str = "cond") -> Sites:
     """The selection of one readout's site."""
-    site = site_of(step, _readout(layer), branch)
+    site = site_of(step, readout, branch)
     return Sites(site.component, steps=step, layers="all" if site.layer is None else site.layer, branches=branch)
-
-
-def _number(asked: Asked, answer: Any) -> int:
-    """The class that an answer names."""
-    if answer in asked.names:
-        return asked.names.index(answer)
-    if answer in asked.classes:
-        return asked.classes.index(answer)
-    raise InputError(f"{asked.name!r} has the classes {', '.join(asked.names)}; answer={answer!r} is none of them")
 
 
 def sites_of(steps: Sequence[int], readouts: Sequence[str]) -> list[Site]:
     """Sites of the readouts that are the model's own."""
-    own = [r for r in readouts if r != "position" and not r.startswith("random/")]
-    return [site_of(step, readout) for step in steps for readout in own]
+    return [site_of(step, readout) for step in steps for readout in readouts if _is_own(readout)]

@@ -34,10 +34,10 @@ def test_new_weights_beside_an_old_card_are_refused(tmp_path: Path, monkeypatch:
     assert ProbeSet.load(new.save(path)).card == old.card
 
 
-def test_a_card_that_names_no_weights_is_taken(tmp_path: Path) -> None:
-    """Sets were saved before cards did."""
+def test_a_card_that_names_no_weights_is_refused(tmp_path: Path) -> None:
     path = load_probes("maze").save(tmp_path / "set")
     card = json.loads(path.with_suffix(".json").read_text())
     assert len(card.pop("weights_sha256")) == 64
     path.with_suffix(".json").write_text(json.dumps(card))
-    assert ProbeSet.load(path).card == card
+    with pytest.raises(InputError, match="no probes"):
+        ProbeSet.load(path)
