@@ -98,6 +98,13 @@ def test_skills_are_those_of_a_loop_of_single_probes(product: torch.dtype, mean:
         assert skill == pytest.approx(expected, abs=1e-9 if product == torch.float64 else 1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_scores_of_the_cpu(grid: ProbeGrid) -> None:
+    there = probe_grid({0: planted()}, device="cuda")
+    for key, scores in grid.scores.items():
+        np.testing.assert_allclose(there.scores[key].sums, scores.sums, rtol=1e-6, atol=1e-6)
+
+
 def test_several_classes_are_told_apart_as_by_discriminant_analysis_with_equal_priors() -> None:
     """Ridge columns and their fitted values give the boundaries of discriminant analysis of the features themselves."""
     rng = np.random.default_rng(0)
