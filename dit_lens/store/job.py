@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, NotFinite
@@ -27,7 +26,8 @@ class Job:
     Attributes
     ----------
     tensors : dict from site to Tensor
-        Copies, which nobody else can change before they are written.
+    versions : tuple
+        Of the tensors: what changes when torch changes one in place.
     named : bool
         Whether the key was given, and is not the run's id.
     """
@@ -38,7 +38,12 @@ class Job:
     settings: Mapping[str, Any]
     layout: Layout
     tensors: Mapping[str, Tensor]
+    versions: tuple[int | None, ...]
     named: bool
+
+
+def versions(tensors: Mapping[str, Tensor]) -> tuple[int | None, ...]:
+    return tuple(None if t.is_inference() else t._version for t in tensors.values())
 
 
 def job_of(
@@ -65,8 +70,8 @@ def job_of(
     _check_rows(rows)
     _check(captures, len(rows))
     layout = Layout.of(model_id or None, captures, sampling)
-    tensors = {str(site): copied(tensor) for site, tensor in captures.items()}
-    return Job(key, run_id or key, tuple(rows), plain(settings or {}), layout, tensors, named)
+    tensors = {str(site): tensor.detach().cpu() for site, tensor in captures.items()}
+    return Job(key, run_id or key, tuple(rows), plain(settings or {}), layout, tensors, versions(tensors), named)
 
 
 def captures_of(run: Run | Mapping[Any, Tensor], name: str | None) -> dict[Site, Tensor]:
@@ -74,11 +79,6 @@ def captures_of(run: Run | Mapping[Any, Tensor], name: str | None) -> dict[Site,
     if isinstance(run, Run):
         return chosen(run, name)
     return {Site.parse(site) if isinstance(site, str) else site: tensor for site, tensor in run.items()}
-
-
-def copied(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, in row-major order."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def chosen(run: Run, name: str | None) -> dict[Site, Tensor]:

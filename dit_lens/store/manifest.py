@@ -246,7 +246,6 @@ def prepare(folder: Path, at: int) -> None:
     path = folder / NAME
     if not at and not path.exists():
         path.touch()
-        sync(folder)
     if (size := path.stat().st_size) < at:
         raise StoreError(f"{path} has {size} bytes and had {at}: somebody else changed it")
     if size > at:  # an append that failed could not be taken back

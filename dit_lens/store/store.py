@@ -225,7 +225,8 @@ class Store:
         """Queue the captures of a run to be written in the background.
 
         The run is finished, and survives whatever happens to this process, when it is `in` the store; `flush` and
-        `close` wait for that. What is written is a copy of its captures: they may be changed as soon as this returns.
+        `close` wait for that. Its captures are not copied and must not be changed in place before. That is noticed
+        where torch counts changes: not through a numpy array of the same memory or ``.data``, nor in inference mode.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """The write rate of a store against a plain sequential write of the same bytes: ``python -m tests.benchmarks.store``.
 
 Each round writes one after the other, in random order and each to a folder of its own, the same runs through a store
-(copied, hashed, renamed, with a manifest) and plainly: one file a run, opened without a buffer, written tensor after
+(hashed, renamed, with a manifest) and plainly: one file a run, opened without a buffer, written tensor after
 tensor, synced. Both sides wait until every file is on the disk (fsync). The ratio of the rates is paired within a
 round, and it must be at least 0.8. Before each round what is still on its way to the disk is waited for.
 """

@@ -206,17 +206,16 @@ def test_large_sums_are_no_infinity(tmp_path: Path) -> None:
     assert torch.equal(Store(tmp_path)[RESID].tensor(), huge)
 
 
-def test_what_was_added_may_be_changed_at_once(tmp_path: Path, held: threading.Event) -> None:
-    captures, given, numbers = tensors(0), tensors(0), np.ones((2, 3), dtype=np.float32)
-    shared = {**captures, "s00/cond/L05/resid/video": torch.from_numpy(numbers)}
+def test_a_change_in_place_while_it_waits_is_noticed(tmp_path: Path, held: threading.Event) -> None:
+    captures = tensors(0)
     with Store(tmp_path) as store:
-        store.add(shared, "run-0", rows=rows_of(0), model_id=MODEL)
+        store.add(captures, "run-0", rows=rows_of(0), model_id=MODEL)
         captures[RESID].zero_()
-        numbers[:] = 7  # torch does not know of this one
         held.set()
-    store = Store(tmp_path)
-    assert all(torch.equal(store[name].tensor(), tensor) for name, tensor in given.items())
-    assert torch.equal(store["s00/cond/L05/resid/video"].tensor(), torch.ones(2, 3))
+        with pytest.raises(StoreError, match="changed in place"):
+            store.flush()
+    assert Store(tmp_path).keys == []
+    assert files(tmp_path) == set()
 
 
 def test_settings_that_are_no_numbers_or_short_texts_are_left_out(tmp_path: Path) -> None:
@@ -393,11 +392,12 @@ def test_a_run_is_on_the_disk_step_by_step(tmp_path: Path, monkeypatch: pytest.M
         store.flush()
         first = list(done)
         add(store, 1)
-    place = ["sync .000000.safetensors.part", "sync acts", "name 000000.safetensors", "sync acts", "line"]
-    assert first == ["sync top", "sync new", *place, "sync manifest.jsonl"]
-    assert done[len(first) :] == [
-        "sync .000001.safetensors.part", "name 000001.safetensors", "sync acts", "line", "sync manifest.jsonl",
-    ]  # fmt: skip
+    one, two = (
+        [f"sync .{name}.part", f"name {name}", "sync acts", "line", "sync manifest.jsonl"]
+        for name in ("000000.safetensors", "000001.safetensors")
+    )
+    assert first == ["sync top", "sync new", *one]
+    assert done[len(first) :] == two
 
 
 def test_a_store_that_is_never_closed_says_what_it_did_not_write(tmp_path: Path) -> None:
