@@ -184,7 +184,7 @@ def perception_before_action(
     chain : Chain, optional
         Decoded chain of steps of this model and task; made where it is not given.
     config, **changes
-        As in `BehaviourConfig`.
+        As in `BehaviourConfig`. Where one step alone is probed the probes can show no order.
 
     Raises
     ------
