@@ -8,7 +8,8 @@ import pytest
 
 from dit_lens.analysis.behaviours import BehaviourConfig
 from dit_lens.cli import main
-from dit_lens.cli.behaviours import _model, _tasks
+from dit_lens.cli.behaviours import _tasks
+from dit_lens.cli.common import load
 from dit_lens.model import VideoDiT
 
 
@@ -69,4 +70,4 @@ def test_by_default_the_tasks_are_those_of_the_organism(capsys: pytest.CaptureFi
 
 
 def test_planted_organisms_are_loaded_by_name_although_they_have_a_slash() -> None:
-    assert isinstance(_model("planted/frames-middle"), VideoDiT)
+    assert isinstance(load("planted/frames-middle"), VideoDiT)

@@ -29,16 +29,9 @@ def _behaviours(options: argparse.Namespace) -> Printed:
 
     started = time.perf_counter()
     config = BehaviourConfig.quick() if options.quick else BehaviourConfig()
-    found = survey(_model(options.model), _tasks(options), config, seed=options.seed)
+    found = survey(load(options.model), _tasks(options), config, seed=options.seed)
     seconds = time.perf_counter() - started
     return f"{found}\n\nin {seconds:.0f} s", found.to_json() | {"model": options.model, "seconds": seconds}
-
-
-def _model(name: str) -> Any:
-    """As `load`, but that "planted/frames-middle" is the organism of that name and no hub id."""
-    from dit_lens.organisms.load import load_organism, organism_names
-
-    return load_organism(name) if name in organism_names() else load(name)
 
 
 def _tasks(options: argparse.Namespace) -> list[Any]:

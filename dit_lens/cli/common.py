@@ -38,13 +38,13 @@ def maze_options() -> argparse.ArgumentParser:
 def load(name: str) -> Any:
     """A shipped organism by its name, ``random:`` and its name, an organism in a folder, or a folder or hub id."""
     from dit_lens.model import VideoDiT
-    from dit_lens.organisms.load import load_organism
+    from dit_lens.organisms.load import load_organism, organism_names
 
     if name.startswith(RANDOM):
         return load_organism(name.removeprefix(RANDOM), random=True)
     if is_organism_folder(name):
         return load_organism(folder=name)
-    return VideoDiT(name) if "/" in name else load_organism(name)
+    return VideoDiT(name) if "/" in name and name not in organism_names() else load_organism(name)
 
 
 def is_organism_folder(name: str) -> bool:
