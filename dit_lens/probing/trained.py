@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -15,12 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from dit_lens.errors import InputError, MadeForAnother, SiteError
-from dit_lens.files import write_atomic
+from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
 from dit_lens.interventions import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.asked import Asked
@@ -28,10 +23,9 @@ from dit_lens.probing.visit import site_of
 from dit_lens.run import Run
 from dit_lens.sites import Site, Sites
 from dit_lens.tasks import TASKS
+from dit_lens.weights import read_weights, write_weights
 
 SCHEMA = 1
-#: Where a card's file names the weights beside it.
-_WEIGHTS = "weights_sha256"
 _ORGANISMS = Path(__file__).parent.parent / "organisms"
 
 
@@ -223,11 +217,7 @@ class ProbeSet:
         tensors = {
             f"s{s:02d}/{r}/{what}": x.float().contiguous() for what, of in parts.items() for (s, r), x in of.items()
         }
-        weights = save(tensors)
-        card = {**self.card, _WEIGHTS: hashlib.sha256(weights).hexdigest()}
-        write_atomic(path, weights)
-        write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1).encode())
-        return path
+        return write_weights(path, tensors, self.card)
 
     @classmethod
     def load(cls, path: str | Path) -> ProbeSet:
@@ -236,30 +226,30 @@ class ProbeSet:
         Raises
         ------
         InputError
-            No such files, files that are no probes, or a card of other weights.
+            No such files.
+        StoreError
+            Files that are damaged, are no probes, or do not belong together.
         """
         path = Path(path).with_suffix(".safetensors")
         if not path.exists() or not path.with_suffix(".json").exists():
             raise InputError(f"no probes at {path}: need this file and {path.with_suffix('.json').name}")
+        tensors, card = read_weights(path)
         try:
-            card = json.loads(path.with_suffix(".json").read_text())
-            weights = path.read_bytes()
-            if card.pop(_WEIGHTS) != hashlib.sha256(weights).hexdigest():
-                raise InputError(f"{path}: no probes; {path.with_suffix('.json').name} is the card of other weights")
-            tensors = load(weights)
             if card["schema"] != SCHEMA:
-                raise InputError(f"{path}: probes of schema {card['schema']}; this version reads {SCHEMA}")
+                raise StoreError(f"{path}: probes of schema {card['schema']}; this version reads {SCHEMA}")
             found = cls(card, _part(tensors, "coef"), _part(tensors, "intercept"))
-            found._check()
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise error if isinstance(error, InputError) else InputError(f"{path}: no probes ({error})") from error
+            found._check(path)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: no probes ({error!r})") from error
         return found
 
-    def _check(self) -> None:
+    def _check(self, path: Path) -> None:
         outputs = max(a.stop for a in self.asked)
         for place, coef in self.coef.items():
             if coef.ndim != 2 or len(coef) != outputs or self.intercept[place].shape != (outputs,):
-                raise InputError(f"probes of {place} have shape {tuple(coef.shape)}; the card names {outputs} outputs")
+                raise StoreError(
+                    f"{path}: probes of {place} have shape {tuple(coef.shape)}; the card names {outputs} outputs"
+                )
 
     def _at(self, step: int, readout: str) -> Tensor:
         if (step, readout) not in self.coef:

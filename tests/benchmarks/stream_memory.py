@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks.stream_memory``: peak memory of streamed probes with ten times as many clips.
 
-Beside it the bytes that collecting the same features would keep, by the arrays' sizes. Peak bytes of tensors are counted
-by torch, those of Python and numpy by tracemalloc (see `tests.benchmarks.memory`): the latter grow by the
+Beside it the bytes that collecting the same features would keep, by the arrays' sizes. Peak bytes of tensors are
+counted by torch, those of Python and numpy by tracemalloc (see `tests.benchmarks.memory`): the latter grow by the
 instances themselves, their labels and their sums of scores, and the table says by how much a clip.
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError, StoreError
@@ -26,6 +26,7 @@ from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.training import Runs, fit, seeded_from
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.tokens import Tokens
+from dit_lens.weights import write_weights
 from tests.subjects import Subject, subject_of
 
 matplotlib.use("Agg")
@@ -359,19 +360,17 @@ def test_files_that_are_damaged_or_of_another_lens_are_refused(tmp_path: Path) -
         path.with_suffix(".json").write_text(record)
 
     path.write_bytes(content[:-8])
-    refused("no tuned lens can be read")
+    refused("record of other weights")
     path.with_suffix(".json").unlink()
-    refused("no tuned lens can be read")
+    refused("cannot be read")
     path.with_suffix(".json").write_text(record.replace('"used": true', '"used": "no"', 1))
-    refused("no tuned lens can be read.*used")
-    path.with_suffix(".json").write_text("[]")
-    refused("no tuned lens can be read")
+    refused("its record is none of a tuned lens.*used")
     path.with_suffix(".json").write_text(record.replace('"width": 16', '"width": 17'))
     refused("not those of its record")
-    name = next(iter(tensors))
-    save_file({k: x for k, x in tensors.items() if k != name}, path)
+    name, data = next(iter(tensors)), trained().record.to_json()
+    write_weights(path, {k: x for k, x in tensors.items() if k != name}, data)
     refused(f"not those of its record.*{name}")
-    save_file({**tensors, name: tensors[name] * nan}, path)
+    write_weights(path, {**tensors, name: tensors[name] * nan}, data)
     refused("not finite")
     TunedLens.load(path)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
+from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError, StoreError
 from dit_lens.probing.stream import evaluate_probes, stream_probes
 from dit_lens.probing.trained import ProbeSet, load_probes, probe_names
 from dit_lens.tasks import Permanence
@@ -179,16 +179,20 @@ def test_files_that_are_no_probes_are_refused(tmp_path: Path) -> None:
         load_probes("nobody")
     path = probes().save(tmp_path / "set")
     card = json.loads(path.with_suffix(".json").read_text())
-    for spoilt in (card | {"schema": 99}, {k: v for k, v in card.items() if k != "asked"}, [card]):
-        path.with_suffix(".json").write_text(json.dumps(spoilt))
-        with pytest.raises(InputError, match="set"):
+    spoilt = (
+        (card | {"schema": 99}, "schema 99"),
+        ({k: v for k, v in card.items() if k != "asked"}, "no probes.*asked"),
+    )
+    for given, match in spoilt:
+        path.with_suffix(".json").write_text(json.dumps(given))
+        with pytest.raises(StoreError, match=match):
             ProbeSet.load(path)
     path.with_suffix(".json").write_text(json.dumps(card | {"asked": card["asked"][:2]}))
-    with pytest.raises(InputError, match="the card names 4 outputs"):
+    with pytest.raises(StoreError, match="the card names 4 outputs"):
         ProbeSet.load(path)
     path.with_suffix(".json").write_text(json.dumps(card))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match="no probes"):
+    with pytest.raises(StoreError, match="record of other weights"):
         ProbeSet.load(path)
 
 

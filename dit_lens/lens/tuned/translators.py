@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -12,15 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
-from dit_lens.files import write_atomic
 from dit_lens.lens.tuned.bands import Band, band_of
 from dit_lens.model import VideoDiT
 from dit_lens.organisms import organism_names
+from dit_lens.weights import read_weights, write_weights
 
 if TYPE_CHECKING:
     from dit_lens.lens.tuned.compare import LensComparison
@@ -182,9 +179,7 @@ class TunedLens:
             raise InputError(f"a tuned lens is kept in a file *.safetensors, got {path.name}")
         kinds = (("matrix", self.matrices), ("bias", self.biases))
         tensors = {_key(place, kind): x for kind, found in kinds for place, x in found.items()}
-        written = write_atomic(path, save(tensors))
-        write_atomic(path.with_suffix(".json"), json.dumps(self.record.to_json(), indent=1).encode())
-        return written
+        return write_weights(path, tensors, self.record.to_json())
 
     @classmethod
     def load(cls, source: str | Path, model: VideoDiT | None = None) -> TunedLens:
@@ -207,11 +202,11 @@ class TunedLens:
             The lens was not made for ``model``.
         """
         path = _path_of(source)
+        tensors, data = read_weights(path)
         try:
-            record = Record.from_json(json.loads(path.with_suffix(".json").read_text()))
-            tensors = load(path.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise StoreError(f"{path}: no tuned lens can be read from it and its record: {error}") from error
+            record = Record.from_json(data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{path}: its record is none of a tuned lens: {error!r}") from error
         lens = cls(record, *_sorted(path, record, tensors))
         if model is not None:
             lens.require(model)
