@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,7 +25,7 @@ from dit_lens.plotting import curves
 from dit_lens.probing.trained import ProbeSet, site_of_readout
 from dit_lens.run import Resume, Run
 from dit_lens.sites import Sites
-from dit_lens.statistics import mean_interval
+from dit_lens.statistics import bootstrap_weights, percentile_interval
 from dit_lens.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -63,32 +64,55 @@ class CausalCheck:
     source: str
     rows: pd.DataFrame
 
-    def frame(self, replicates: int = 1000) -> pd.DataFrame:
-        """Mean changes from the unsteered runs, with 95 % bootstrap intervals over instances.
+    def frame(self, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Mean changes from the unsteered runs, with 95 % bootstrap intervals over instances and random directions.
+
+        A random direction and its opposite are as random as one another: where both doses were measured, both count at
+        either of them.
 
         Returns
         -------
-        DataFrame with columns step, sigma, expert, layer, label, source, measure, direction, dose, value, low, high, n
+        DataFrame with columns step, sigma, expert, layer, label, source, measure, direction, dose, value, low, high, n,
+        p
             "random" is the mean over its draws; "probe - random" their difference, paired by instance. Runs of one
-            instance count as one, n of them.
+            instance count as one, n of them. Intervals of these two are of other instances and other draws, so that a
+            few directions that happen to move much, or little, do not pass for all. ``p`` stands beside the difference:
+            the share of all directions, the probe's among them, whose mean change is as large as the probe's or larger
+            (a permutation test of whether the probe's direction is one of the random ones; no smaller than
+            1 / (1 + directions)).
         """
-        keys, first = ["dose", "direction", "instance"], self.rows.iloc[0]
-        found = []
+        first, found = self.rows.iloc[0], []
         for measure in MEASURES:
-            values = self.rows.groupby(keys, sort=False)[measure].mean()
-            start = values[0.0]["probe"]
             for dose in self.rows["dose"].unique():
-                moved = {way: (values[dose][way] - start).to_numpy() for way in ("probe", "random")}
-                moved[_PAIRED] = moved["probe"] - moved["random"]
-                for way, change in moved.items():
-                    interval = mean_interval(change, replicates)
-                    found.append((measure, way, dose, *interval, len(change)))
-        table = pd.DataFrame(found, columns=["measure", "direction", "dose", "value", "low", "high", "n"])
+                probe, random = self._changes(measure, dose)
+                instances = bootstrap_weights(len(probe), replicates, seed)
+                draws = bootstrap_weights(len(random), replicates, seed + 1)
+                of_random = (draws / len(random)) @ random.mean(axis=1)
+                shares = instances / len(probe)
+                means = {"probe": shares @ probe, "random": (of_random * shares).sum(axis=1)}
+                means[_PAIRED] = means["probe"] - means["random"]
+                beyond = np.abs(random.mean(axis=-1)) >= abs(probe.mean())
+                p = {_PAIRED: (1 + beyond.sum()) / (1 + beyond.size)} if dose else {}
+                for way, of_way in means.items():
+                    value, low, high = percentile_interval(of_way)
+                    ends = (low, high) if len(probe) > 1 else (np.nan, np.nan)
+                    found.append((measure, way, dose, value, *ends, len(probe), p.get(way, np.nan)))
+        table = pd.DataFrame(found, columns=["measure", "direction", "dose", "value", "low", "high", "n", "p"])
         for name in ("layer", "expert", "sigma", "step"):
             table.insert(0, name, first[name])
         table.insert(4, "label", self.label)
         table.insert(5, "source", self.source)
         return table
+
+    def _changes(self, measure: str, dose: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Changes of each instance along the probe's direction, (G,), and along random ones, (draws, signs, G)."""
+        means = {way: part.pivot_table(measure, ["draw", "dose"], "instance", sort=False)
+                 for way, part in self.rows.groupby("direction")}  # fmt: skip
+        start = means["probe"].xs((0, 0.0))
+        probe, random = np.asarray(means["probe"].xs((0, dose)) - start, np.float64), means["random"] - start
+        random = random[np.abs(random.index.get_level_values("dose")) == abs(dose)].sort_index()
+        draws = random.index.get_level_values("draw").nunique()
+        return probe, random.to_numpy().reshape(draws, -1, len(probe))
 
     def plot(self, axis: Axes | None = None, measure: str = "score") -> Axes:
         """Change of one measure over the dose, along the probe's direction and along random ones."""
@@ -115,10 +139,10 @@ def causal_check(
     layer: int | str,
     *,
     step: int | None = None,
-    doses: Sequence[float] = (-0.5, -0.25, 0.25, 0.5),
+    doses: Sequence[float] = (-0.5, 0.5),
     answer: Any = None,
     instances: int | Sequence[Any] = 24,
-    draws: int = 3,
+    draws: int = 8,
     lens_layer: int = -1,
     tokens: Tokens | None = None,
     seed: int = 0,
@@ -141,7 +165,7 @@ def causal_check(
     instances : int or sequence of instances
         A number draws so many of the task's test split. Instance i runs with ``seed + i``.
     draws : int
-        Random directions.
+        Random directions, at least two: their spread is in the intervals.
     lens_layer : int
         Layer that the depth lens reads in the steered step; the last is what the model itself predicts.
     tokens : Tokens, optional
@@ -152,11 +176,14 @@ def causal_check(
     MadeForAnother
         Probes of another model or noise level, or that were not trained there.
     EvidenceError
-        No doses, no draws, or a lens that reads before the steered layer, where nothing can have moved.
+        No doses, fewer than two draws, or a lens that reads before the steered layer, where nothing can have moved.
     """
     probes.require(model)
-    if not len(doses) or draws < 1:
-        raise EvidenceError(f"a causal check needs doses and random draws, got doses={tuple(doses)}, draws={draws}")
+    if not len(doses) or 0 in doses or len(set(doses)) < len(doses) or draws < 2:
+        raise EvidenceError(
+            f"a causal check needs doses, each once and none of them 0, and two random draws, got "
+            f"doses={tuple(doses)}, draws={draws}"
+        )
     step = probes.steps[0] if step is None else step
     steered, reads = probes.readout(layer), range(model.layers)[lens_layer]
     if steered != "embed" and reads < int(steered[1:]):

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -108,9 +109,50 @@ def test_a_direction_that_the_head_reads_moves_more_than_random_ones_and_one_tha
     assert (found.layer, found.source, set(table["source"])) == ("L07", "sample", {"sample"})
 
 
+def made(probe: float, random: list[float], doses: tuple[float, ...] = (1.0,), instances: int = 20) -> CausalCheck:
+    """A check whose changes are known: those of the probe, and those of each random direction, along it at dose 1."""
+    rows, noise = [], np.random.default_rng(0).normal(0, 0.01, instances)
+    for instance in range(instances):
+        start = {"instance": f"i{instance}", "seed": instance, "step": 0, "sigma": 1.0, "expert": None, "layer": "L02"}
+        ways = [(0.0, way, 0, 0.0) for way in ("probe", "random")]
+        for dose in doses:
+            ways += [(dose, "probe", 0, dose * probe), *((dose, "random", k, dose * x) for k, x in enumerate(random))]
+        for dose, way, draw, change in ways:
+            value = 0.5 + change + (noise[instance] if dose else 0)
+            rows.append(start | {"dose": dose, "direction": way, "draw": draw} | dict.fromkeys(MEASURES, value))
+    return CausalCheck("on_path", None, 0, "L02", 7, "sample", pd.DataFrame(rows))
+
+
+def row_of(check: CausalCheck, direction: str, dose: float) -> Any:
+    table = check.frame()
+    return table[(table["measure"] == "score") & (table["direction"] == direction) & (table["dose"] == dose)].iloc[0]
+
+
+def test_the_spread_of_random_directions_is_in_the_interval() -> None:
+    """Three directions that differ much say little of random ones, however many instances they were tried on."""
+    wide = row_of(made(0.0, [-0.5, -0.1, 0.3]), "probe - random", 1.0)
+    assert wide["value"] == pytest.approx(0.1)
+    assert wide["low"] < 0 < wide["high"]
+    narrow = row_of(made(0.0, [-0.1, -0.1, -0.1]), "probe - random", 1.0)
+    assert narrow["low"] > 0.05
+
+
+def test_a_direction_and_its_opposite_are_as_random_as_one_another() -> None:
+    check = made(-0.3, [-0.2, -0.1], doses=(-1.0, 1.0))
+    for dose in (-1.0, 1.0):
+        assert row_of(check, "random", dose)["value"] == pytest.approx(0.0, abs=0.01)
+    assert row_of(check, "probe", 1.0)["value"] == pytest.approx(-0.3, abs=0.01)
+
+
+@pytest.mark.parametrize(("probe", "beyond"), [(0.9, 0), (-0.35, 1), (0.0, 4)])
+def test_p_is_the_rank_of_the_probe_among_all_directions(probe: float, beyond: int) -> None:
+    row = row_of(made(probe, [-0.4, 0.1, 0.2, -0.3]), "probe - random", 1.0)
+    assert row["p"] == pytest.approx((1 + beyond) / 5)
+
+
 def test_runs_of_one_instance_count_as_one() -> None:
     mazes = TASK.sample(2)
-    found = check(instances=[mazes[0], mazes[1], mazes[0]], doses=(4.0,), draws=1)
+    found = check(instances=[mazes[0], mazes[1], mazes[0]], doses=(4.0,), draws=2)
     table, rows = found.frame(replicates=50), found.rows
     assert (table["n"] == 2).all()
     steered = rows[(rows["dose"] == 4) & (rows["direction"] == "probe")]
@@ -139,8 +181,11 @@ def test_the_table_gives_paired_changes_with_intervals_and_the_picture_shows_the
 def test_bad_input_is_refused_before_anything_runs() -> None:
     with pytest.raises(EvidenceError, match="needs doses"):
         causal_check(model(), TASK, probes(), "on_path", 2, doses=())
-    with pytest.raises(EvidenceError, match="draws=0"):
-        causal_check(model(), TASK, probes(), "on_path", 2, draws=0)
+    with pytest.raises(EvidenceError, match="draws=1"):
+        causal_check(model(), TASK, probes(), "on_path", 2, draws=1)
+    for doses in ((0.0, 1.0), (1.0, 1.0)):
+        with pytest.raises(EvidenceError, match="each once and none of them 0"):
+            causal_check(model(), TASK, probes(), "on_path", 2, doses=doses)
     with pytest.raises(MadeForAnother, match="no probes of step 8, L05"):
         causal_check(model(), TASK, probes(), "on_path", 5)
     with pytest.raises(MadeForAnother, match="are of model"):
