@@ -186,6 +186,11 @@ class Run:
         """Noise levels of the steps; S + 1 of them where the scheduler names a last one."""
         return self.schedule.sigmas
 
+    @property
+    def experts(self) -> dict[int, str | None]:
+        """The expert that each step called, None in models of one."""
+        return {call.step: call.expert for call in self.calls}
+
     def clean(self, step: int, state: Tensor, prediction: Tensor) -> Tensor:
         """x0hat of a state and a prediction at a step, as the pipeline would finish it: (B, C, F, H, W).
 

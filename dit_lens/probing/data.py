@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
 from dit_lens.errors import EvidenceError
-from dit_lens.tasks.base import Label
+from dit_lens.tasks.base import Label, Level
 
 Source = Literal["sample", "invert", "forward-noise"]
-Level = Literal["token", "cell", "frame", "clip"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.probing.data import ProbeData, Source
-from dit_lens.probing.rows import Pool, Rows
+from dit_lens.probing.rows import Pool, Rows, frames_of
 from dit_lens.probing.sources import require_source
 from dit_lens.probing.targets import targets_of
 from dit_lens.probing.visit import CONTROLS, Sink, Visit, require_controls
@@ -96,11 +96,11 @@ def collect(
     if "position" in visit.controls:
         positions = visit.rows.positions()
         still["position"] = np.broadcast_to(positions, (len(instances), *positions.shape))
-    names, experts = [instance.id for instance in instances], {call.step: call.expert for call in last.calls}
+    names = [instance.id for instance in instances]
     return {
         step: ProbeData(
             {name: np.concatenate(parts) for name, parts in found[step].items()} | still,
-            targets, names, source, level, last.schedule.sigma(step), experts[step],
+            targets, names, source, level, last.schedule.sigma(step), last.experts[step],
         )
         for step in visit.steps
     }  # fmt: skip
@@ -130,9 +130,7 @@ def plan_visit(
     require_controls(controls)
     geometry = model.geometry(instances[0])
     require_source(model, source, geometry)
-    if frames is None:
-        frames = -1 if level in ("cell", "token") else "all"
-    rows = Rows.of(geometry, task, level, frames, pool)
+    rows = Rows.of(geometry, task, level, frames_of(level) if frames is None else frames, pool)
     chosen = indices(steps, geometry.steps, "step")
     return Visit(chosen, rows, layers, tuple(controls), source, seed, batch, random_seed=random_seed)
 

@@ -16,7 +16,7 @@ from dit_lens.probing.columns import Question, ask, check_folds
 from dit_lens.probing.data import Source, fold_of_runs, group_numbers
 from dit_lens.probing.estimators import LinearProbe
 from dit_lens.probing.result import ProbeGrid
-from dit_lens.probing.rows import Pool, Rows
+from dit_lens.probing.rows import Pool, Rows, frames_of
 from dit_lens.probing.scores import scores_by_group
 from dit_lens.probing.targets import targets_of
 from dit_lens.probing.visit import readout_name
@@ -106,9 +106,8 @@ def _rows(
         raise EvidenceError(f"the store has runs of {len(unknown)} instances that were not given: {unknown[0]} ...")
     if not len(store):
         raise EvidenceError(f"{store} is empty: nothing to probe")
-    if frames is None:
-        frames = -1 if level in ("cell", "token") else "all"
-    rows = Rows.of(model.geometry(instances[0]), task, level, frames, pool)
+    chosen = frames_of(level) if frames is None else frames
+    rows = Rows.of(model.geometry(instances[0]), task, level, chosen, pool)
     return rows, [known[row.instance] for row in store.rows]
 
 

@@ -84,13 +84,19 @@ class ProbeGrid:
         """Skill under group weights (R, G): shape (R,)."""
         return self.scores[step, readout, label, control].skill(weights)
 
+    def scores_of(self, step: int, readout: str, label: str) -> dict[str, GroupedScores]:
+        """Scores of a probe, "none", and of each of its controls that the data holds; the majority needs none."""
+        places = {"none": (readout, "none"), "shuffled": (readout, "shuffled"), "random": (RANDOM + readout, "none")}
+        places |= {name: (name, "none") for name in STILL}
+        keys = {name: (step, places[name][0], label, places[name][1]) for name in ("none", *CONTROLS)}
+        return {name: self.scores[key] for name, key in keys.items() if key in self.scores}
+
     def controls(self, step: int, readout: str, label: str, weights: Floats) -> dict[str, Floats]:
         """Skill of every control of a probe that the data holds, (R,) each; that of the majority is 0."""
-        places = {"shuffled": (readout, "shuffled"), "random": (RANDOM + readout, "none")}
-        places |= {name: (name, "none") for name in STILL}
-        keys = {name: (step, place, label, control) for name, (place, control) in places.items()}
-        found = {name: self.scores[keys[name]].skill(weights) for name in CONTROLS if keys[name] in self.scores}
-        return found | {"majority": np.zeros(len(weights))}
+        found = self.scores_of(step, readout, label)
+        return {name: found[name].skill(weights) for name in CONTROLS if name in found} | {
+            "majority": np.zeros(len(weights))
+        }
 
     def excess(
         self, step: int, readouts: Sequence[str], label: str, weights: Floats, above: Sequence[str] = CONTROLS
@@ -206,13 +212,13 @@ class ProbeGrid:
 
     def _row(self, step: int, label: str, readout: str, weights: Floats) -> dict[str, Any]:
         scores = self.scores[step, readout, label, "none"]
-        controls = self.controls(step, readout, label, weights)
-        skill = percentile_interval(scores.skill(weights))
-        excess = percentile_interval(self.excess(step, [readout], label, weights)[:, 0])
+        controls, skills = self.controls(step, readout, label, weights), scores.skill(weights)
+        skill = percentile_interval(skills)
+        excess = percentile_interval(skills - np.maximum.reduce(list(controls.values())))
         shown = {name: float(controls[name][0]) if name in controls else np.nan for name in (*CONTROLS, "majority")}
         # Shuffled labels that are read worse than from nothing, as by a probe with too many weights, are no merit.
         floor = np.maximum(controls["shuffled"], 0) if "shuffled" in controls else np.full(len(weights), np.nan)
-        selectivity = percentile_interval(scores.skill(weights) - floor)
+        selectivity = percentile_interval(skills - floor)
         absent = [name for name in CONTROLS if name not in controls]
         best = max(controls, key=lambda name: float(controls[name][0]))
         return {

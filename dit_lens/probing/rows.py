@@ -28,6 +28,11 @@ LEVELS: tuple[Level, ...] = ("clip", "frame", "cell", "token")
 _MOST_POSITIONS = 1024
 
 
+def frames_of(level: Level) -> Select:
+    """Latent frames that are read unless told otherwise: of cells and tokens the last, which shows the answer."""
+    return -1 if level in ("cell", "token") else "all"
+
+
 @dataclass(frozen=True)
 class Rows:
     """How activations, inputs and labels of B instances become N rows each.

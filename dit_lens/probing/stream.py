@@ -31,8 +31,8 @@ from dit_lens.probing.result import ProbeGrid
 from dit_lens.probing.rows import Pool
 from dit_lens.probing.scores import GroupedScores, scores_by_group
 from dit_lens.probing.targets import targets_of
-from dit_lens.probing.trained import SCHEMA, ProbeSet, card_of_task, sites_of
-from dit_lens.probing.visit import CONTROLS, Sink, Visit
+from dit_lens.probing.trained import SCHEMA, ProbeSet, card_of_task
+from dit_lens.probing.visit import CONTROLS, Sink, Visit, layer_name, site_of
 from dit_lens.run import Run
 from dit_lens.selection import Select, indices
 from dit_lens.tasks.base import Label, Level
@@ -180,7 +180,7 @@ def _check_held_out(asked: Sequence[Asked], labels: Mapping[str, Label], instanc
     """Refuse test instances on which a probe or its control cannot be measured, before anything runs."""
     if len({instance.id for instance in instances}) < 2:
         raise EvidenceError("probes cannot be tested on one task instance: a control has the labels of another one")
-    for a in asked:
+    for a in (a for a in asked if a.control == "none"):
         codes = a.codes(labels[a.name].values)
         if len(np.unique(codes[codes >= 0] if a.kind != "regression" else codes)) < 2:
             raise EvidenceError(f"label {a.name!r} has one value only in the test instances; give more of them")
@@ -297,12 +297,11 @@ def _scored(
         probes.require_run(run)
         last = run
     kinds = {a.name: a.kind for a in asked}
-    experts = {call.step: call.expert for call in last.calls}
     return ProbeGrid(
         count, {a.name: a.role for a in asked},
         {key: _by_instance(parts, groups, kinds[key[2]] == "regression") for key, parts in sums.items()},
         kinds, {a.name: a.names for a in asked}, visit.source, visit.rows.level,
-        {step: last.schedule.sigma(step) for step in visit.steps}, {step: experts[step] for step in visit.steps},
+        {step: last.schedule.sigma(step) for step in visit.steps}, {step: last.experts[step] for step in visit.steps},
     )  # fmt: skip
 
 
@@ -325,7 +324,8 @@ def _card(
     model: VideoDiT, task: Any, visit: Visit, run: Run, asked: Sequence[Asked], alpha: float, pool: str | Pool,
     seed: int, sides: Mapping[str, Sequence[Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    layers = [site.layer for site in sites_of(visit.steps[:1], _layers(model, visit)) if site.layer is not None]
+    layers = indices(visit.layers, model.layers, "layer")
+    readouts = ["embed", *map(layer_name, layers)]
     return {
         "schema": SCHEMA,
         "model_id": model.id,
@@ -340,18 +340,14 @@ def _card(
         "layers": layers,
         "estimator": {"kind": "ridge, classes by discriminant analysis", "alpha": alpha},
         "asked": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(a).items()} for a in asked],
-        "sites": [str(site) for site in sites_of(visit.steps, _layers(model, visit))],
+        "sites": [str(site_of(step, readout)) for step in visit.steps for readout in readouts],
         "sigmas": {str(step): run.schedule.sigma(step) for step in visit.steps},
-        "experts": {str(call.step): call.expert for call in run.calls if call.step in visit.steps},
+        "experts": {str(step): run.experts[step] for step in visit.steps},
         "seed": seed,
         **{name: {"instances": len(side), "ids": [i.id for i in side]} for name, side in sides.items()},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")},
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def _layers(model: VideoDiT, visit: Visit) -> list[str]:
-    return ["embed", *(f"L{k:02d}" for k in indices(visit.layers, model.layers, "layer"))]
 
 
 def _records(grid: ProbeGrid) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from math import isclose
 from pathlib import Path
@@ -19,9 +19,9 @@ from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
 from dit_lens.interventions import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.asked import Asked
-from dit_lens.probing.visit import site_of
+from dit_lens.probing.visit import layer_name, site_of
 from dit_lens.run import Run
-from dit_lens.sites import Site, Sites
+from dit_lens.sites import Sites
 from dit_lens.tasks import TASKS
 from dit_lens.weights import read_weights, write_weights
 
@@ -112,7 +112,7 @@ class ProbeSet:
         ------
         MadeForAnother
         """
-        experts = {call.step: call.expert for call in run.calls}
+        experts = run.experts
         for step in self.steps:
             was = self.card["sigmas"][str(step)], self.card["experts"][str(step)]
             is_ = (run.schedule.sigma(step), experts[step]) if step in experts else (None, None)
@@ -135,7 +135,7 @@ class ProbeSet:
         layers: list[int] = self.card["layers"]
         if layer < 0 and -layer > len(layers):
             raise SiteError(f"layer {layer}: {len(layers)} layers were probed")
-        return f"L{layers[layer] if layer < 0 else layer:02d}"
+        return layer_name(layers[layer] if layer < 0 else layer)
 
     def scores(self, step: int, readout: str, features: Tensor) -> Tensor:
         """Outputs (..., K) of features (..., D).
@@ -332,8 +332,3 @@ def site_of_readout(step: int, readout: str, branch: str = "cond") -> Sites:
     """The selection of one readout's site."""
     site = site_of(step, readout, branch)
     return Sites(site.component, steps=step, layers="all" if site.layer is None else site.layer, branches=branch)
-
-
-def sites_of(steps: Sequence[int], readouts: Sequence[str]) -> list[Site]:
-    """Sites of the readouts that are the model's own."""
-    return [site_of(step, readout) for step in steps for readout in readouts if _is_own(readout)]

@@ -135,7 +135,12 @@ class Read:
 
 def readout_name(site: Site) -> str:
     """What a site is called in tables: "embed", "input" or "L00" ...."""
-    return {"embed": "embed", "model_input": "input"}.get(site.component, f"L{site.layer or 0:02d}")
+    return {"embed": "embed", "model_input": "input"}.get(site.component, layer_name(site.layer or 0))
+
+
+def layer_name(layer: int) -> str:
+    """The readout after a block."""
+    return f"L{layer:02d}"
 
 
 def site_of(step: int, readout: str, branch: str = "cond") -> Site:

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from dit_lens.run import Row
-from dit_lens.statistics import bootstrap_weights, percentile_interval
 from dit_lens.store import Store
 from dit_lens.store.shard import raw
 from tests.benchmarks.machine import machine
+from tests.benchmarks.measure import Ratio
 
 #: The share of a plain write's rate that a store must reach.
 LIMIT = 0.8
@@ -50,10 +50,8 @@ class Written:
 
     def interval(self) -> tuple[float, float, float]:
         """Median of the paired ratios, with the ends of its 95 % bootstrap interval over the rounds."""
-        ratios, weights = np.asarray(self.ratios), bootstrap_weights(len(self.ratios), 1000, 0)
-        medians = [np.median(np.repeat(ratios, w.astype(int))) for w in weights]
-        _, low, high = percentile_interval(np.asarray([np.median(ratios), *medians]))
-        return float(np.median(ratios)), float(low), float(high)
+        ratio = Ratio.of(self.ratios)
+        return ratio.median, ratio.low, ratio.high
 
 
 def made(runs: int, sites: int, values: int) -> list[Run]:

@@ -11,12 +11,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.errors import EvidenceError
 from dit_lens.lens import step_lens
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.evaluate import title
 
 Video = NDArray[np.uint8]
+
+#: The seed of a chain's first instance, apart from those of the runs that are probed.
+CHAIN_SEED = 10_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,12 @@ def decoded_chain(
         parts.append(lens.decode(model))
     assert lens is not None
     return Chain(task, list(instances), np.concatenate(parts, axis=1), lens.sigmas, lens.experts)
+
+
+def chain_of(model: VideoDiT, task: Any, config: BehaviourConfig) -> Chain:
+    """The decoded chain of as many different instances as a survey takes, with noise that no probed run has."""
+    instances = distinct(task, config.chain_instances, config.seed + 1)
+    return decoded_chain(model, task, instances, seed=config.seed + CHAIN_SEED, batch=config.batch)
 
 
 def distinct(task: Any, count: int, seed: int = 0, by: str = "id") -> list[Any]:

@@ -40,8 +40,6 @@ from dit_lens.model import VideoDiT
 from dit_lens.organisms.evaluate import title
 from dit_lens.plotting import heatmap
 from dit_lens.probing import ProbeData, ProbeGrid, collect
-from dit_lens.probing.result import RANDOM
-from dit_lens.probing.scores import GroupedScores
 from dit_lens.statistics import Interval, bootstrap_weights, percentile_interval
 from dit_lens.tasks.base import Bools, Label
 
@@ -127,7 +125,7 @@ class WorkingMemory:
         rows = []
         for step in grid.steps:
             for readout in grid.readouts:
-                scores = _scores(grid, step, readout, target)
+                scores = grid.scores_of(step, readout, target)
                 found = {control: (s.skill(weights), s.balanced_accuracy(weights)[0]) for control, s in scores.items()}
                 found["majority"] = (np.zeros(len(weights)), 1 / np.count_nonzero(scores["none"].rows))
                 found["excess"] = (grid.excess(step, [readout], target, weights)[:, 0], np.nan)
@@ -163,14 +161,6 @@ class WorkingMemory:
         axis.tick_params(axis="y", rotation=0)
         axis.set(ylabel="", title=f"{self.task}: {target} of the hidden object, latent frame {chosen}")
         return axis
-
-
-def _scores(grid: ProbeGrid, step: int, readout: str, target: str) -> dict[str, GroupedScores]:
-    """Those of the probe, "none", and of every control that has some; the majority has none."""
-    places = {"none": (readout, "none"), "shuffled": (readout, "shuffled"), "random": (RANDOM + readout, "none")}
-    places |= {name: (name, "none") for name in ("input", "position")}
-    keys = {name: (step, place, target, control) for name, (place, control) in places.items()}
-    return {name: grid.scores[key] for name, key in keys.items() if key in grid.scores}
 
 
 def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = None, **changes: Any) -> WorkingMemory:

@@ -44,7 +44,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dit_lens.analysis.behaviours.chain import Chain, decoded_chain, distinct
+from dit_lens.analysis.behaviours.chain import Chain, chain_of, distinct
 from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.analysis.behaviours.features import probe_rows, split_weights
 from dit_lens.errors import EvidenceError
@@ -199,9 +199,7 @@ def perception_before_action(
         raise EvidenceError(f"task {task.name!r} lacks the labels 'start', a goal that the picture shows, or {PATH!r}")
     if len(instances) < 4 * config.folds:
         raise EvidenceError(f"{task.name}: {len(instances)} instances are too few; need at least {4 * config.folds}")
-    if chain is None:
-        some = distinct(task, config.chain_instances, config.seed + 1)
-        chain = decoded_chain(model, task, some, seed=config.seed + 10_000, batch=config.batch)
+    chain = chain_of(model, task, config) if chain is None else chain
     if chain.task != task:
         raise EvidenceError(f"the chain of steps is of {chain.task}, not of {task}")
     data = collect(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from dit_lens.analysis.behaviours.chain import Chain, decoded_chain, distinct
+from dit_lens.analysis.behaviours.chain import Chain, chain_of
 from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.analysis.behaviours.correction import Correction, self_correction
 from dit_lens.analysis.behaviours.memory import WorkingMemory, working_memory
@@ -19,9 +19,6 @@ from dit_lens.analysis.behaviours.paths import MultiPath, multi_path
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.evaluate import title
-
-#: The seed of a chain's first instance, apart from those of the runs that are probed.
-CHAIN_SEED = 10_000
 
 
 @dataclass
@@ -132,10 +129,8 @@ def survey(model: VideoDiT, tasks: Sequence[Any], config: BehaviourConfig | None
 
 def _chain(found: Survey, model: VideoDiT, task: Any) -> Chain:
     """The decoded chain of a task, with what is read from it alone."""
-    config = found.config
-    instances = distinct(task, config.chain_instances, config.seed + 1)
-    chain = decoded_chain(model, task, instances, seed=config.seed + CHAIN_SEED, batch=config.batch)
-    found.counts.append((chain.title, "chain of steps", config.chain_instances, chain.count))
+    chain = chain_of(model, task, found.config)
+    found.counts.append((chain.title, "chain of steps", found.config.chain_instances, chain.count))
     with found.skipping("self-correction", chain.title):
         found.correction[chain.title, "answer"] = self_correction(chain, "answer")
     found.correction[chain.title, "strict"] = self_correction(chain, "strict")

@@ -174,12 +174,13 @@ def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
 def _scores(task: Any, instances: Sequence[Any], run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Any]:
     """Columns of what the task reads off the decoded answers, in the order of `DepthLens.frame`."""
     assert run.frames is not None
-    final, columns = run.frames, []
+    columns, reads = [], hasattr(task, "read_answer")
+    drawn = task.read_answer(run.frames[:, -1]) if reads else None
     for frames in lens.decode(model):
         scores = task.score(frames, instances)
         found = {"strict": scores.strict.astype(float), "total": scores.total}
-        if hasattr(task, "read_answer"):
-            shown, drawn = (task.read_answer(video[:, -1]) for video in (frames, final))
+        if reads:
+            shown = task.read_answer(frames[:, -1])
             both, either = (shown & drawn).sum(axis=(1, 2)), (shown | drawn).sum(axis=(1, 2))
             found |= {"agreement": both / np.maximum(either, 1), "legality": task.judge_answer(shown, instances)[0]}
         columns.append(found)
