@@ -9,7 +9,6 @@ from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
 from dit_lens.architectures import Architecture, register
 from dit_lens.checks import CheckReport
 from dit_lens.errors import DitLensError
-from dit_lens.geometry import Geometry
 from dit_lens.gradients import Gradients
 from dit_lens.interventions import (
     Ablate,
@@ -41,9 +40,11 @@ from dit_lens.organisms import load_organism
 from dit_lens.probing import LinearProbe, RidgeProbe, causal_check, collect, load_probes, probe_grid, stream_probes
 from dit_lens.run import Call, Ledger, Replay, Resume, Row, Run
 from dit_lens.schedule import Schedule
-from dit_lens.sites import Site, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
 from dit_lens.store import Store
-from dit_lens.tokens import Tokens
 from dit_lens.tracing import apply
 
 __version__ = "0.1.0"

@@ -17,7 +17,7 @@ from dit_lens.plan import Planned
 from dit_lens.recorder import Recorder, Visitor
 from dit_lens.run import Call, Context, Resume
 from dit_lens.schedule import Schedule
-from dit_lens.sites import Site
+from dit_lens.sites.site import Site
 from dit_lens.walk import Enough, Walk, dressed
 
 Body = Callable[[Call, Any], None]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dit_lens.interventions.base import At
 from dit_lens.run import Replay
-from dit_lens.sites import Site, Sites
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
 
 Metric = Callable[[Replay], Tensor]
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit_lens.run import Row, Run
-from dit_lens.sites import Sites
+from dit_lens.sites.sites import Sites
 
 
 def model_id(experts: Iterable[Any]) -> str:

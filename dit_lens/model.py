@@ -23,16 +23,16 @@ from dit_lens.conditioning import outputs_of, rows_of
 from dit_lens.dispatch import Body, Dispatcher, velocities
 from dit_lens.drive import drive
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, UnsupportedModel
-from dit_lens.geometry import Geometry
 from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
 from dit_lens.identity import model_id, run_id, weights_state
 from dit_lens.inputs import Inputs, gather
 from dit_lens.interventions.base import Intervention
 from dit_lens.plan import check_reached, check_stop, make_plan
 from dit_lens.run import Context, Replay, Resume, Run
-from dit_lens.selection import Select, indices
 from dit_lens.settings import gather_settings, geometry_of, scales_of
-from dit_lens.sites import Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.select import Select, indices
+from dit_lens.sites.sites import Sites
 
 
 class VideoDiT:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import Intervention, check
 from dit_lens.run import Resume, Row
-from dit_lens.sites import READ_ONLY, Site, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import READ_ONLY, Site
+from dit_lens.sites.sites import Sites
 
 
 @dataclass

@@ -13,8 +13,8 @@ from torch import Tensor
 from dit_lens.errors import DonorError, InputError, NotFinite
 from dit_lens.interventions.base import At
 from dit_lens.plan import Planned
-from dit_lens.run import Call, Context, Ledger, some
-from dit_lens.sites import Site
+from dit_lens.run import Call, Context, Ledger
+from dit_lens.sites.site import Site, some
 
 #: Sums of these overflow long before their values do.
 _NARROW = (torch.float16, torch.bfloat16)

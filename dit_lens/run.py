@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
-from dit_lens.geometry import Geometry
-from dit_lens.sites import Site
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site, name_some
 
 if TYPE_CHECKING:
     from dit_lens.architectures import Architecture
@@ -343,14 +343,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return False
     return bool(a is b or a == b)
-
-
-def some(sites: Iterable[Site], most: int = 6) -> str:
-    """The first few sites, for error messages."""
-    names = [str(s) for s in sites]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def name_some(sites: Iterable[Site]) -> str:
-    """What was captured, in words."""
-    return f"there are {names}" if (names := some(sites)) else "no site was"

@@ -13,8 +13,8 @@ from dit_lens.architectures import Architecture
 from dit_lens.architectures.base import Block, Settings
 from dit_lens.architectures.common import spatial_factor, temporal_factor
 from dit_lens.errors import InputError, UnsupportedModel
-from dit_lens.geometry import Geometry, Layer, Pixels
 from dit_lens.inputs import Inputs
+from dit_lens.sites.geometry import Geometry, Layer, Pixels
 
 #: Settings that a run always has; their defaults are the pipeline's own.
 _BASIC = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")

@@ -13,7 +13,7 @@ from dit_lens.interventions.base import Intervention, check
 from dit_lens.plan import Planned
 from dit_lens.recorder import Recorder, Visitor
 from dit_lens.run import Call
-from dit_lens.sites import Site
+from dit_lens.sites.site import Site
 from dit_lens.walk import Walk, dressed
 
 

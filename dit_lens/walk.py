@@ -15,7 +15,7 @@ from dit_lens.interventions.shapes import wide
 from dit_lens.plan import Planned
 from dit_lens.recorder import Visitor
 from dit_lens.run import Call, Context, Resume
-from dit_lens.sites import TERM_COMPONENTS, Site
+from dit_lens.sites.site import TERM_COMPONENTS, Site
 
 #: Where an activation can be met within a call: layer, component, stream, head.
 Place = tuple[int | None, str, str, int | None]

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import dit_lens as dl
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
 from dit_lens.lens.tuned import LensComparison, TunedLens
 from dit_lens.organisms import organism_names, organism_tasks
 from dit_lens.report.html import png_bytes

@@ -12,7 +12,7 @@ import pytest
 
 from dit_lens.cli import main
 from dit_lens.errors import DitLensError, StoreError
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
 
 
 def test_what_was_written_is_there_alone(tmp_path: Path) -> None:

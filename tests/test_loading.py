@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.geometry import Pixels
+from dit_lens.sites.geometry import Pixels
 from tests.subjects import STEPS, Subject, capture, subject_of
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import dit_lens as dl
 from dit_lens.errors import SiteError
-from dit_lens.geometry import Layer, Pixels
-from dit_lens.selection import indices, show
-from dit_lens.sites import COMPONENTS, LAYER_COMPONENTS, STEP_COMPONENTS
+from dit_lens.sites.geometry import Layer, Pixels
+from dit_lens.sites.select import indices, show
+from dit_lens.sites.site import COMPONENTS, LAYER_COMPONENTS, STEP_COMPONENTS
 
 #: Two dual-stream blocks, then two joint ones whose attention has a bias of its own.
 DUAL = Layer("dual", {"video": ("attn", "ffn", "delta", "resid"), "text": ("attn", "ffn", "delta", "resid")},

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from dit_lens.errors import StoreError
-from dit_lens.weights import read_weights, write_weights
+from dit_lens.files.weights import read_weights, write_weights
 
 OLD, NEW = ({"w": torch.full((2, 3), value)} for value in (1.0, 2.0))
 RECORD: dict[str, Any] = {"name": "a", "steps": [1, 2]}

@@ -14,8 +14,9 @@ from dit_lens.interventions import Capture, Patch
 from dit_lens.interventions.base import At, FromFunction
 from dit_lens.lens import depth_lens
 from dit_lens.run import Resume
-from dit_lens.sites import TERM_COMPONENTS, Site, Sites
-from dit_lens.tokens import Tokens
+from dit_lens.sites.site import TERM_COMPONENTS, Site
+from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
 
 
 class Failed(Exception):

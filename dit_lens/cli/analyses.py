@@ -42,7 +42,7 @@ def _localize(options: argparse.Namespace) -> Printed:
 
 
 def _steps(options: argparse.Namespace) -> Printed:
-    from dit_lens.files import write_atomic
+    from dit_lens.files.atomic import write_atomic
     from dit_lens.lens import step_lens
     from dit_lens.report.html import png_bytes
     from dit_lens.report.plots import plot_chain_of_steps

@@ -37,8 +37,9 @@ def maze_options() -> argparse.ArgumentParser:
 
 def load(name: str) -> Any:
     """A shipped organism by its name, ``random:`` and its name, an organism in a folder, or a folder or hub id."""
+    from dit_lens.files.shipped import organism_names
     from dit_lens.model import VideoDiT
-    from dit_lens.organisms.load import load_organism, organism_names
+    from dit_lens.organisms.load import load_organism
 
     if name.startswith(RANDOM):
         return load_organism(name.removeprefix(RANDOM), random=True)
@@ -48,6 +49,6 @@ def load(name: str) -> Any:
 
 
 def is_organism_folder(name: str) -> bool:
-    from dit_lens.organisms.load import CARD
+    from dit_lens.files.shipped import CARD
 
     return (Path(name) / CARD).exists()

@@ -19,7 +19,7 @@ def add_commands(commands: Commands) -> None:
 def _lens(options: argparse.Namespace) -> Printed:
     import numpy as np
 
-    from dit_lens.files import write_atomic
+    from dit_lens.files.atomic import write_atomic
     from dit_lens.lens import depth_lens
     from dit_lens.report.html import png_bytes
     from dit_lens.report.lens import plot_layers_by_steps

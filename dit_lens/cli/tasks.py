@@ -21,7 +21,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> Printed:
-    from dit_lens.files import write_atomic
+    from dit_lens.files.atomic import write_atomic
     from dit_lens.report.html import png_bytes
     from dit_lens.report.sheet import plot_tasks
 

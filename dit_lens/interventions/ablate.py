@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import DonorError, InputError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
     channel_axis,
@@ -23,7 +22,9 @@ from dit_lens.interventions.shapes import (
     row_numbers,
 )
 from dit_lens.run import Row, Run
-from dit_lens.sites import Site, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
 
 _MODES = ("zero", "mean", "resample")
 

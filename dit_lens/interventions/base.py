@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dit_lens.geometry import Geometry
-from dit_lens.sites import Site, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
     from dit_lens.run import Row

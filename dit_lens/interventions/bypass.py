@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dit_lens.errors import SiteError
 from dit_lens.interventions.base import At
-from dit_lens.sites import TERM_COMPONENTS, Sites
+from dit_lens.sites.site import TERM_COMPONENTS
+from dit_lens.sites.sites import Sites
 
 #: What a block or a sub-module of it adds to a stream.
 _UPDATES = ("delta", *TERM_COMPONENTS)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dit_lens.errors import InputError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import require_choice, require_number, wide
 from dit_lens.run import Row
-from dit_lens.sites import Site, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
 
 _HOW = ("mean", "median", "weighted")
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dit_lens.errors import InputError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import part_of, part_shape, require_choice, require_number, wide
-from dit_lens.selection import Select, show
-from dit_lens.sites import LAYER_COMPONENTS, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.select import Select, show
+from dit_lens.sites.site import LAYER_COMPONENTS
+from dit_lens.sites.sites import Sites
 
 #: Components on the token grid, whose noise is in units of their own standard deviation.
 _TOKEN_COMPONENTS = ("embed", *LAYER_COMPONENTS)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import DonorError, InputError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
     fitted,
@@ -24,8 +23,10 @@ from dit_lens.interventions.shapes import (
     require_whole,
     row_numbers,
 )
-from dit_lens.run import Row, Run, name_some
-from dit_lens.sites import Site, Sites
+from dit_lens.run import Row, Run
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site, name_some
+from dit_lens.sites.sites import Sites
 
 #: A site without its step: branch, layer, component, stream, head.
 _Place = tuple[str | None, int | None, str, str, int | None]

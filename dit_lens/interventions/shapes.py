@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import DonorError, InputError
-from dit_lens.geometry import Geometry
-from dit_lens.run import Run, name_some
-from dit_lens.sites import Site, Sites
-from dit_lens.tokens import LATENT_COMPONENTS
+from dit_lens.run import Run
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site, name_some
+from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import LATENT_COMPONENTS
 
 
 def channel_axis(site: Site) -> int:

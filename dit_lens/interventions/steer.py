@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
     broadcasts,
@@ -20,7 +19,9 @@ from dit_lens.interventions.shapes import (
     wide,
 )
 from dit_lens.run import Row
-from dit_lens.sites import Site, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
 
 
 @dataclass(frozen=True, eq=False)

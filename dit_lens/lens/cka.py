@@ -20,7 +20,7 @@ from dit_lens.lens.hsic import FEWEST, Centred, estimates, require_enough, requi
 from dit_lens.lens.reading import PLACE, Reading, geometry_of, read
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import heatmap
-from dit_lens.selection import Select, indices
+from dit_lens.sites.select import Select, indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

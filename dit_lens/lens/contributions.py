@@ -19,8 +19,9 @@ from dit_lens.lens.depth import means_over_instances, read_out
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.run import Call, Row, Run
-from dit_lens.selection import Select, indices
-from dit_lens.sites import TERM_COMPONENTS, Sites
+from dit_lens.sites.select import Select, indices
+from dit_lens.sites.site import TERM_COMPONENTS
+from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from torch import Tensor
 from dit_lens.errors import MadeForAnother
 from dit_lens.lens.preview import Preview
 from dit_lens.model import VideoDiT
-from dit_lens.selection import Select
+from dit_lens.sites.select import Select
 
 
 def require_made_by(model: VideoDiT, model_id: str, preview: Preview | None = None) -> None:

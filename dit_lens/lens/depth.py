@@ -19,10 +19,10 @@ from dit_lens.lens.preview import Preview
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.run import Call, Row, Run
-from dit_lens.selection import Select, indices
-from dit_lens.sites import Sites
+from dit_lens.sites.select import Select, indices
+from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
 from dit_lens.statistics import mean_over_instances
-from dit_lens.tokens import Tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

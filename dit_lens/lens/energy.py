@@ -17,7 +17,7 @@ from dit_lens.inputs import gather
 from dit_lens.lens.reading import Reading, geometry_of, read
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import heatmap
-from dit_lens.selection import Select
+from dit_lens.sites.select import Select
 from dit_lens.statistics import mean_over_instances
 
 if TYPE_CHECKING:

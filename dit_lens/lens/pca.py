@@ -19,7 +19,7 @@ from dit_lens.interventions.shapes import require_choice
 from dit_lens.lens.reading import Reading, read
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import axes
-from dit_lens.selection import Select
+from dit_lens.sites.select import Select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

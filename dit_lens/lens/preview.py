@@ -17,15 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-import dit_lens.organisms as organisms
 from dit_lens.architectures.common import temporal_factor
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
+from dit_lens.files.shipped import organism_names, shipped
+from dit_lens.files.video import Video
 from dit_lens.identity import model_id
 from dit_lens.model import VideoDiT
-from dit_lens.selection import Select, indices
-
-Video = NDArray[np.uint8]
+from dit_lens.sites.select import Select, indices
 
 SCHEMA = "dit_lens.preview/1"
 
@@ -252,9 +251,9 @@ class Preview:
         InputError
             No such file or organism, or a file of something else.
         """
-        path = _shipped(name) if name in organisms.organism_names() else Path(name)
+        path = shipped(str(name), "preview.safetensors") if name in organism_names() else Path(name)
         if not path.exists():
-            there = ", ".join(n for n in organisms.organism_names() if _shipped(n).exists()) or "none"
+            there = ", ".join(n for n in organism_names() if shipped(n, "preview.safetensors").exists()) or "none"
             raise InputError(f"no preview {str(name)!r}; give a file, or an organism that has one: {there}")
         try:
             with safe_open(str(path), "pt") as file:
@@ -337,7 +336,3 @@ def _solve(latents: Tensor, colours: NDArray[np.float64], scale: Scale, ridge: f
     slopes = np.linalg.solve(moments, x.T @ (target - target.mean(axis=0)) / len(x)) / spread[:, None]  # (C, 3)
     weight = torch.from_numpy(np.ascontiguousarray(slopes.T, dtype=np.float32))
     return weight, torch.from_numpy((target.mean(axis=0) - mean @ slopes).astype(np.float32))
-
-
-def _shipped(name: str | Path) -> Path:
-    return Path(organisms.__file__).parent / name / "preview.safetensors"

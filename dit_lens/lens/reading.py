@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions import Capture
 from dit_lens.interventions.reduce import Reduce
 from dit_lens.model import VideoDiT
 from dit_lens.run import Row, Run
-from dit_lens.selection import Select
-from dit_lens.sites import TERM_COMPONENTS, Site, Sites
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.select import Select
+from dit_lens.sites.site import TERM_COMPONENTS, Site
+from dit_lens.sites.sites import Sites
 
 #: Components of which every layer has one activation. A head's has several, and the others belong to no layer.
 READABLE = ("resid", "delta", *TERM_COMPONENTS)

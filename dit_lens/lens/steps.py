@@ -22,8 +22,8 @@ from dit_lens.lens.reading import require_step_count
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.run import Row, Run
-from dit_lens.selection import Select, indices
-from dit_lens.sites import Sites
+from dit_lens.sites.select import Select, indices
+from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,19 +18,12 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from dit_lens.errors import InputError
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
+from dit_lens.files.shipped import CARD, ORGANISMS, organism_names
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import OrganismConfig, build_transformer
 from dit_lens.organisms.confine import confine
 from dit_lens.tasks import task_named
-
-_HERE = Path(__file__).parent
-CARD = "organism.json"
-
-
-def organism_names() -> list[str]:
-    """Names of the organisms that are in the package."""
-    return sorted(path.parent.relative_to(_HERE).as_posix() for path in _HERE.rglob(CARD))
 
 
 def load_organism(
@@ -94,14 +87,14 @@ def organism_checkpoints(name: str = "puzzles", *, folder: str | Path | None = N
 
 
 def _card(name: str, folder: str | Path | None) -> tuple[Path, dict[str, Any]]:
-    place = Path(folder) if folder is not None else _HERE / name
+    place = Path(folder) if folder is not None else ORGANISMS / name
     if not (place / CARD).exists():
         raise InputError(f"no organism {name!r} in {place.parent}; there are: {', '.join(organism_names()) or 'none'}")
     return place, json.loads((place / CARD).read_text())
 
 
 def _vae(name: str) -> AutoencoderKLWan:
-    return AutoencoderKLWan.from_pretrained(_HERE / name / "vae", dtype=torch.float32, local_files_only=True)
+    return AutoencoderKLWan.from_pretrained(ORGANISMS / name / "vae", dtype=torch.float32, local_files_only=True)
 
 
 def _load_checkpoint(pipeline: WanImageToVideoPipeline, place: Path, step: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
 from dit_lens.organisms.load import save_organism
 from dit_lens.organisms.training.denoiser import train_denoiser
 from dit_lens.organisms.training.presets import PRESETS, Preset

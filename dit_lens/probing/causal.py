@@ -24,9 +24,9 @@ from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.probing.trained import ProbeSet, site_of_readout
 from dit_lens.run import Resume, Run
-from dit_lens.sites import Sites
+from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
 from dit_lens.statistics import bootstrap_weights, percentile_interval
-from dit_lens.tokens import Tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from dit_lens.probing.rows import Pool, Rows, frames_of
 from dit_lens.probing.sources import require_source
 from dit_lens.probing.targets import targets_of
 from dit_lens.probing.visit import CONTROLS, Sink, Visit, require_controls
-from dit_lens.selection import Select, indices
+from dit_lens.sites.select import Select, indices
 from dit_lens.tasks.base import Level, Task
 
 Floats = NDArray[np.float32]

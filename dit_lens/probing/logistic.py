@@ -20,8 +20,8 @@ from dit_lens.probing.rows import Pool, Rows, frames_of
 from dit_lens.probing.scores import scores_by_group
 from dit_lens.probing.targets import targets_of
 from dit_lens.probing.visit import readout_name
-from dit_lens.selection import Select
-from dit_lens.sites import Site
+from dit_lens.sites.select import Select
+from dit_lens.sites.site import Site
 from dit_lens.store import Store
 from dit_lens.tasks.base import Level
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError
-from dit_lens.geometry import Geometry, Pixels
-from dit_lens.selection import Select, indices
+from dit_lens.sites.geometry import Geometry, Pixels
+from dit_lens.sites.select import Select, indices
 from dit_lens.tasks.base import Label, Level
 from dit_lens.tasks.glyphs import CELL
 

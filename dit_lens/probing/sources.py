@@ -25,7 +25,7 @@ from dit_lens.model import VideoDiT
 from dit_lens.probing.data import Source
 from dit_lens.run import Run
 from dit_lens.schedule import Schedule
-from dit_lens.sites import Sites
+from dit_lens.sites.sites import Sites
 
 SOURCES: tuple[Source, ...] = ("sample", "forward-noise", "invert")
 

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
+from dit_lens.files.shipped import ORGANISMS
+from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.interventions import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.asked import Asked
 from dit_lens.probing.visit import layer_name, site_of
 from dit_lens.run import Run
-from dit_lens.sites import Sites
+from dit_lens.sites.sites import Sites
 from dit_lens.tasks import TASKS
-from dit_lens.weights import read_weights, write_weights
 
 SCHEMA = 1
-_ORGANISMS = Path(__file__).parent.parent / "organisms"
 
 
 @dataclass(frozen=True)
@@ -283,9 +283,9 @@ def load_probes(name: str | Path) -> ProbeSet:
 def probe_names() -> dict[str, Path]:
     """Names of the shipped probe sets and their files: the organism's name, and of further sets "organism/set"."""
     found = {}
-    for path in sorted(_ORGANISMS.rglob("probes*.safetensors")):
+    for path in sorted(ORGANISMS.rglob("probes*.safetensors")):
         further = path.stem.partition("-")[2]
-        place = path.parent.relative_to(_ORGANISMS).as_posix()
+        place = path.parent.relative_to(ORGANISMS).as_posix()
         found[f"{place}/{further}" if further else place] = path
     return found
 

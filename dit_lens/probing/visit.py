@@ -18,8 +18,9 @@ from dit_lens.probing.rows import Rows
 from dit_lens.probing.sources import state_writers
 from dit_lens.probing.twin import random_twin
 from dit_lens.run import Run
-from dit_lens.selection import Select
-from dit_lens.sites import Site, Sites
+from dit_lens.sites.select import Select
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
 
 #: Given step, name of the readout and features (B, N, D) on the model's device.
 Sink = Callable[[int, str, Tensor], None]

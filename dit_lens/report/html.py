@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dit_lens.analysis.localize import Localization
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
 from dit_lens.report.plots import plot_evidence, plot_probe_heatmap
 from dit_lens.report.tables import summary
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dit_lens.errors import InputError, NotFinite
 from dit_lens.run import Row, Run
-from dit_lens.sites import Site
+from dit_lens.sites.site import Site
 from dit_lens.store.layout import Layout
 
 #: Longer texts among the settings are left out.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother
-from dit_lens.sites import Site
+from dit_lens.sites.site import Site
 
 #: The names of safetensors for the dtypes that a store takes.
 DTYPES = {

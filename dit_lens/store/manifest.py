@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dit_lens.errors import SiteError, StoreError
-from dit_lens.files import sync
+from dit_lens.files import strict
+from dit_lens.files.atomic import sync
+from dit_lens.files.strict import Malformed, count, get, optional, shape
 from dit_lens.run import Row
-from dit_lens.sites import Site
-from dit_lens.store import strict
+from dit_lens.sites.site import Site
 from dit_lens.store.layout import DTYPES, Layout, Part
-from dit_lens.store.strict import Malformed, count, get, optional, shape
 
 NAME = "manifest.jsonl"
 SCHEMA = 1

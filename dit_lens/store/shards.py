@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dit_lens.errors import StoreError
-from dit_lens.store import shard, strict
+from dit_lens.files import strict
+from dit_lens.store import shard
 from dit_lens.store.layout import Layout
 from dit_lens.store.manifest import Entry, inside
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, StoreError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.base import At
 from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.reduce import is_of_this_module
 from dit_lens.interventions.shapes import one_of_each, part_shape
 from dit_lens.run import Row
-from dit_lens.sites import Site
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site
 from dit_lens.store import shard
 from dit_lens.store.layout import Layout
 from dit_lens.store.manifest import Manifest

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError, StoreError
-from dit_lens.geometry import Geometry
 from dit_lens.interventions.capture import Capture
-from dit_lens.run import Row, Run, some
-from dit_lens.sites import Site
+from dit_lens.run import Row, Run
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site, some
 from dit_lens.store import manifest as manifests
 from dit_lens.store import sizes
 from dit_lens.store.dataset import ActivationDataset

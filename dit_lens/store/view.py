@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_lens.errors import InputError
 from dit_lens.run import Row
-from dit_lens.sites import Site
+from dit_lens.sites.site import Site
 from dit_lens.store.layout import DTYPES, Layout
 from dit_lens.store.manifest import Entry
 from dit_lens.store.shards import Shards

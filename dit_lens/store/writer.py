@@ -10,12 +10,12 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from dit_lens.errors import InputError, StoreError
-from dit_lens.files import make_folder, sync
+from dit_lens.files.atomic import make_folder, sync
+from dit_lens.files.lock import Lock
 from dit_lens.store import manifest as manifests
 from dit_lens.store import shard
 from dit_lens.store.job import Job, versions
 from dit_lens.store.layout import Layout
-from dit_lens.store.lock import Lock
 from dit_lens.store.manifest import Entry, Manifest
 
 Digests = dict[str, Future[str]]

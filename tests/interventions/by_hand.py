@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.geometry import Layer
+from dit_lens.sites.geometry import Layer
 
 GRID = (3, 2, 4)
 WIDTH = 6

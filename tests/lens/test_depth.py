@@ -16,9 +16,9 @@ from dit_lens.errors import InputError, MadeForAnother, SiteError
 from dit_lens.lens import Preview, depth_lens
 from dit_lens.lens.depth import MEASURES, means_over_instances
 from dit_lens.probing.twin import random_twin
+from dit_lens.sites.tokens import Tokens
 from dit_lens.statistics import mean_over_instances
 from dit_lens.tiny import TINY
-from dit_lens.tokens import Tokens
 from tests.subjects import STEPS, Subject
 
 matplotlib.use("Agg")

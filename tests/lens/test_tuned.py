@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError, StoreError
+from dit_lens.files.weights import write_weights
 from dit_lens.lens import depth_lens
 from dit_lens.lens.tuned import Band, TunedLens
 from dit_lens.lens.tuned.bands import band_of, make_bands
@@ -25,8 +26,7 @@ from dit_lens.lens.tuned.compare import FIRST_SEED
 from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.training import Runs, fit, seeded_from
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
-from dit_lens.tokens import Tokens
-from dit_lens.weights import write_weights
+from dit_lens.sites.tokens import Tokens
 from tests.subjects import Subject, subject_of
 
 matplotlib.use("Agg")

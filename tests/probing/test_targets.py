@@ -10,9 +10,9 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError
-from dit_lens.geometry import Geometry, Pixels
 from dit_lens.probing.rows import Rows
 from dit_lens.probing.targets import labels_of, targets_of
+from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.tasks import TASKS, Label, Permanence
 
 SMALL: dict[str, Any] = {"maze": {"size": 4}, "tictactoe": {"size": 3}}

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_lens.errors import StoreError
+from dit_lens.files import strict
 from dit_lens.run import Row
-from dit_lens.sites import COMPONENTS, Site
-from dit_lens.store import Store, strict
+from dit_lens.sites.site import COMPONENTS, Site
+from dit_lens.store import Store
 from dit_lens.store.layout import DTYPES
 from dit_lens.store.manifest import NAME
 from dit_lens.store.shard import digest

@@ -17,7 +17,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, StoreError
-from dit_lens.sites import Site
+from dit_lens.sites.site import Site
 from dit_lens.store import Store, manifest, shard
 from tests.store.made import GUIDED, MODEL, RESID, add, filled, rows_of, tensors, whole
 from tests.subjects import Subject

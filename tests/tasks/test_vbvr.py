@@ -96,7 +96,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     def full(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("dit_lens.files.os.replace", full)
+    monkeypatch.setattr("dit_lens.files.atomic.os.replace", full)
     with pytest.raises(OSError, match="no space"):
         vbvr.write_video(path, video + 9)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]

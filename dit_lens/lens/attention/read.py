@@ -18,8 +18,8 @@ from dit_lens.lens.attention.result import Attention
 from dit_lens.lens.attention.watch import Met, attention_modules, watched
 from dit_lens.model import VideoDiT
 from dit_lens.run import Run
-from dit_lens.selection import Select, indices
-from dit_lens.tokens import Tokens
+from dit_lens.sites.select import Select, indices
+from dit_lens.sites.tokens import Tokens
 
 KINDS = ("self", "cross", "image")
 

@@ -24,8 +24,8 @@ from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.translators import Record, TunedLens
 from dit_lens.model import VideoDiT
 from dit_lens.run import Call
-from dit_lens.selection import Select, indices
-from dit_lens.sites import Sites
+from dit_lens.sites.select import Select, indices
+from dit_lens.sites.sites import Sites
 
 #: Penalties to choose from, relative to the mean variance of a channel.
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
+from dit_lens.files.shipped import organism_names, shipped
+from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.lens.tuned.bands import Band, band_of
 from dit_lens.model import VideoDiT
-from dit_lens.organisms import organism_names
-from dit_lens.weights import read_weights, write_weights
 
 if TYPE_CHECKING:
     from dit_lens.lens.tuned.compare import LensComparison
@@ -254,11 +253,11 @@ class TunedLens:
 
 def _path_of(source: str | Path) -> Path:
     """The file of an organism's lens, or the one that was named."""
-    shipped = {name: Path(str(files("dit_lens.organisms"))) / name / FILE for name in organism_names()}
-    path = shipped.get(str(source), Path(source))
+    ours = {name: shipped(name, FILE) for name in organism_names()}
+    path = ours.get(str(source), Path(source))
     if path.exists():
         return path
-    names = ", ".join(name for name, place in shipped.items() if place.exists()) or "none"
+    names = ", ".join(name for name, place in ours.items() if place.exists()) or "none"
     raise InputError(f"no tuned lens {str(source)!r}; give a file *.safetensors, or one of those that ship: {names}")
 
 

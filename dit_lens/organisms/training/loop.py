@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from tqdm.auto import tqdm
 
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
 from dit_lens.organisms.training.presets import Stage
 
 

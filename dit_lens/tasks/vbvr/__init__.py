@@ -12,11 +12,11 @@ The format is that of "A Very Big Video Reasoning Suite" (arXiv 2602.20159), as 
 Videos need PyAV, the extra ``video``.
 """
 
+from dit_lens.files.video import read_video, write_video
 from dit_lens.tasks.vbvr.bench import SPLITS, Report, VbvrSample, read_bench, read_questions, validate
 from dit_lens.tasks.vbvr.exported import export, score_results
 from dit_lens.tasks.vbvr.official import beside_floors, official_scores
 from dit_lens.tasks.vbvr.results import null_results, read_result, run_bench, write_results
-from dit_lens.tasks.vbvr.video import read_video, write_video
 
 __all__ = [
     "SPLITS",

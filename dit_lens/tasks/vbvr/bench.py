@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from dit_lens.errors import TaskError
+from dit_lens.files.video import read_video
 from dit_lens.tasks.base import Video
-from dit_lens.tasks.vbvr.video import read_video
 
 SPLITS = ("In-Domain_50", "Out-of-Domain_50")
 #: The split of what `read_questions` reads.

@@ -14,6 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from dit_lens.errors import TaskError
+from dit_lens.files.video import FPS, write_video
 from dit_lens.tasks.base import Instance, Task
 from dit_lens.tasks.vbvr.bench import (
     FINAL,
@@ -27,7 +28,6 @@ from dit_lens.tasks.vbvr.bench import (
     read_bench,
 )
 from dit_lens.tasks.vbvr.results import read_result
-from dit_lens.tasks.vbvr.video import FPS, write_video
 
 
 def export(

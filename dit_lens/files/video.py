@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
-from dit_lens.files import write_atomic
-from dit_lens.tasks.base import Video
+from dit_lens.files.atomic import write_atomic
 
+#: A video: uint8 of shape (T, height, width, 3), or (B, T, height, width, 3) of several.
+Video = NDArray[np.uint8]
 #: Frames a second of the benchmark's videos, and of Wan's.
 FPS = 16
 

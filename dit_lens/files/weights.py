@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dit_lens.errors import StoreError
-from dit_lens.files import write_atomic
+from dit_lens.files.atomic import write_atomic
 
 #: Where the record's file names the weights beside it.
 _NAMED = "weights_sha256"

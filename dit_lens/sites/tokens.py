@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import SiteError
-from dit_lens.geometry import Geometry, Pixels
-from dit_lens.selection import Select, from_json, indices, show, to_json
+from dit_lens.sites.geometry import Geometry, Pixels
+from dit_lens.sites.select import Select, from_json, indices, show, to_json
 
 #: Components on the latent grid, (B, C, F, H, W); all others are (B, *grid, D) on the token grid.
 LATENT_COMPONENTS = ("latents", "model_input", "velocity", "guided")

@@ -1,0 +1,1 @@
+"""Files are never half-written and never taken for another's; where shipped weights lie; video in and out."""
