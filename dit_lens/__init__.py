@@ -6,9 +6,9 @@ interventions. An analysis is a loop over runs that returns a tidy table.
 
 from dit_lens import errors, organisms, tasks
 from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
-from dit_lens.architectures import Architecture, register
 from dit_lens.checks import CheckReport
 from dit_lens.errors import DitLensError
+from dit_lens.families import Architecture, register
 from dit_lens.gradients import Gradients
 from dit_lens.interventions import (
     Ablate,

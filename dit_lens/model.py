@@ -14,8 +14,6 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.architectures import architecture_of
-from dit_lens.architectures.common import temporal_factor
 from dit_lens.bridge import Tree
 from dit_lens.checks import CheckReport
 from dit_lens.compat import refuse_modes
@@ -23,6 +21,8 @@ from dit_lens.conditioning import outputs_of, rows_of
 from dit_lens.dispatch import Body, Dispatcher, velocities
 from dit_lens.drive import drive
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, UnsupportedModel
+from dit_lens.families import architecture_of
+from dit_lens.families.common import temporal_factor
 from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
 from dit_lens.identity import model_id, run_id, weights_state
 from dit_lens.inputs import Inputs, gather

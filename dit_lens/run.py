@@ -16,8 +16,8 @@ from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site, name_some
 
 if TYPE_CHECKING:
-    from dit_lens.architectures import Architecture
-    from dit_lens.architectures.base import Latent
+    from dit_lens.families import Architecture
+    from dit_lens.families.base import Latent
     from dit_lens.schedule import Schedule
 
 

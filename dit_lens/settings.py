@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from dit_lens.architectures import Architecture
-from dit_lens.architectures.base import Block, Settings
-from dit_lens.architectures.common import spatial_factor, temporal_factor
 from dit_lens.errors import InputError, UnsupportedModel
+from dit_lens.families import Architecture
+from dit_lens.families.base import Block, Settings
+from dit_lens.families.common import spatial_factor, temporal_factor
 from dit_lens.inputs import Inputs
 from dit_lens.sites.geometry import Geometry, Layer, Pixels
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import Block, Met, Reader, Term, bind
+from dit_lens.families.base import Block, Met, Reader, Term, bind
 from dit_lens.interventions.shapes import wide
 from dit_lens.plan import Planned
 from dit_lens.recorder import Visitor

@@ -16,15 +16,8 @@ from diffusers import WanTransformer3DModel as Transformer
 from torch import Tensor, nn
 
 import dit_lens as dl
-from dit_lens.organisms.build import (
-    OrganismConfig,
-    build_pipeline,
-    build_text_encoder,
-    build_tokenizer,
-    build_transformer,
-    build_vae,
-    random_pipeline,
-)
+from dit_lens.families.tiny.text import build_text_encoder, build_tokenizer
+from dit_lens.organisms.build import OrganismConfig, build_pipeline, build_transformer, build_vae, random_pipeline
 
 # Sums are split among threads: only with one are two runs of one pipeline the same bits on every machine.
 torch.set_num_threads(1)
@@ -93,7 +86,7 @@ def _text_to_video() -> Subject:
     torch.manual_seed(1)
     pipeline = WanPipeline(
         tokenizer=build_tokenizer(config.words),
-        text_encoder=build_text_encoder(config).eval(),
+        text_encoder=build_text_encoder(config.text_width).eval(),
         vae=_vae().eval(),
         scheduler=random_pipeline(OrganismConfig(layers=1)).scheduler,
         transformer=_transformer(8, 8, (1, 2, 2)).eval(),
@@ -108,7 +101,7 @@ def _two_experts() -> Subject:
     """A stock image-to-video pipeline that changes its transformer at sigma .9."""
     config = OrganismConfig(layers=4, vae_base=8)
     torch.manual_seed(2)
-    one = build_pipeline(config, _vae(), build_transformer(config), build_text_encoder(config))
+    one = build_pipeline(config, _vae(), build_transformer(config), build_text_encoder(config.text_width))
     parts = {name: getattr(one, name) for name in ("tokenizer", "text_encoder", "vae", "transformer")}
     scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3)
     second = build_transformer(config).eval()

@@ -22,14 +22,14 @@ from diffusers import (
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens import architectures
-from dit_lens.architectures import Architecture, architecture_of
-from dit_lens.architectures.wan import WAN
+from dit_lens import families
 from dit_lens.checks.check import check_family, check_model
 from dit_lens.checks.checks import CHECKS
 from dit_lens.checks.subject import Subject as CheckSubject
 from dit_lens.errors import CheckFailed
-from dit_lens.tiny import TINY
+from dit_lens.families import Architecture, architecture_of
+from dit_lens.families.tiny import TINY
+from dit_lens.families.wan import WAN
 from tests.subjects import Subject
 
 
@@ -130,7 +130,7 @@ def test_a_family_can_be_registered_from_outside() -> None:
         assert architecture_of(pipeline) is mine
         assert dl.VideoDiT(pipeline).architecture.family == "mine"
     finally:
-        architectures._registered.remove(mine)
+        families._registered.remove(mine)
     assert architecture_of(pipeline).family == "wan"
 
 

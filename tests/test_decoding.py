@@ -13,8 +13,8 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
+from dit_lens.families.tiny import TINY
 from dit_lens.organisms import organism_tasks
-from dit_lens.tiny import TINY
 
 
 @cache

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from dit_lens.architectures import architecture_of
 from dit_lens.checks.checks import CHECKS, Failed
 from dit_lens.checks.report import CheckReport, Result
-from dit_lens.checks.samples import two_pictures, two_prompts
 from dit_lens.checks.subject import Subject
+from dit_lens.families import architecture_of
+from dit_lens.families.tiny.samples import two_pictures, two_prompts
 from dit_lens.model import VideoDiT
 
 __all__ = ["check_family", "check_model", "list_families"]
@@ -38,8 +38,8 @@ def check_model(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport
 
 
 def check_family(name: str) -> CheckReport:
-    """Check the tiny random pipeline of that name in ``dit_lens.tiny.TINY``."""
-    from dit_lens.tiny import TINY  # imports the pipeline classes of every family
+    """Check the tiny random pipeline of that name in ``dit_lens.families.tiny.TINY``."""
+    from dit_lens.families.tiny import TINY  # imports the pipeline classes of every family
 
     tiny = TINY[name]
     return _check(tiny.name, Subject(VideoDiT(tiny.build()), tiny.inputs(), dict(tiny.settings)))
@@ -47,7 +47,7 @@ def check_family(name: str) -> CheckReport:
 
 def list_families() -> dict[str, dict[str, str]]:
     """Name of every supported model, with its family and the classes of diffusers that make it."""
-    from dit_lens.tiny import TINY
+    from dit_lens.families.tiny import TINY
 
     built = {name: tiny.build() for name, tiny in TINY.items()}
     return {

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import Block, Met, bind
 from dit_lens.drive import borrowed
+from dit_lens.families.base import Block, Met, bind
 from dit_lens.inputs import gather, split_rows
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dit_lens.architectures import Architecture
 from dit_lens.checks.observe import Observed, observed
+from dit_lens.families import Architecture
 from dit_lens.interventions import Capture
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT

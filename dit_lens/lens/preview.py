@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dit_lens.architectures.common import temporal_factor
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite
+from dit_lens.families.common import temporal_factor
 from dit_lens.files.atomic import write_atomic
 from dit_lens.files.shipped import organism_names, shipped
 from dit_lens.files.video import Video

@@ -6,18 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
+from dit_lens.families.tiny.text import WORDS, build_text_encoder, build_tokenizer
 from dit_lens.organisms.confine import confine
-
-#: The vocabulary of the organisms' prompts.
-_VOCABULARY = """
-<pad> </s> <unk> draw the path from green to red blue yellow orange purple move circle square triangle star and then
-behind wall left right up down sort by size next in pattern play x o win goes stays comes out bars fill gap
-"""
-WORDS = tuple(_VOCABULARY.split())
 
 
 @dataclass(frozen=True)
@@ -73,26 +66,6 @@ class OrganismConfig:
             "num_frames": self.frames,
             "max_sequence_length": self.max_prompt_tokens,
         }
-
-
-def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that ends every prompt with ``</s>``."""
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    end = words.index("</s>")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
-
-
-def build_text_encoder(config: OrganismConfig) -> UMT5EncoderModel:
-    """A one-layer UMT5 encoder."""
-    width = config.text_width
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(config.words), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=4,
-            pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-        )
-    )  # fmt: skip
 
 
 def build_vae(config: OrganismConfig) -> AutoencoderKLWan:
@@ -153,4 +126,5 @@ def random_pipeline(config: OrganismConfig | None = None, seed: int = 0) -> WanI
     config = config or OrganismConfig()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_pipeline(config, build_vae(config), build_transformer(config), build_text_encoder(config))
+        vae, transformer = build_vae(config), build_transformer(config)
+        return build_pipeline(config, vae, transformer, build_text_encoder(config.text_width, words=config.words))

@@ -12,7 +12,7 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens.checks.observe import SeenBlock
 from dit_lens.checks.subject import Subject
-from dit_lens.tiny import TINY
+from dit_lens.families.tiny import TINY
 
 
 @cache

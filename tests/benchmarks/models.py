@@ -14,8 +14,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from torch import Tensor, nn
 
 import dit_lens as dl
-from dit_lens.organisms.build import OrganismConfig, build_text_encoder, build_tokenizer
-from dit_lens.tiny.wan import vae
+from dit_lens.families.tiny.text import WORDS, build_text_encoder, build_tokenizer
+from dit_lens.families.tiny.wan import vae
 
 GIB = 2**30
 SEED = 0
@@ -124,7 +124,6 @@ def wan(
     dtype: torch.dtype = torch.float32,
 ) -> dl.VideoDiT:  # fmt: skip
     """Wan text-to-video with random weights behind a text encoder of one layer; the VAE is never called."""
-    text = OrganismConfig(text_width=text_width)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
         transformer = WanTransformer3DModel(
@@ -132,9 +131,9 @@ def wan(
             out_channels=16, text_dim=text_width, freq_dim=256, ffn_dim=ffn, num_layers=layers, cross_attn_norm=True,
             qk_norm="rms_norm_across_heads",
         )  # fmt: skip
-        encoder = build_text_encoder(text)
+        encoder = build_text_encoder(text_width)
     pipeline = WanPipeline(
-        tokenizer=build_tokenizer(text.words),
+        tokenizer=build_tokenizer(WORDS),
         text_encoder=encoder.to(dtype).eval(),
         vae=vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -16,14 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dit_lens.errors import TaskError
-from dit_lens.organisms.build import (
-    OrganismConfig,
-    build_pipeline,
-    build_text_encoder,
-    build_transformer,
-    build_vae,
-    separate_frames,
-)
+from dit_lens.families.tiny.text import build_text_encoder
+from dit_lens.organisms.build import OrganismConfig, build_pipeline, build_transformer, build_vae, separate_frames
 from dit_lens.organisms.load import load_organism, save_organism
 from dit_lens.organisms.training.data import draw, encode, encode_condition, source, still_then_gray, to_tensor
 from dit_lens.organisms.training.denoiser import Trainer, train_denoiser
@@ -324,7 +318,7 @@ def test_the_text_encoder_is_trained_averaged_kept_and_saved(tmp_path: Path) -> 
     words = "text_encoder.shared.weight"
     assert torch.equal(pipeline.text_encoder.shared.weight, averaged[words])
     torch.manual_seed(WORDY.seed + 1)
-    fresh = build_text_encoder(WORDY.config)
+    fresh = build_text_encoder(WORDY.config.text_width, words=WORDY.config.words)
     assert not torch.equal(pipeline.text_encoder.shared.weight, fresh.shared.weight)
     kept = load_file(tmp_path / "step-00004.safetensors")
     assert kept.keys() == averaged.keys()
@@ -336,7 +330,7 @@ def test_dropped_prompts_are_empty_prompts(tmp_path: Path, monkeypatch: pytest.M
     vae = build_vae(WORDY.config).eval().requires_grad_(False)
     config = WORDY.config
     torch.manual_seed(0)
-    pipeline = build_pipeline(config, vae, build_transformer(config), build_text_encoder(config))
+    pipeline = build_pipeline(config, vae, build_transformer(config), build_text_encoder(config.text_width))
     asked: list[str] = []
     trainer = Trainer(replace(WORDY, denoiser=replace(WORDY.denoiser, batch=64)), pipeline, tmp_path)
     original = trainer._text

@@ -10,6 +10,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, MadeForAnother, UnsupportedModel
+from dit_lens.families.tiny import TINY
 from dit_lens.probing.data import fold_of_runs
 from dit_lens.probing.estimators import LinearProbe
 from dit_lens.probing.features import collect
@@ -18,7 +19,6 @@ from dit_lens.probing.sources import ForwardNoise, invert
 from dit_lens.probing.twin import random_twin
 from dit_lens.store import Store
 from dit_lens.tasks import Maze, Permanence
-from dit_lens.tiny import TINY
 from tests.modes import load_lora
 from tests.subjects import Subject
 

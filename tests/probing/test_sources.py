@@ -9,9 +9,9 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
+from dit_lens.families.tiny import TINY
 from dit_lens.probing.sources import ForwardNoise, invert, require_source
 from dit_lens.tasks import Maze
-from dit_lens.tiny import TINY
 from tests.subjects import Subject
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dit_lens.errors import TaskError
-from dit_lens.organisms.build import WORDS
+from dit_lens.families.tiny.text import WORDS
 from dit_lens.tasks import TASKS, Instance, Maze, Puzzle, task_named
 from dit_lens.tasks.base import SPLITS
 from dit_lens.tasks.glyphs import ATLAS, paint

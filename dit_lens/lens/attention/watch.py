@@ -18,8 +18,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dit_lens.architectures.base import Attends, bind
 from dit_lens.errors import UnsupportedModel
+from dit_lens.families.base import Attends, bind
 
 _SDPA = torch.nn.functional.scaled_dot_product_attention
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")

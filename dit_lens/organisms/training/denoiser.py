@@ -11,8 +11,9 @@ from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dit_lens.families.tiny.text import build_text_encoder
 from dit_lens.model import VideoDiT
-from dit_lens.organisms.build import build_pipeline, build_text_encoder, build_transformer
+from dit_lens.organisms.build import build_pipeline, build_transformer
 from dit_lens.organisms.training.data import Batches, Encoded, encoded_batches, source
 from dit_lens.organisms.training.loop import Loop, Stateful, stage_at, total_steps
 from dit_lens.organisms.training.optim import Ema, MuonAdamW, learning_rate_at
@@ -26,7 +27,7 @@ def train_denoiser(preset: Preset, vae: AutoencoderKLWan, folder: Path) -> WanIm
     ``step-NNNNN.safetensors`` in the folder, in half precision.
     """
     torch.manual_seed(preset.seed + 1)
-    text_encoder = build_text_encoder(preset.config)
+    text_encoder = build_text_encoder(preset.config.text_width, words=preset.config.words)
     transformer = build_transformer(preset.config)
     pipeline = build_pipeline(preset.config, vae, transformer, text_encoder).to(preset.device)
     trainer = Trainer(preset, pipeline, folder)

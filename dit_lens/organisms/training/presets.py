@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dit_lens.organisms.build import WORDS, OrganismConfig
+from dit_lens.families.tiny.text import WORDS
+from dit_lens.organisms.build import OrganismConfig
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from dit_lens.architectures.base import Grid, Latent, Met, Settings, Term, classifier_free
-from dit_lens.compat import linear_weight
+from dit_lens.errors import UnsupportedModel
+from dit_lens.families.base import Grid, Latent, Met, Settings, Term, classifier_free
 
 #: Names under which pipelines keep the factors of their VAE.
 _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
@@ -126,3 +126,46 @@ def gated_attention(gate: Callable[[Met], Tensor]) -> Term:
         headless=lambda met: bias_share(met.module.attn1.to_out[0], gate(met)),
         head_needs=("attn1.to_out.0.input",),
     )  # fmt: skip
+
+
+#: Hooks of diffusers that move or cast weights and leave alone what a module computes. Its others skip modules, answer
+#: them from a cache, or split them among devices.
+_HARMLESS = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
+
+
+def linear_weight(projection: Any, given: Tensor) -> Tensor:
+    """Weight (D, D_in) of a linear layer, to tell apart by columns what it makes of ``given`` (B, N, D_in).
+
+    A fused adapter is part of the weight.
+
+    Raises
+    ------
+    UnsupportedModel
+        The layer is no multiplication with a plain weight that is at hand.
+    """
+    if getattr(projection, "merged", False):
+        projection = projection.get_base_layer()
+    if hasattr(projection, "base_layer"):
+        raise UnsupportedModel("heads cannot be told apart behind an adapter; call the pipeline's fuse_lora() first")
+    weight: Any = getattr(projection, "weight", None)
+    if type(projection) is not nn.Linear or type(weight) not in (Tensor, nn.Parameter):
+        kind = type(projection if type(projection) is not nn.Linear else weight)
+        raise UnsupportedModel(f"heads cannot be told apart behind a {kind.__module__}.{kind.__name__}; use nn.Linear")
+    if weight.device != given.device or _is_grouped(projection):
+        raise UnsupportedModel(
+            "heads cannot be told apart: the output projection's weight is away when it does not compute; switch "
+            "offloading off, or offload whole blocks (group offload by blocks, enable_model_cpu_offload)"
+        )
+    if weight.dtype != given.dtype:
+        raise UnsupportedModel(
+            f"heads cannot be told apart: the output projection is stored in {weight.dtype} and used in {given.dtype}; "
+            "load it without layerwise casting"
+        )
+    plain: Tensor = weight
+    return plain
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    """Whether diffusers' group offload moves this one module's weights in and out."""
+    registry = module.__dict__.get("_diffusers_hook")
+    return registry is not None and any(type(h).__module__ == _HARMLESS[0] for h in registry.hooks.values())

@@ -7,9 +7,9 @@ from typing import Any
 from diffusers import SkyReelsV2ImageToVideoPipeline, SkyReelsV2Pipeline, SkyReelsV2Transformer3DModel
 from transformers import CLIPVisionModelWithProjection
 
-from dit_lens.checks.samples import two_pictures, two_prompts
-from dit_lens.tiny.base import Tiny
-from dit_lens.tiny.wan import (
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.samples import two_pictures, two_prompts
+from dit_lens.families.tiny.wan import (
     NARROW,
     SEEING,
     SHORT,

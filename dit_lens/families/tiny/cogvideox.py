@@ -13,10 +13,10 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel
 
-from dit_lens.checks.samples import two_prompts
-from dit_lens.organisms.build import WORDS, build_tokenizer
-from dit_lens.tiny.base import Tiny
-from dit_lens.tiny.wan import SHORT
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.samples import two_prompts
+from dit_lens.families.tiny.text import WORDS, build_tokenizer
+from dit_lens.families.tiny.wan import SHORT
 
 _TEXT_WIDTH = 32
 

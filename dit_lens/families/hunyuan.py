@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import (
+from dit_lens.families.base import (
     Architecture,
     Attends,
     Block,
@@ -27,16 +27,16 @@ from dit_lens.architectures.base import (
     first_video,
     last_text,
 )
-from dit_lens.architectures.common import (
+from dit_lens.families.common import (
     bias_share,
     causal_latent,
     head_shares,
+    linear_weight,
     patch_of,
     patched_grid,
     posterior_mode,
     width_of_heads,
 )
-from dit_lens.compat import linear_weight
 
 _VIDEO, _TEXT = Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1)
 _JOINT = (Attends("attn", "self", video=first_video, text=last_text),)

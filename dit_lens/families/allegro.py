@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.architectures import common
-from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
+from dit_lens.families import common
+from dit_lens.families.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
 
 
 def _gate(met: Met, index: int) -> Tensor:

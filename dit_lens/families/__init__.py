@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from dit_lens.architectures.allegro import ALLEGRO
-from dit_lens.architectures.base import Architecture, Grid
-from dit_lens.architectures.cogvideox import COGVIDEOX
-from dit_lens.architectures.cosmos import COSMOS
-from dit_lens.architectures.hunyuan import HUNYUAN_VIDEO
-from dit_lens.architectures.hunyuan15 import HUNYUAN_VIDEO_15
-from dit_lens.architectures.ltx import LTX_VIDEO
-from dit_lens.architectures.ltx2 import LTX_2
-from dit_lens.architectures.mochi import MOCHI
-from dit_lens.architectures.skyreels import SKYREELS
-from dit_lens.architectures.wan import WAN
 from dit_lens.errors import UnsupportedModel
+from dit_lens.families.allegro import ALLEGRO
+from dit_lens.families.base import Architecture, Grid
+from dit_lens.families.cogvideox import COGVIDEOX
+from dit_lens.families.cosmos import COSMOS
+from dit_lens.families.hunyuan import HUNYUAN_VIDEO
+from dit_lens.families.hunyuan15 import HUNYUAN_VIDEO_15
+from dit_lens.families.ltx import LTX_VIDEO
+from dit_lens.families.ltx2 import LTX_2
+from dit_lens.families.mochi import MOCHI
+from dit_lens.families.skyreels import SKYREELS
+from dit_lens.families.wan import WAN
 
 FAMILIES = (WAN, SKYREELS, COSMOS, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, COGVIDEOX, MOCHI, ALLEGRO, LTX_VIDEO, LTX_2)
 
@@ -28,7 +28,7 @@ def architecture_of(pipeline: Any) -> Architecture:
     Raises
     ------
     UnsupportedModel
-        No transformer, one of a family that has no file in ``dit_lens/architectures`` yet, or a pipeline of a known
+        No transformer, one of a family that has no file in ``dit_lens/families`` yet, or a pipeline of a known
         family whose loop does not fit (it names those that do).
     """
     transformer = getattr(pipeline, "transformer", None)
@@ -42,7 +42,7 @@ def architecture_of(pipeline: Any) -> Architecture:
         fitting = ", ".join(family.pipelines)
         raise UnsupportedModel(f"{type(pipeline).__name__} is no supported pipeline of {family.family}; use {fitting}")
     name, known = type(transformer).__name__, ", ".join(t for f in _families() for t in f.transformers)
-    file = f"dit_lens/architectures/{name.lower().partition('transformer')[0] or name.lower()}.py"
+    file = f"dit_lens/families/{name.lower().partition('transformer')[0] or name.lower()}.py"
     raise UnsupportedModel(f"{name} is of no known family (known: {known}); add {file}, see docs/adding-a-family.md")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.architectures.base import (
+from dit_lens.families.base import (
     Architecture,
     Attends,
     Block,
@@ -23,7 +23,7 @@ from dit_lens.architectures.base import (
     first_video,
     last_text,
 )
-from dit_lens.architectures.common import (
+from dit_lens.families.common import (
     batched_calls,
     causal_latent,
     classifier_free_float32,

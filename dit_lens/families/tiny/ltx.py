@@ -11,10 +11,10 @@ from diffusers import (
     LTXVideoTransformer3DModel,
 )
 
-from dit_lens.checks.samples import two_prompts
-from dit_lens.tiny.base import Tiny
-from dit_lens.tiny.cogvideox import text
-from dit_lens.tiny.wan import SHORT
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.cogvideox import text
+from dit_lens.families.tiny.samples import two_prompts
+from dit_lens.families.tiny.wan import SHORT
 
 CHANNELS = 16
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
-from dit_lens.architectures.common import (
+from dit_lens.families.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
+from dit_lens.families.common import (
     causal_latent,
     gated_attention,
     patched_grid,

@@ -10,9 +10,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
-from dit_lens.checks.samples import two_prompts
-from dit_lens.organisms.build import WORDS, build_tokenizer
-from dit_lens.tiny.base import Tiny
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.samples import two_prompts
+from dit_lens.families.tiny.text import WORDS, build_tokenizer
 
 _TEXT_WIDTH = 32
 

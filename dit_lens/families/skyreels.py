@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dit_lens.architectures.base import Settings, guidance_scale_alone
-from dit_lens.architectures.wan import WAN
-from dit_lens.architectures.wan import refuse as refuse_wan
+from dit_lens.families.base import Settings, guidance_scale_alone
+from dit_lens.families.wan import WAN
+from dit_lens.families.wan import refuse as refuse_wan
 
 
 def refuse(pipeline: Any, settings: Settings) -> str | None:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Block, Met, Reader, Settings, Stream, Term
-from dit_lens.architectures.common import causal_latent, patched_grid, width_of_heads
-from dit_lens.architectures.ltx import (
+from dit_lens.families.base import Architecture, Block, Met, Reader, Settings, Stream, Term
+from dit_lens.families.common import causal_latent, patched_grid, width_of_heads
+from dit_lens.families.ltx import (
     ATTENTION,
     FEED_FORWARD,
     decoded,

@@ -15,9 +15,9 @@ from diffusers import (
 from diffusers.configuration_utils import ConfigMixin
 from transformers import T5Config, T5EncoderModel
 
-from dit_lens.checks.samples import two_prompts
-from dit_lens.organisms.build import WORDS, build_tokenizer
-from dit_lens.tiny.base import Tiny
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.samples import two_prompts
+from dit_lens.families.tiny.text import WORDS, build_tokenizer
 
 _WIDTH = 32
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
-from dit_lens.architectures.common import (
+from dit_lens.families.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
+from dit_lens.families.common import (
     batched_calls,
     causal_latent,
     classifier_free_float32,

@@ -8,10 +8,10 @@ from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeli
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
-from dit_lens.checks.samples import two_prompts
-from dit_lens.organisms.build import WORDS, build_tokenizer
-from dit_lens.tiny.base import Tiny
-from dit_lens.tiny.ltx import CHANNELS, COMPRESSION, SIZE, scheduler, with_statistics
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.ltx import CHANNELS, COMPRESSION, SIZE, scheduler, with_statistics
+from dit_lens.families.tiny.samples import two_prompts
+from dit_lens.families.tiny.text import WORDS, build_tokenizer
 
 _TEXT_WIDTH, _TEXT_LAYERS = 32, 2
 _WIDTH, _AUDIO_WIDTH = 48, 32

@@ -15,8 +15,9 @@ import torch
 from diffusers.utils import is_torchvision_available
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
-from dit_lens.architectures.common import (
+from dit_lens.errors import UnsupportedModel
+from dit_lens.families.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
+from dit_lens.families.common import (
     causal_latent,
     head_shares,
     patched_grid,
@@ -24,7 +25,6 @@ from dit_lens.architectures.common import (
     separate_calls,
     width_of_heads,
 )
-from dit_lens.errors import UnsupportedModel
 
 
 def _gated(module: str, norm: str) -> Any:

@@ -14,8 +14,8 @@ from diffusers import (
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
-from dit_lens.organisms.build import WORDS, build_tokenizer
-from dit_lens.tiny.base import Tiny
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.text import WORDS, build_tokenizer
 
 _TEXT_WIDTH = 32
 #: The pipeline cuts off the first 108 tokens, which are the system message; words of this vocabulary stand for them.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.architectures.base import (
+from dit_lens.families.base import (
     Architecture,
     Attends,
     Block,
@@ -28,7 +28,7 @@ from dit_lens.architectures.base import (
     first_text,
     last_video,
 )
-from dit_lens.architectures.common import (
+from dit_lens.families.common import (
     batched_calls,
     bias_share,
     causal_latent,

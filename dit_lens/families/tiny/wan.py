@@ -13,11 +13,11 @@ from diffusers import (
 )
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from dit_lens.checks.samples import two_pictures, two_prompts
-from dit_lens.organisms.build import OrganismConfig, build_text_encoder, build_tokenizer
-from dit_lens.tiny.base import Tiny
+from dit_lens.families.tiny.base import Tiny
+from dit_lens.families.tiny.samples import two_pictures, two_prompts
+from dit_lens.families.tiny.text import WORDS, build_text_encoder, build_tokenizer
 
-_TEXT = OrganismConfig()
+_TEXT_WIDTH = 32
 
 #: Token grid (2, 3, 4).
 SIZE = {"height": 48, "width": 64, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": 3.0}
@@ -26,7 +26,7 @@ _LARGE = {**SIZE, **SHORT, "height": 96, "width": 128}
 
 
 def text() -> dict[str, Any]:
-    return {"tokenizer": build_tokenizer(_TEXT.words), "text_encoder": build_text_encoder(_TEXT).eval()}
+    return {"tokenizer": build_tokenizer(WORDS), "text_encoder": build_text_encoder(_TEXT_WIDTH).eval()}
 
 
 def scheduler(flow_shift: float = 3.0) -> UniPCMultistepScheduler:
@@ -51,7 +51,7 @@ def vae_22() -> AutoencoderKLWan:
 
 #: What the transformers of Wan and SkyReels-V2 are configured with.
 NARROW: dict[str, Any] = {
-    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16, "text_dim": _TEXT.text_width,
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16, "text_dim": _TEXT_WIDTH,
     "freq_dim": 32, "ffn_dim": 48, "num_layers": 4, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 64,
 }  # fmt: skip

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.architectures.base import Architecture, Grid, Settings
-from dit_lens.architectures.common import causal_latent, patched_grid, width_of_heads
-from dit_lens.architectures.hunyuan import DUAL, decode, encode, read_out
+from dit_lens.families.base import Architecture, Grid, Settings
+from dit_lens.families.common import causal_latent, patched_grid, width_of_heads
+from dit_lens.families.hunyuan import DUAL, decode, encode, read_out
 
 
 def _guided(guider: Any) -> bool:
