@@ -7,9 +7,10 @@ interventions. An analysis is a loop over runs that returns a tidy table.
 from dit_lens import errors, organisms, tasks
 from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
 from dit_lens.checks import CheckReport
+from dit_lens.engine.apply import apply
+from dit_lens.engine.gradients import Gradients
 from dit_lens.errors import DitLensError
 from dit_lens.families import Architecture, register
-from dit_lens.gradients import Gradients
 from dit_lens.interventions import (
     Ablate,
     At,
@@ -38,14 +39,17 @@ from dit_lens.lens import (
 from dit_lens.model import VideoDiT
 from dit_lens.organisms import load_organism
 from dit_lens.probing import LinearProbe, RidgeProbe, causal_check, collect, load_probes, probe_grid, stream_probes
-from dit_lens.run import Call, Ledger, Replay, Resume, Row, Run
-from dit_lens.schedule import Schedule
+from dit_lens.runs.call import Call
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.ledger import Ledger
+from dit_lens.runs.replay import Replay, Resume
+from dit_lens.runs.run import Run
+from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.store import Store
-from dit_lens.tracing import apply
 
 __version__ = "0.1.0"
 

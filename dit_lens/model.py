@@ -14,22 +14,25 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.bridge import Tree
 from dit_lens.checks import CheckReport
-from dit_lens.compat import refuse_modes
-from dit_lens.conditioning import outputs_of, rows_of
-from dit_lens.dispatch import Body, Dispatcher, velocities
-from dit_lens.drive import drive
+from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
+from dit_lens.engine.envoys import Tree
+from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached, frozen
+from dit_lens.engine.head_inputs import outputs_of, rows_of
+from dit_lens.engine.modes import refuse_modes
+from dit_lens.engine.pipeline import drive
+from dit_lens.engine.plan import check_reached, check_stop, make_plan
+from dit_lens.engine.read_out import read_out
+from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, UnsupportedModel
 from dit_lens.families import architecture_of
 from dit_lens.families.common import temporal_factor
-from dit_lens.gradients import Gradients, Metric, Watch, derive, detached, frozen
-from dit_lens.identity import model_id, run_id, weights_state
-from dit_lens.inputs import Inputs, gather
 from dit_lens.interventions.base import Intervention
-from dit_lens.plan import check_reached, check_stop, make_plan
-from dit_lens.run import Context, Replay, Resume, Run
-from dit_lens.settings import gather_settings, geometry_of, scales_of
+from dit_lens.runs.call import Call, Context
+from dit_lens.runs.identity import model_id, run_id, weights_state
+from dit_lens.runs.inputs import Inputs, gather
+from dit_lens.runs.replay import Replay, Resume
+from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
@@ -293,6 +296,18 @@ class VideoDiT:
                 raise InputError(f"gradients: the metric must give a tensor of no shape, got {shape}")
             found = derive(watch, value)
         return Gradients(value.detach(), watch.activations, found, detached(replay))
+
+    def read_out(self, call: Call, residual: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+        """A residual stream (B, F, H, W, D) through this model's own output head: velocity (B, C, F, H, W).
+
+        Parameters
+        ----------
+        call : Call
+            The denoiser call that the residual is of.
+        conditioning : mapping
+            What the head needs besides, from `Replay.conditioning` of the residual's branch.
+        """
+        return read_out(self.architecture, self.experts[call.expert], call, residual, conditioning)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 32, frames: Select = "all") -> NDArray[np.uint8]:

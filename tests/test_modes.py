@@ -16,7 +16,7 @@ from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
 import dit_lens as dl
-from dit_lens.compat import refuse_modes
+from dit_lens.engine.modes import refuse_modes
 from dit_lens.errors import UnsupportedModel
 from dit_lens.families.common import linear_weight
 from dit_lens.families.tiny import TINY

@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
-from dit_lens.schedule import Schedule
+from dit_lens.runs.schedule import Schedule
 
 # UniPC builds its Karras sigmas with a NumPy call that torch tensors do not know yet.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")

@@ -13,7 +13,7 @@ from dit_lens.checks.subject import Subject
 from dit_lens.interventions import Capture, Patch
 from dit_lens.interventions.base import At, FromFunction
 from dit_lens.lens import depth_lens
-from dit_lens.run import Resume
+from dit_lens.runs.replay import Resume
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens

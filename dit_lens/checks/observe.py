@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.drive import borrowed
+from dit_lens.engine.pipeline import borrowed
 from dit_lens.families.base import Block, Met, bind
-from dit_lens.inputs import gather, split_rows
+from dit_lens.runs.inputs import gather, split_rows
 
 if TYPE_CHECKING:
     from dit_lens.checks.subject import Subject

@@ -12,7 +12,7 @@ from dit_lens.families import Architecture
 from dit_lens.interventions import Capture
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
-from dit_lens.run import Run
+from dit_lens.runs.run import Run
 from dit_lens.sites.site import TERM_COMPONENTS
 from dit_lens.sites.sites import Sites
 

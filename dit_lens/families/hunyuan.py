@@ -176,10 +176,10 @@ def multiples(pipeline: Any) -> tuple[int, int, int]:
 
 
 def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
-    return read_out(transformer, residual, conditioning["time_text_embed"][0], grid)
+    return project_out(transformer, residual, conditioning["time_text_embed"][0], grid)
 
 
-def read_out(transformer: Any, residual: Tensor, temb: Tensor, grid: Grid) -> Tensor:
+def project_out(transformer: Any, residual: Tensor, temb: Tensor, grid: Grid) -> Tensor:
     """The model's own norm and projection under the time embedding (B, D), and patches (C, p_t, p, p) to pixels."""
     patches = transformer.proj_out(transformer.norm_out(residual, temb))
     cells = patches.reshape(len(patches), *grid, -1, *patch_of(transformer))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_lens.families.base import Architecture, Grid, Settings
 from dit_lens.families.common import causal_latent, patched_grid, width_of_heads
-from dit_lens.families.hunyuan import DUAL, decode, encode, read_out
+from dit_lens.families.hunyuan import DUAL, decode, encode, project_out
 
 
 def _guided(guider: Any) -> bool:
@@ -61,7 +61,7 @@ def multiples(pipeline: Any) -> tuple[int, int, int]:
 
 
 def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:
-    return read_out(transformer, residual, conditioning["time_embed"], grid)
+    return project_out(transformer, residual, conditioning["time_embed"], grid)
 
 
 HUNYUAN_VIDEO_15 = Architecture(

@@ -21,7 +21,8 @@ from dit_lens.interventions.shapes import (
     require_whole,
     row_numbers,
 )
-from dit_lens.run import Row, Run
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites

@@ -15,8 +15,8 @@ from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
-    from dit_lens.run import Row
-    from dit_lens.schedule import Schedule
+    from dit_lens.runs.inputs import Row
+    from dit_lens.runs.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import NAMED, Reduce, is_of_this_module, takes_at
 from dit_lens.interventions.shapes import one_of_each, part_shape
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites

@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import require_choice, require_number, wide
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites

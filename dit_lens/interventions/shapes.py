@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import DonorError, InputError
-from dit_lens.run import Run
+from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site, name_some
 from dit_lens.sites.sites import Sites

@@ -18,7 +18,7 @@ from dit_lens.interventions.shapes import (
     require_number,
     wide,
 )
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites

@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
 from dit_lens.interventions import Capture
-from dit_lens.lens.depth import means_over_instances, read_out
+from dit_lens.lens.depth import means_over_instances
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
-from dit_lens.run import Call, Row, Run
+from dit_lens.runs.call import Call
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.site import TERM_COMPONENTS
 from dit_lens.sites.sites import Sites
@@ -190,7 +192,7 @@ class FrozenHead:
     """
 
     def __init__(self, model: VideoDiT, call: Call, residual: Tensor, conditioning: Mapping[str, Any]) -> None:
-        self._read: Callable[[Tensor], Tensor] = lambda x: read_out(model, call, x, conditioning)
+        self._read: Callable[[Tensor], Tensor] = lambda x: model.read_out(call, x, conditioning)
         with _Recording() as recording:
             self.velocity = self._read(residual)
         self._scales = recording.scales

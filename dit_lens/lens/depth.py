@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.preview import Preview
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
-from dit_lens.run import Call, Row, Run
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
@@ -212,7 +213,7 @@ def depth_lens(
             assert site.layer is not None
             part = translator(part, site.layer, call.sigma, call.expert)
         whole = part if tokens.is_all else resolved.put(next(iter(replay.captures["last"].values())), part)
-        velocities.append(read_out(model, call, whole, replay.conditioning[branch]))
+        velocities.append(model.read_out(call, whole, replay.conditioning[branch]))
     return DepthLens(
         step, call.sigma, call.expert, branch, tuple(chosen), tuple(geometry.layer(k).kind for k in chosen), run.rows,
         velocities=torch.stack(velocities),
@@ -223,23 +224,6 @@ def depth_lens(
         model_id=model.id,
         lens="plain" if translator is None else translator.name,
     )  # fmt: skip
-
-
-def read_out(model: VideoDiT, call: Call, residual: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
-    """A residual stream (B, F, H, W, D) through the model's own output head: velocity (B, C, F, H, W).
-
-    Parameters
-    ----------
-    call : Call
-        The denoiser call that the residual is of.
-    conditioning : mapping
-        What the head needs besides, from `Replay.conditioning` of the residual's branch.
-    """
-    architecture, grid, times = model.architecture, call.context.geometry.grid, len(call.branches)
-    # The last bits of a matrix product depend on its batch: the head is given one as large as the model's own.
-    residuals = _repeated(residual.flatten(1, 3), times)
-    output = architecture.head(model.experts[call.expert], residuals, _repeated(conditioning, times), grid)
-    return architecture.unpack(output[: len(residual)], call.context.latent)
 
 
 def cells_of(tokens: Tokens, grid: Sequence[int], cells: Sequence[int]) -> Tensor:
@@ -287,12 +271,3 @@ def means_over_instances(table: pd.DataFrame, by: Sequence[str], measure: str) -
         interval, count = mean_over_instances(part[measure].to_numpy(dtype=np.float64), part["instance"])
         rows.append((*names, *interval, count))
     return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "n"])
-
-
-def _repeated(nest: Any, times: int) -> Any:
-    """Everything in a nest of mappings and tuples, over and over along its first axis."""
-    if isinstance(nest, Mapping):
-        return {k: _repeated(v, times) for k, v in nest.items()}
-    if isinstance(nest, tuple):
-        return tuple(_repeated(v, times) for v in nest)
-    return torch.cat([nest] * times) if isinstance(nest, Tensor) and times > 1 else nest

@@ -22,8 +22,8 @@ from dit_lens.families.common import temporal_factor
 from dit_lens.files.atomic import write_atomic
 from dit_lens.files.shipped import organism_names, shipped
 from dit_lens.files.video import Video
-from dit_lens.identity import model_id
 from dit_lens.model import VideoDiT
+from dit_lens.runs.identity import model_id
 from dit_lens.sites.select import Select, indices
 
 SCHEMA = "dit_lens.preview/1"

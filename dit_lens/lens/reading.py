@@ -14,7 +14,8 @@ from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions import Capture
 from dit_lens.interventions.reduce import Reduce
 from dit_lens.model import VideoDiT
-from dit_lens.run import Row, Run
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select
 from dit_lens.sites.site import TERM_COMPONENTS, Site

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.dispatch import velocities
+from dit_lens.engine.dispatcher import velocities
 from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
@@ -21,7 +21,8 @@ from dit_lens.lens.preview import Preview
 from dit_lens.lens.reading import require_step_count
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
-from dit_lens.run import Row, Run
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
 

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions import Capture, Steer
-from dit_lens.lens.depth import read_out
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
 from dit_lens.probing.trained import ProbeSet, site_of_readout
-from dit_lens.run import Resume, Run
+from dit_lens.runs.replay import Resume
+from dit_lens.runs.run import Run
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.statistics import bootstrap_weights, percentile_interval
@@ -239,7 +239,7 @@ class _Place:
         replay = self.model.replay(run, self.step, [*([] if steer is None else [steer]), keep])
         call = next(c for c in run.recorded(self.step) if "cond" in c.branches)
         residual = next(iter(replay.captures[""].values()))
-        velocity = read_out(self.model, call, residual, replay.conditioning["cond"])
+        velocity = self.model.read_out(call, residual, replay.conditioning["cond"])
         return run.clean(self.step, run.states[self.step], velocity)
 
     def _table(

@@ -23,8 +23,8 @@ from dit_lens.interventions import Intervention
 from dit_lens.interventions.base import At
 from dit_lens.model import VideoDiT
 from dit_lens.probing.data import Source
-from dit_lens.run import Run
-from dit_lens.schedule import Schedule
+from dit_lens.runs.run import Run
+from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.sites import Sites
 
 SOURCES: tuple[Source, ...] = ("sample", "forward-noise", "invert")

@@ -33,7 +33,7 @@ from dit_lens.probing.scores import GroupedScores, scores_by_group
 from dit_lens.probing.targets import targets_of
 from dit_lens.probing.trained import SCHEMA, ProbeSet, card_of_task
 from dit_lens.probing.visit import CONTROLS, Sink, Visit, layer_name, site_of
-from dit_lens.run import Run
+from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 from dit_lens.tasks.base import Label, Level
 

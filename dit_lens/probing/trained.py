@@ -22,7 +22,7 @@ from dit_lens.interventions import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.asked import Asked
 from dit_lens.probing.visit import layer_name, site_of
-from dit_lens.run import Run
+from dit_lens.runs.run import Run
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks import TASKS
 

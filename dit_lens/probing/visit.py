@@ -17,7 +17,7 @@ from dit_lens.probing.data import Source
 from dit_lens.probing.rows import Rows
 from dit_lens.probing.sources import state_writers
 from dit_lens.probing.twin import random_twin
-from dit_lens.run import Run
+from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites

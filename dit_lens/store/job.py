@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from dit_lens.errors import InputError, NotFinite
-from dit_lens.run import Row, Run
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.site import Site
 from dit_lens.store.layout import Layout
 

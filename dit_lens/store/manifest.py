@@ -14,7 +14,7 @@ from dit_lens.errors import SiteError, StoreError
 from dit_lens.files import strict
 from dit_lens.files.atomic import sync
 from dit_lens.files.strict import Malformed, count, get, optional, shape
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.sites.site import Site
 from dit_lens.store.layout import DTYPES, Layout, Part
 

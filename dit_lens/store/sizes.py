@@ -16,7 +16,7 @@ from dit_lens.interventions.base import At
 from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.reduce import is_of_this_module
 from dit_lens.interventions.shapes import one_of_each, part_shape
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.store import shard

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError, StoreError
 from dit_lens.interventions.capture import Capture
-from dit_lens.run import Row, Run
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site, some
 from dit_lens.store import manifest as manifests

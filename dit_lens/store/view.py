@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.sites.site import Site
 from dit_lens.store.layout import DTYPES, Layout
 from dit_lens.store.manifest import Entry

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.store import Store
 from dit_lens.store.shard import raw
 from tests.benchmarks.machine import machine

@@ -26,7 +26,7 @@ from dit_lens.errors import InputError, MadeForAnother, SiteError
 from dit_lens.families.tiny import TINY
 from dit_lens.lens.preview import Preview
 from dit_lens.lens.steps import MEASURES, StepLens, step_lens
-from dit_lens.schedule import Schedule
+from dit_lens.runs.schedule import Schedule
 from tests.subjects import STEPS, Subject
 
 matplotlib.use("Agg")

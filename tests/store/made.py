@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.store import Store
 
 RESID = "s03/cond/L05/resid/video"

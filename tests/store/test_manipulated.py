@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dit_lens.errors import StoreError
 from dit_lens.files import strict
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.sites.site import COMPONENTS, Site
 from dit_lens.store import Store
 from dit_lens.store.layout import DTYPES

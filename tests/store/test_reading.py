@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import dit_lens as dl
 from dit_lens.errors import SiteError, StoreError
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.store import Store
 from dit_lens.store.shards import Shards
 from dit_lens.store.view import View

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.tasks import vbvr
 from tests.subjects import Subject
 

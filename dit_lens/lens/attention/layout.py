@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dit_lens.engine.attention_calls import Given, Met
 from dit_lens.errors import UnsupportedModel
 from dit_lens.lens.attention.measure import Softmax
-from dit_lens.lens.attention.watch import Given, Met
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.engine.attention_calls import Met, attention_modules, watched
 from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.attention.layout import Asked, cross_softmaxes, named, others_of_self, self_softmaxes
 from dit_lens.lens.attention.measure import Axis, Sums
 from dit_lens.lens.attention.result import Attention
-from dit_lens.lens.attention.watch import Met, attention_modules, watched
 from dit_lens.model import VideoDiT
-from dit_lens.run import Run
+from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.tokens import Tokens
 

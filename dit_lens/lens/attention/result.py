@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
 from dit_lens.plotting import heatmap
-from dit_lens.run import Row
+from dit_lens.runs.inputs import Row
 from dit_lens.statistics import mean_over_instances
 
 if TYPE_CHECKING:

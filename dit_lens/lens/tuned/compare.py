@@ -17,7 +17,7 @@ from dit_lens.lens.tuned.bands import band_of
 from dit_lens.lens.tuned.training import batches, seeded_from
 from dit_lens.model import VideoDiT
 from dit_lens.plotting import curves
-from dit_lens.run import Run
+from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 
 if TYPE_CHECKING:

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dit_lens.engine.gradients import frozen
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.gradients import frozen
-from dit_lens.identity import describe
-from dit_lens.inputs import gather
 from dit_lens.interventions import Capture
-from dit_lens.lens.depth import read_out
 from dit_lens.lens.reading import require_step_count
 from dit_lens.lens.tuned.bands import Band, Level, band_of, make_bands
 from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.translators import Record, TunedLens
 from dit_lens.model import VideoDiT
-from dit_lens.run import Call
+from dit_lens.runs.call import Call
+from dit_lens.runs.identity import describe
+from dit_lens.runs.inputs import gather
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
 
@@ -288,7 +287,7 @@ def _descend(
 
 def _loss(model: VideoDiT, reading: Reading, layer: int, parameters: Sequence[Tensor]) -> Tensor:
     """Squared error of the velocity that a translated residual shows, relative to the model's own."""
-    shown = read_out(model, reading.call, _translated(reading.residuals[layer], parameters), reading.conditioning)
+    shown = model.read_out(reading.call, _translated(reading.residuals[layer], parameters), reading.conditioning)
     own = reading.velocity.float()
     return (shown.float() - own).square().mean() / own.square().mean()
 
@@ -312,7 +311,7 @@ def _velocity_errors(
         for layer in layers:
             plain = reading.residuals[layer]
             lenses = (plain, _translated(plain, maps[band, layer]))
-            shown = [read_out(runs.model, reading.call, x, reading.conditioning).double() for x in lenses]
+            shown = [runs.model.read_out(reading.call, x, reading.conditioning).double() for x in lenses]
             sums[band, layer] += [*(float((v - own).square().sum()) for v in shown), float(own.square().sum())]
     return {place: (plain / power, tuned / power) for place, (plain, tuned, power) in sums.items()}
 

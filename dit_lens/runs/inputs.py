@@ -14,7 +14,14 @@ import torch
 from PIL import Image
 
 from dit_lens.errors import InputError
-from dit_lens.run import Row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: a task instance (or prompt) and a seed."""
+
+    instance: str
+    seed: int
 
 
 @dataclass(frozen=True)

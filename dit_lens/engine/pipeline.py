@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from dit_lens.dispatch import Dispatcher
-from dit_lens.inputs import Inputs, split_rows
-from dit_lens.walk import Enough
+from dit_lens.engine.dispatcher import Dispatcher
+from dit_lens.engine.traversal import Enough
+from dit_lens.runs.inputs import Inputs, split_rows
 
 #: Attributes of the pipeline that a run replaces and gives back.
 _BORROWED = ("prepare_latents", "encode_image", "_progress_bar_config")

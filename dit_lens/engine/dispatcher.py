@@ -11,14 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.bridge import Tree
+from dit_lens.engine.envoys import ACTIVE, Tree
+from dit_lens.engine.plan import Planned
+from dit_lens.engine.recorder import Recorder, Visitor
+from dit_lens.engine.traversal import Enough, Walk, dressed
 from dit_lens.errors import DidNotFire
-from dit_lens.plan import Planned
-from dit_lens.recorder import Recorder, Visitor
-from dit_lens.run import Call, Context, Resume
-from dit_lens.schedule import Schedule
+from dit_lens.runs.call import Call, Context
+from dit_lens.runs.replay import Resume
+from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.site import Site
-from dit_lens.walk import Enough, Walk, dressed
 
 Body = Callable[[Call, Any], None]
 
@@ -81,6 +82,7 @@ class Dispatcher:
         def dispatching(*args: Any, **kwargs: Any) -> Any:
             return self._forward(expert, forward, args, kwargs)
 
+        setattr(dispatching, ACTIVE, True)
         return dispatching
 
     def _forward(

@@ -23,6 +23,9 @@ from torch import nn
 
 Worker = Callable[[], None]
 
+#: Marks the ``forward`` that the active run puts on a transformer, above what stood there.
+ACTIVE = "_dit_lens_active"
+
 
 class Tree:
     """The envoys of one transformer.
@@ -111,7 +114,7 @@ def _take_off(module: nn.Module) -> dict[str, Any]:
 def _beneath(module: nn.Module, forward: Any) -> Callable[..., Any] | None:
     """What a controller has to run in the place of the class's own forward; None where it is just that."""
     own = type(module).forward
-    if getattr(forward, "__globals__", {}).get("__name__") == "dit_lens.dispatch":
+    if getattr(forward, ACTIVE, False):
         forward = forward.__wrapped__  # the dispatcher of the active run, which is what called
     if "_hf_hook" in module.__dict__:
         forward = module.__dict__.get("_old_forward")  # nnsight runs accelerate's hook itself, around this

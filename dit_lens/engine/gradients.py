@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.interventions.base import At
-from dit_lens.run import Replay
+from dit_lens.runs.replay import Replay
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.engine.plan import Planned
 from dit_lens.errors import DonorError, InputError, NotFinite
 from dit_lens.interventions.base import At
-from dit_lens.plan import Planned
-from dit_lens.run import Call, Context, Ledger
+from dit_lens.runs.call import Call, Context
+from dit_lens.runs.ledger import Ledger
 from dit_lens.sites.site import Site, some
 
 #: Sums of these overflow long before their values do.

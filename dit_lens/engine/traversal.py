@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_lens.engine.plan import Planned
+from dit_lens.engine.recorder import Visitor
 from dit_lens.families.base import Block, Met, Reader, Term, bind
 from dit_lens.interventions.shapes import wide
-from dit_lens.plan import Planned
-from dit_lens.recorder import Visitor
-from dit_lens.run import Call, Context, Resume
+from dit_lens.runs.call import Call, Context
+from dit_lens.runs.replay import Resume
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 
 #: Where an activation can be met within a call: layer, component, stream, head.

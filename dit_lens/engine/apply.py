@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.bridge import at, module_of
+from dit_lens.engine.envoys import at, module_of
+from dit_lens.engine.plan import Planned
+from dit_lens.engine.recorder import Recorder, Visitor
+from dit_lens.engine.traversal import Walk, dressed
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import Intervention, check
-from dit_lens.plan import Planned
-from dit_lens.recorder import Recorder, Visitor
-from dit_lens.run import Call
+from dit_lens.runs.call import Call
 from dit_lens.sites.site import Site
-from dit_lens.walk import Walk, dressed
 
 
 def apply(intervention: Intervention, call: Call, dit: Any, into: dict[Site, Tensor] | None = None) -> None:

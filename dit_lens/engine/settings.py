@@ -13,7 +13,7 @@ from dit_lens.errors import InputError, UnsupportedModel
 from dit_lens.families import Architecture
 from dit_lens.families.base import Block, Settings
 from dit_lens.families.common import spatial_factor, temporal_factor
-from dit_lens.inputs import Inputs
+from dit_lens.runs.inputs import Inputs
 from dit_lens.sites.geometry import Geometry, Layer, Pixels
 
 #: Settings that a run always has; their defaults are the pipeline's own.

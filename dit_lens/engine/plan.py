@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions.base import Intervention, check
-from dit_lens.run import Resume, Row
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.replay import Resume
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import READ_ONLY, Site
 from dit_lens.sites.sites import Sites

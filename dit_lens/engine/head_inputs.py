@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dit_lens.run import Call
+from dit_lens.runs.call import Call
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dit_lens.run import Row, Run
+from dit_lens.runs.inputs import Row
+from dit_lens.runs.run import Run
 from dit_lens.sites.sites import Sites
 
 

@@ -1,0 +1,43 @@
+"""A residual stream through the model's own output head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.families.base import Architecture
+from dit_lens.runs.call import Call
+
+
+def read_out(
+    architecture: Architecture, transformer: Any, call: Call, residual: Tensor, conditioning: Mapping[str, Any]
+) -> Tensor:
+    """A residual stream (B, F, H, W, D) through the model's own output head: velocity (B, C, F, H, W).
+
+    Parameters
+    ----------
+    architecture : Architecture
+    transformer : nn.Module
+        The one that ``call.expert`` names.
+    call : Call
+        The denoiser call that the residual is of.
+    conditioning : mapping
+        What the head needs besides, from `Replay.conditioning` of the residual's branch.
+    """
+    grid, times = call.context.geometry.grid, len(call.branches)
+    # The last bits of a matrix product depend on its batch: the head is given one as large as the model's own.
+    residuals = _repeated(residual.flatten(1, 3), times)
+    output = architecture.head(transformer, residuals, _repeated(conditioning, times), grid)
+    return architecture.unpack(output[: len(residual)], call.context.latent)
+
+
+def _repeated(nest: Any, times: int) -> Any:
+    """Everything in a nest of mappings and tuples, over and over along its first axis."""
+    if isinstance(nest, Mapping):
+        return {k: _repeated(v, times) for k, v in nest.items()}
+    if isinstance(nest, tuple):
+        return tuple(_repeated(v, times) for v in nest)
+    return torch.cat([nest] * times) if isinstance(nest, Tensor) and times > 1 else nest

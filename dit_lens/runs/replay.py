@@ -1,0 +1,115 @@
+"""Doing a recorded step again, and starting from a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.errors import InputError
+from dit_lens.runs.call import Context
+from dit_lens.runs.ledger import Ledger
+from dit_lens.runs.run import Run
+from dit_lens.sites.site import Site
+
+
+@dataclass
+class Replay:
+    """One denoising step of a recorded run, done again with other interventions.
+
+    Attributes
+    ----------
+    velocities : dict from branch to Tensor of shape (B, C, F, H, W)
+    guided : Tensor of shape (B, C, F, H, W)
+        The combined prediction.
+    x0hat : Tensor of shape (B, C, F, H, W)
+        The clean estimate of the combined prediction.
+    conditioning : dict from branch to what the model's head needs besides the residual stream, by module path
+    captures : dict from capture name to dict from Site to Tensor
+    ledger : Ledger
+    """
+
+    step: int
+    velocities: dict[str, Tensor]
+    guided: Tensor
+    x0hat: Tensor
+    conditioning: dict[str, dict[str, Any]]
+    captures: dict[str, dict[Site, Tensor]]
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Start a run from the record of an earlier one.
+
+    Denoiser calls before ``step`` are answered with what the earlier run recorded; at ``step`` the blocks before
+    ``layer`` are answered with the residual streams that it captured after block ``layer - 1``. Bit-identical to
+    computing them again.
+
+    Parameters
+    ----------
+    run : Run
+        Made with ``record=True`` from the same inputs, seeds and settings; for ``layer`` > 0 also with
+        ``Capture(Sites("resid", steps=step, layers=layer - 1, stream="all"))``.
+    step : int
+    layer : int
+    """
+
+    run: Run
+    step: int
+    layer: int = 0
+
+    def check(self, model_id: str, context: Context, settings: Mapping[str, Any]) -> None:
+        """Refuse a record that is not of this run.
+
+        Raises
+        ------
+        InputError
+            Names what differs, or what was not recorded.
+        """
+        run, geometry = self.run, context.geometry
+        if run.model_id != model_id:
+            raise InputError(f"resume: the record is of model {run.model_id}, this is {model_id}")
+        if run.rows != context.rows:
+            raise InputError(f"resume: the record has rows {run.rows}, this run {context.rows}")
+        names = sorted(set(run.settings) | set(settings))
+        for name in names:
+            if not _same(run.settings.get(name), settings.get(name)):
+                raise InputError(
+                    f"resume: the record has {name}={run.settings.get(name)!r}, this {settings.get(name)!r}"
+                )
+        if not 0 <= self.step < geometry.steps or not 0 <= self.layer < geometry.layers:
+            valid = f"steps 0..{geometry.steps - 1}, layers 0..{geometry.layers - 1}"
+            raise InputError(f"resume at step {self.step}, layer {self.layer}: this run has {valid}")
+        if self.layer and any(block.carried for _, block in context.architecture.stacks):
+            family = context.architecture.family
+            raise InputError(
+                f"resume at layer {self.layer}: {family} carries a stream that is not recorded; use layer=0"
+            )
+        for step in range(self.step + bool(self.layer)):
+            run.recorded(step)
+        if not run.states:
+            raise InputError("resume: the record has no states; run with record=True")
+        if self.layer:
+            for branch in geometry.branches:
+                for stream in geometry.streams:
+                    self.residual(branch, stream)
+
+    def residual(self, branch: str, stream: str) -> Tensor:
+        """The residual stream after block ``layer - 1``: (B, F, H, W, D), or (B, N, D) of a text stream."""
+        site = Site(self.step, branch, self.layer - 1, "resid", stream)
+        found = self.run.captures.get("", {}).get(site)
+        if found is None:
+            raise InputError(f"resume at layer {self.layer}: the record has no capture of {site} (whole and unnamed)")
+        return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return bool(a is b or a == b)
