@@ -24,18 +24,8 @@ from dit_lens.interventions import (
     intervention,
     reduce,
 )
-from dit_lens.lens import (
-    Preview,
-    TunedLens,
-    attention,
-    cka,
-    cka_features,
-    contributions,
-    depth_lens,
-    energy,
-    pca_map,
-    step_lens,
-)
+from dit_lens.lens import Preview, TunedLens, attention, cka_features, contributions, depth_lens, pca_map, step_lens
+from dit_lens.lens.representation import cka, energy
 from dit_lens.model import VideoDiT
 from dit_lens.organisms import load_organism
 from dit_lens.probing import LinearProbe, RidgeProbe, causal_check, collect, load_probes, probe_grid, stream_probes

@@ -10,10 +10,10 @@ whether the cells of the path stand out.
 import matplotlib.pyplot as plt
 
 import dit_lens as dl
-from dit_lens.lens.cka import cka, cka_features
-from dit_lens.lens.energy import energy
-from dit_lens.lens.pca import pca_map
-from dit_lens.plotting import curves
+from dit_lens.lens.representation.cka import cka, cka_features
+from dit_lens.lens.representation.energy import energy
+from dit_lens.lens.representation.pca import pca_map
+from dit_lens.results.plots import curves
 
 MAZES = 8
 FIRST, LAST = 0, 9

@@ -16,7 +16,7 @@ import pandas as pd
 
 import dit_lens as dl
 from dit_lens.report.plots import plot_success
-from dit_lens.statistics import mean_interval, wilson
+from dit_lens.results.intervals import mean_interval, wilson
 
 MAZES = 48
 SEEDS = 3

@@ -16,7 +16,7 @@ import dit_lens as dl
 from dit_lens.analysis import patching_sweep
 from dit_lens.analysis.behaviours import decoded_chain, multi_path
 from dit_lens.report.plots import plot_success
-from dit_lens.statistics import mean_interval
+from dit_lens.results.intervals import mean_interval
 
 MAZES = 48
 PAIRS = 16

@@ -18,7 +18,7 @@ import pandas as pd
 
 import dit_lens as dl
 from dit_lens.files.atomic import write_atomic
-from dit_lens.lens.tuned import LensComparison, TunedLens
+from dit_lens.lens.tuned import LensComparison, TunedLens, compare_lenses
 from dit_lens.organisms import organism_names, organism_tasks
 from dit_lens.report.html import png_bytes
 from dit_lens.tasks import task_named
@@ -76,7 +76,7 @@ def main() -> None:
     tasks = [task_named(t) for t in config.tasks.split(",")] if config.tasks else organism_tasks(config.model)
     tuned = TunedLens.load(config.lens or config.model, model)
 
-    comparison = tuned.compare(model, tasks, config.instances, seed=config.seed)
+    comparison = compare_lenses(tuned, model, tasks, config.instances, seed=config.seed)
     write_atomic(out / "comparison.csv", comparison.frame().to_csv(index=False).encode())
     write_atomic(out / "comparison.png", draw(comparison))
     print_tables(comparison)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import dit_lens as dl
-from dit_lens.lens.tuned import TunedLens
+from dit_lens.lens.tuned import train_tuned_lens
 from dit_lens.organisms import organism_names, organism_tasks
 from dit_lens.tasks import task_named
 
@@ -54,7 +54,7 @@ def main() -> None:
     layers = "all" if config.layers == "all" else [int(k) for k in config.layers.split(",")]
 
     started = time.perf_counter()
-    tuned = TunedLens.train(
+    tuned = train_tuned_lens(
         model, tasks, config.runs, config.validation, objective=config.objective, start=config.start,
         passes=config.passes, bands=config.bands, layers=layers, branch=config.branch, batch=config.batch,
         seed=config.seed,

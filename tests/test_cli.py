@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dit_lens.checks import CHECKED_WITH, versions
+from dit_lens.checks import CHECKED_WITH
 from dit_lens.checks.checks import CHECKS, Failed
 from dit_lens.cli import main
 from dit_lens.families.tiny import TINY
 from dit_lens.organisms.load import organism_tasks
+from dit_lens.runs.identity import versions
 from dit_lens.tasks import TASKS
 
 

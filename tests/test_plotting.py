@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dit_lens.plotting import axes, curves, heatmap
+from dit_lens.results.plots import axes, curves, heatmap
 
 TABLE = pd.DataFrame({
     "layer": [1, 0, 0, 1],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_lens.statistics import Interval
+from dit_lens.results.intervals import Interval
 
 Floats = NDArray[np.float64]
 NAMES = ("perception", "reasoning", "consolidation")

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from dit_lens.lens import depth_lens
 from dit_lens.model import VideoDiT
-from dit_lens.statistics import mean_interval
+from dit_lens.results.intervals import mean_interval
 
 Floats = NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from dit_lens.analysis.patching import PatchingSweep, patching_sweep
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.probing import ProbeGrid, collect, probe_grid
+from dit_lens.results.intervals import bootstrap_weights, weighted_means
 from dit_lens.sites.select import Select, indices
-from dit_lens.statistics import bootstrap_weights, weighted_means
 
 Floats = NDArray[np.float64]
 

@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions import Capture, Patch
 from dit_lens.model import VideoDiT
+from dit_lens.results.intervals import bootstrap_weights, percentile_interval, weighted_means, wilson
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
-from dit_lens.statistics import bootstrap_weights, percentile_interval, weighted_means, wilson
 from dit_lens.tasks.base import Task
 
 Floats = NDArray[np.float64]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +93,3 @@ class CheckReport:
             "seconds": round(self.seconds, 2),
             "checks": {name: {"passed": r.passed, "detail": r.detail} for name, r in self.checks.items()},
         }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the checks depend on, as installed."""
-    return {name: importlib.metadata.version(name) for name in ("diffusers", "nnsight", "torch", "transformers")}

@@ -21,9 +21,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _families(options: argparse.Namespace) -> Printed:
-    from dit_lens.checks import CHECKED_WITH, versions
+    from dit_lens.checks import CHECKED_WITH
     from dit_lens.checks.check import check_family, list_families
     from dit_lens.errors import InputError
+    from dit_lens.runs.identity import versions
 
     listed = list_families()
     if unknown := set(options.only or ()) - set(listed):

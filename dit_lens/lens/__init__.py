@@ -4,15 +4,15 @@ Each is a function that gives a small object with the tensors, ``.frame()`` (a t
 """
 
 from dit_lens.lens.attention import Attention, attention
-from dit_lens.lens.cka import CKA, Features, cka, cka_features
 from dit_lens.lens.contributions import Contributions, contributions
 from dit_lens.lens.depth import DepthLens, depth_lens
-from dit_lens.lens.energy import Energy, energy
-from dit_lens.lens.hsic import linear_cka
-from dit_lens.lens.pca import PCABasis, PCAMap, pca_map
 from dit_lens.lens.preview import Preview
+from dit_lens.lens.representation.cka import CKA, Features, cka, cka_features
+from dit_lens.lens.representation.energy import Energy, energy
+from dit_lens.lens.representation.hsic import linear_cka
+from dit_lens.lens.representation.pca import PCABasis, PCAMap, pca_map
 from dit_lens.lens.steps import StepLens, step_lens
-from dit_lens.lens.tuned import LensComparison, TunedLens
+from dit_lens.lens.tuned import LensComparison, TunedLens, compare_lenses, fit_tuned_lens, train_tuned_lens
 
 __all__ = [
     "CKA",
@@ -30,10 +30,13 @@ __all__ = [
     "attention",
     "cka",
     "cka_features",
+    "compare_lenses",
     "contributions",
     "depth_lens",
     "energy",
+    "fit_tuned_lens",
     "linear_cka",
     "pca_map",
     "step_lens",
+    "train_tuned_lens",
 ]

@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
 from dit_lens.interventions import Capture
-from dit_lens.lens.depth import means_over_instances
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import curves
+from dit_lens.results.intervals import means_over_instances
+from dit_lens.results.plots import curves
 from dit_lens.runs.call import Call
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.run import Run

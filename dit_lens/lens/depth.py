@@ -17,13 +17,13 @@ from dit_lens.interventions import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.preview import Preview
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import curves
+from dit_lens.results.intervals import means_over_instances
+from dit_lens.results.plots import curves
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
-from dit_lens.statistics import mean_over_instances
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -256,18 +256,3 @@ def similarities(values: Tensor, own: Tensor, read: Tensor) -> tuple[NDArray[np.
     distance = (a - b).norm(dim=-1) / b.norm(dim=-1)
     cosine = torch.nn.functional.cosine_similarity(a, b.expand_as(a), dim=-1)
     return cosine.cpu().numpy(), distance.cpu().numpy()
-
-
-def means_over_instances(table: pd.DataFrame, by: Sequence[str], measure: str) -> pd.DataFrame:
-    """Means of a measure over task instances, seeds of one instance averaged first.
-
-    Returns
-    -------
-    DataFrame with columns ``by``, ``measure``, low, high (95 % bootstrap interval over instances, NaN for one alone)
-    and n instances
-    """
-    rows = []
-    for names, part in table.groupby(list(by), sort=False, dropna=False):
-        interval, count = mean_over_instances(part[measure].to_numpy(dtype=np.float64), part["instance"])
-        rows.append((*names, *interval, count))
-    return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "n"])

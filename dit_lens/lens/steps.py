@@ -16,11 +16,11 @@ from dit_lens.engine.dispatcher import velocities
 from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
-from dit_lens.lens.depth import means_over_instances
 from dit_lens.lens.preview import Preview
-from dit_lens.lens.reading import require_step_count
+from dit_lens.lens.representation.reading import require_step_count
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import curves
+from dit_lens.results.intervals import means_over_instances
+from dit_lens.results.plots import curves
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.training.data import encode, to_tensor
-from dit_lens.statistics import Interval, wilson
+from dit_lens.results.intervals import Interval, wilson
 
 #: A task counts as solved only where the lower end of its normalised score is above this.
 CLAIM = 0.3

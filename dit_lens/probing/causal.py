@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions import Capture, Steer
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import curves
 from dit_lens.probing.trained import ProbeSet, site_of_readout
+from dit_lens.results.intervals import bootstrap_weights, percentile_interval
+from dit_lens.results.plots import curves
 from dit_lens.runs.replay import Resume
 from dit_lens.runs.run import Run
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
-from dit_lens.statistics import bootstrap_weights, percentile_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.scores import GroupedScores
-from dit_lens.statistics import bootstrap_weights, percentile_interval
+from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,7 +180,7 @@ class ProbeGrid:
         """
         import seaborn as sns
 
-        from dit_lens.plotting import axes
+        from dit_lens.results.plots import axes
 
         self.require(label)
         # Not `plotting.heatmap`: it leaves out columns without a value, and a missing control is to be seen.

@@ -7,7 +7,6 @@ instances are answered inside the run, and only each instance's sums of scores a
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ from dit_lens.probing.scores import GroupedScores, scores_by_group
 from dit_lens.probing.targets import targets_of
 from dit_lens.probing.trained import SCHEMA, ProbeSet, card_of_task
 from dit_lens.probing.visit import CONTROLS, Sink, Visit, layer_name, site_of
+from dit_lens.runs.identity import versions
 from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 from dit_lens.tasks.base import Label, Level
@@ -345,7 +345,7 @@ def _card(
         "experts": {str(step): run.experts[step] for step in visit.steps},
         "seed": seed,
         **{name: {"instances": len(side), "ids": [i.id for i in side]} for name, side in sides.items()},
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")},
+        "versions": versions(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dit_lens.analysis.localize import Localization
-from dit_lens.statistics import percentile_interval
+from dit_lens.results.intervals import percentile_interval
 
 BAND_COLOURS = {"perception": "#4c72b0", "reasoning": "#dd8452", "consolidation": "#55a868"}
 

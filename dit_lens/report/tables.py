@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dit_lens.analysis.localize import Localization
-from dit_lens.statistics import percentile_interval
+from dit_lens.results.intervals import percentile_interval
 
 
 def layer_table(result: Localization) -> pd.DataFrame:

@@ -64,13 +64,15 @@ def _sample(module: Any, name: str, parameter: nn.Parameter) -> bytes:
 def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]) -> str:
     """Hash of a model, inputs, settings, what else makes the run (guidance, interventions, the body) and versions."""
     given = [f"{name}={describe(value)}" for name, value in sorted(settings.items())]
-    content = [model, repr(tuple(rows)), given, [describe(w) for w in what], _versions()]
+    content = [model, repr(tuple(rows)), given, [describe(w) for w in what], versions()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "nnsight")}
+def versions() -> dict[str, str]:
+    """Versions of dit_lens and of the packages whose internals it relies on, as installed."""
+    names = {"dit_lens": "dit-lens"} | {name: name for name in ("torch", "diffusers", "nnsight", "transformers")}
+    return {name: importlib.metadata.version(package) for name, package in names.items()}
 
 
 def describe(value: Any) -> str:

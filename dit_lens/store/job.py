@@ -43,7 +43,7 @@ class Job:
     named: bool
 
 
-def versions(tensors: Mapping[str, Tensor]) -> tuple[int | None, ...]:
+def tensor_versions(tensors: Mapping[str, Tensor]) -> tuple[int | None, ...]:
     return tuple(None if t.is_inference() else t._version for t in tensors.values())
 
 
@@ -72,7 +72,7 @@ def job_of(
     _check(captures, len(rows))
     layout = Layout.of(model_id or None, captures, sampling)
     tensors = {str(site): tensor.detach().cpu() for site, tensor in captures.items()}
-    return Job(key, run_id or key, tuple(rows), plain(settings or {}), layout, tensors, versions(tensors), named)
+    return Job(key, run_id or key, tuple(rows), plain(settings or {}), layout, tensors, tensor_versions(tensors), named)
 
 
 def captures_of(run: Run | Mapping[Any, Tensor], name: str | None) -> dict[Site, Tensor]:

@@ -14,7 +14,7 @@ from dit_lens.files.atomic import make_folder, sync
 from dit_lens.files.lock import Lock
 from dit_lens.store import manifest as manifests
 from dit_lens.store import shard
-from dit_lens.store.job import Job, versions
+from dit_lens.store.job import Job, tensor_versions
 from dit_lens.store.layout import Layout
 from dit_lens.store.manifest import Entry, Manifest
 
@@ -164,7 +164,7 @@ class Writer:
 
     def _place(self, job: Job, temporary: Path, head: str) -> None:
         """Sync, rename, line of the manifest: what is killed in between leaves no run behind."""
-        if versions(job.tensors) != job.versions:
+        if tensor_versions(job.tensors) != job.versions:
             raise StoreError("its tensors were changed in place before they were written")
         name, size = manifests.shard_name(len(self.manifest.entries)), temporary.stat().st_size
         sync(temporary)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from dit_lens.statistics import bootstrap_weights, mean_interval, wilson
+from dit_lens.results.intervals import bootstrap_weights, mean_interval, wilson
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

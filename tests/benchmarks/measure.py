@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dit_lens.statistics import Floats, bootstrap_weights, percentile_interval
+from dit_lens.results.intervals import Floats, bootstrap_weights, percentile_interval
 from tests.benchmarks.cases import Case, Side
 from tests.benchmarks.memory import peak_bytes
 

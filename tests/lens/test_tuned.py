@@ -22,9 +22,9 @@ from dit_lens.files.weights import write_weights
 from dit_lens.lens import depth_lens
 from dit_lens.lens.tuned import Band, TunedLens
 from dit_lens.lens.tuned.bands import band_of, make_bands
-from dit_lens.lens.tuned.compare import FIRST_SEED
+from dit_lens.lens.tuned.compare import FIRST_SEED, compare_lenses
+from dit_lens.lens.tuned.fit import Runs, fit_tuned_lens, seeded_from, train_tuned_lens
 from dit_lens.lens.tuned.sums import ResidualSums
-from dit_lens.lens.tuned.training import Runs, fit, seeded_from
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.sites.tokens import Tokens
 from tests.subjects import Subject, subject_of
@@ -46,7 +46,7 @@ def small(layers: int = 3) -> dl.VideoDiT:
 
 @cache
 def trained(objective: str = "residual") -> TunedLens:
-    return TunedLens.train(small(), TASK, 6, 4, objective=objective, start="residual", bands=2, batch=4)
+    return train_tuned_lens(small(), TASK, 6, 4, objective=objective, start="residual", bands=2, batch=4)
 
 
 def affine(tokens: int = 400, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +153,7 @@ def test_training_lowers_the_error_on_other_instances(objective: str) -> None:
 def test_the_recorded_errors_are_those_that_the_depth_lens_shows(part: str) -> None:
     """Of the validation runs, and of every second of the training runs, with the seeds that they had."""
     model = small()
-    tuned = TunedLens.train(model, TASK, 6, 3, bands=2, batch=4, seed=20)
+    tuned = train_tuned_lens(model, TASK, 6, 3, bands=2, batch=4, seed=20)
     instances, seeds = (TASK.sample(3, 20, "val"), [26, 27, 28]) if part == "validation" else (
         TASK.sample(6, 20, "train")[::2], [20, 22, 24]
     )  # fmt: skip
@@ -185,7 +185,7 @@ def test_the_step_size_falls_linearly_to_0_however_many_calls_a_step_has(
             return super().step(*args, **more)
 
     monkeypatch.setattr(torch.optim, "Adam", Kept)
-    TunedLens.train(
+    train_tuned_lens(
         small(), TASK, 4, 2, objective="velocity", bands=1, batch=2, passes=2, rate=0.01, guidance_scale=guidance
     )
     count = 2 * 2 * 4  # passes, batches and denoising steps
@@ -194,7 +194,7 @@ def test_the_step_size_falls_linearly_to_0_however_many_calls_a_step_has(
 
 def test_gradient_steps_lower_the_error_of_the_velocity() -> None:
     errors = [
-        TunedLens.train(
+        train_tuned_lens(
             small(),
             TASK,
             4,
@@ -215,7 +215,7 @@ def test_gradient_steps_lower_the_error_of_the_velocity() -> None:
 def test_training_is_the_same_twice_and_leaves_the_model_as_it_was() -> None:
     model = small()
     before = model.run(TASK.sample(1, 5)[0], decode=False).latents
-    again = TunedLens.train(model, TASK, 6, 4, bands=2, batch=4)
+    again = train_tuned_lens(model, TASK, 6, 4, bands=2, batch=4)
     assert again.record == trained().record
     assert all(torch.equal(again.matrices[place], x) for place, x in trained().matrices.items())
     assert torch.equal(model.run(TASK.sample(1, 5)[0], decode=False).latents, before)
@@ -233,7 +233,7 @@ def test_no_more_than_the_activations_of_two_steps_are_alive() -> None:
 def test_where_nothing_can_improve_the_identity_is_kept() -> None:
     """A model whose blocks after the first change nothing: the residual stream is the last one from there on."""
     model = dl.organisms.with_identity_blocks(small(1), [1, 2]).model
-    tuned = TunedLens.train(model, TASK, 6, 4, bands=1, batch=4)
+    tuned = train_tuned_lens(model, TASK, 6, 4, bands=1, batch=4)
     assert not tuned.frame()["used"].any()
     assert tuned.matrices == {}
     residual = torch.randn(2, 3, WIDTH)
@@ -243,7 +243,7 @@ def test_where_nothing_can_improve_the_identity_is_kept() -> None:
 def test_several_tasks_and_two_experts() -> None:
     subject = subject_of("two_experts")
     tasks = [dl.tasks.Maze(4), dl.tasks.Move(4)]
-    tuned = TunedLens.train(
+    tuned = train_tuned_lens(
         subject.model, tasks, 8, 4, bands=1, layers=[0, 2], batch=4, num_inference_steps=3, guidance_scale=2.0,
         branch="uncond",
     )  # fmt: skip
@@ -259,27 +259,27 @@ def test_several_tasks_and_two_experts() -> None:
 def test_training_is_refused_where_it_would_mean_nothing() -> None:
     model, some = small(), TASK.sample(4, 0, "train")
     with pytest.raises(EvidenceError, match="too few"):
-        TunedLens.train(model, TASK, 1, 4)
+        train_tuned_lens(model, TASK, 1, 4)
     with pytest.raises(EvidenceError, match=r"96 tokens in the band .* 128 channels; make more runs"):
-        TunedLens.train(dl.load_organism("maze", random=True), TASK, 2, 2, steps=2, num_frames=5)
+        train_tuned_lens(dl.load_organism("maze", random=True), TASK, 2, 2, steps=2, num_frames=5)
     with pytest.raises(EvidenceError, match=rf"1 instances are in both training and validation: {some[3].id}"):
-        fit(model, some, [some[3], *TASK.sample(2, 0, "val")])
+        fit_tuned_lens(model, some, [some[3], *TASK.sample(2, 0, "val")])
     with pytest.raises(InputError, match="unknown objective 'x0hat'; one of residual, velocity"):
-        TunedLens.train(model, TASK, 4, 2, objective="x0hat")
+        train_tuned_lens(model, TASK, 4, 2, objective="x0hat")
     with pytest.raises(InputError, match="penalties"):
-        TunedLens.train(model, TASK, 4, 2, penalties=(0.0,))
+        train_tuned_lens(model, TASK, 4, 2, penalties=(0.0,))
     with pytest.raises(InputError, match="passes=0"):
-        TunedLens.train(model, TASK, 4, 2, objective="velocity", passes=0)
+        train_tuned_lens(model, TASK, 4, 2, objective="velocity", passes=0)
     with pytest.raises(InputError, match=r"steps=\[0, 1\]: here it is how many denoising steps the run makes"):
-        TunedLens.train(model, TASK, 4, 2, steps=[0, 1])
+        train_tuned_lens(model, TASK, 4, 2, steps=[0, 1])
     with pytest.raises(SiteError, match="unknown branch 'stg'"):
-        TunedLens.train(model, TASK, 4, 2, branch="stg")
+        train_tuned_lens(model, TASK, 4, 2, branch="stg")
     weight = model.pipeline.transformer.blocks[1].ffn.net[2].bias
     before = weight.clone()
     try:
         weight[0] = nan
         with pytest.raises(NotFinite):
-            TunedLens.train(model, TASK, 4, 2)
+            train_tuned_lens(model, TASK, 4, 2)
     finally:
         weight.copy_(before)
 
@@ -320,7 +320,7 @@ def test_another_model_is_refused_by_name(organism: Subject) -> None:
     with pytest.raises(MadeForAnother, match=both):
         depth_lens(organism.model, run, 0, translator=trained())
     with pytest.raises(MadeForAnother, match=both):
-        trained().compare(organism.model, TASK, 2)
+        compare_lenses(trained(), organism.model, TASK, 2)
 
 
 def test_another_branch_than_that_of_the_training_is_refused() -> None:
@@ -380,7 +380,7 @@ def test_files_that_are_damaged_or_of_another_lens_are_refused(tmp_path: Path) -
 
 def test_the_comparison_is_of_held_out_runs_paired_by_run() -> None:
     tuned, model = trained(), small()
-    found = tuned.compare(model, TASK, 3, batch=2)
+    found = compare_lenses(tuned, model, TASK, 3, batch=2)
     table = found.frame()
     assert set(table["n"]) == {3}
     assert sorted(set(table["step"])) == [0, 2]  # the first of each band
@@ -405,24 +405,24 @@ def test_the_comparison_is_of_held_out_runs_paired_by_run() -> None:
 def test_instances_that_the_lens_has_seen_are_refused() -> None:
     seen = TASK.sample(4, 0, "val")
     with pytest.raises(EvidenceError, match=f"1 instances are not held out.*{seen[1].id}"):
-        trained().compare(small(), TASK, [*TASK.sample(2), seen[1]])
+        compare_lenses(trained(), small(), TASK, [*TASK.sample(2), seen[1]])
     with pytest.raises(InputError, match="one task at a time"):
-        trained().compare(small(), [TASK, TASK], seen)
+        compare_lenses(trained(), small(), [TASK, TASK], seen)
     others = TASK.sample(2)
     for seed, message in ((5, r"5\.\.6 .*trained on runs with seeds 0\.\.5"), (9, "validated .* 6..9: give another")):
         with pytest.raises(EvidenceError, match=message):
-            trained().compare(small(), TASK, others, seed=seed - FIRST_SEED)
+            compare_lenses(trained(), small(), TASK, others, seed=seed - FIRST_SEED)
 
 
 def test_the_steps_of_a_comparison_are_a_selection_and_one_instance_has_no_interval() -> None:
     tuned, model = trained(), small()
-    found = tuned.compare(model, TASK, 1, steps=-1, decode=False)
+    found = compare_lenses(tuned, model, TASK, 1, steps=-1, decode=False)
     assert set(found.table["step"]) == {3}
     assert found.frame()[["low", "high"]].isna().all(axis=None)
-    every = tuned.compare(model, TASK, 1, steps="all", decode=False, num_inference_steps=3)
+    every = compare_lenses(tuned, model, TASK, 1, steps="all", decode=False, num_inference_steps=3)
     assert sorted(set(every.table["step"])) == [0, 1, 2]
     with pytest.raises(SiteError, match=r"no step 4; this run has steps 0\.\.3"):
-        tuned.compare(model, TASK, 1, steps=[4])
+        compare_lenses(tuned, model, TASK, 1, steps=[4])
 
 
 # What ships.
@@ -434,7 +434,7 @@ def test_the_shipped_lenses_are_of_the_shipped_models_and_read_earlier_layers_be
     tuned = TunedLens.load(name, model)
     assert tuned.record.train
     task = dl.organisms.organism_tasks(name)[0]
-    table = tuned.compare(model, task, 2, steps=[0], decode=False).frame()
+    table = compare_lenses(tuned, model, task, 2, steps=[0], decode=False).frame()
     by_lens = table.query("measure == 'velocity_distance'").pivot_table(index="layer", columns="lens", values="value")
     assert (by_lens["tuned"][:-1] < by_lens["plain"][:-1]).all()
     with pytest.raises(MadeForAnother):

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 
 from dit_lens.analysis.behaviours.chain import Chain
 from dit_lens.errors import EvidenceError
-from dit_lens.plotting import curves
-from dit_lens.statistics import Interval, mean_interval, wilson
+from dit_lens.results.intervals import Interval, mean_interval, wilson
+from dit_lens.results.plots import curves
 from dit_lens.tasks.reading import read_answers
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.probing import ProbeData, ProbeGrid, probe_grid
-from dit_lens.statistics import bootstrap_weights
+from dit_lens.results.intervals import bootstrap_weights
 from dit_lens.tasks.base import Label
 
 Floats = NDArray[np.float64]

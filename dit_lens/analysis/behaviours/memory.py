@@ -38,9 +38,9 @@ from dit_lens.analysis.behaviours.features import dealt, probe_rows, split_weigh
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.evaluate import title
-from dit_lens.plotting import heatmap
 from dit_lens.probing import ProbeData, ProbeGrid, collect
-from dit_lens.statistics import Interval, bootstrap_weights, percentile_interval
+from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval
+from dit_lens.results.plots import heatmap
 from dit_lens.tasks.base import Bools, Label
 
 if TYPE_CHECKING:

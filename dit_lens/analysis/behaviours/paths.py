@@ -29,8 +29,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dit_lens.analysis.behaviours.chain import Chain
-from dit_lens.plotting import curves
-from dit_lens.statistics import Interval, mean_interval, wilson
+from dit_lens.results.intervals import Interval, mean_interval, wilson
+from dit_lens.results.plots import curves
 from dit_lens.tasks.maze import Maze
 from dit_lens.tasks.maze import boards as maze_boards
 from dit_lens.tasks.reading import read_ink, read_shares

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
-from dit_lens.plotting import heatmap
+from dit_lens.results.intervals import mean_over_instances
+from dit_lens.results.plots import heatmap
 from dit_lens.runs.inputs import Row
-from dit_lens.statistics import mean_over_instances
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,8 @@ on the noise level.
 """
 
 from dit_lens.lens.tuned.bands import Band
-from dit_lens.lens.tuned.compare import LensComparison
-from dit_lens.lens.tuned.translators import TunedLens
+from dit_lens.lens.tuned.compare import LensComparison, compare_lenses
+from dit_lens.lens.tuned.fit import fit_tuned_lens, train_tuned_lens
+from dit_lens.lens.tuned.tuned_lens import TunedLens
 
-__all__ = ["Band", "LensComparison", "TunedLens"]
+__all__ = ["Band", "LensComparison", "TunedLens", "compare_lenses", "fit_tuned_lens", "train_tuned_lens"]

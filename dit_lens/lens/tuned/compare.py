@@ -11,21 +11,22 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.lens.depth import MEASURES, DepthLens, depth_lens, means_over_instances
-from dit_lens.lens.reading import geometry_of
+from dit_lens.lens.depth import MEASURES, DepthLens, depth_lens
+from dit_lens.lens.representation.reading import geometry_of
 from dit_lens.lens.tuned.bands import band_of
-from dit_lens.lens.tuned.training import batches, seeded_from
+from dit_lens.lens.tuned.fit import batches, seeded_from
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import curves
+from dit_lens.results.intervals import means_over_instances
+from dit_lens.results.plots import curves
 from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from dit_lens.lens.tuned.translators import TunedLens
+    from dit_lens.lens.tuned.tuned_lens import TunedLens
 
-#: Seeds of held-out runs begin here, far from those of a training; where they meet, `compare` refuses.
+#: Seeds of held-out runs begin here, far from those of a training; where they meet, `compare_lenses` refuses.
 FIRST_SEED = 10_000
 _BY = ["task", "step", "sigma", "expert", "branch", "layer", "kind"]
 
@@ -88,7 +89,7 @@ class LensComparison:
         return axis
 
 
-def compare(
+def compare_lenses(
     tuned: TunedLens,
     model: VideoDiT,
     task: Any,

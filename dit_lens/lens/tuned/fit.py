@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +14,13 @@ from tqdm.auto import tqdm
 from dit_lens.engine.gradients import frozen
 from dit_lens.errors import EvidenceError, InputError
 from dit_lens.interventions import Capture
-from dit_lens.lens.reading import require_step_count
+from dit_lens.lens.representation.reading import require_step_count
 from dit_lens.lens.tuned.bands import Band, Level, band_of, make_bands
 from dit_lens.lens.tuned.sums import ResidualSums
-from dit_lens.lens.tuned.translators import Record, TunedLens
+from dit_lens.lens.tuned.tuned_lens import Record, TunedLens
 from dit_lens.model import VideoDiT
 from dit_lens.runs.call import Call
-from dit_lens.runs.identity import describe
+from dit_lens.runs.identity import describe, versions
 from dit_lens.runs.inputs import gather
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
@@ -98,8 +97,27 @@ def batches(seeded: Seeded, size: int) -> Iterator[tuple[list[Any], list[int]]]:
         yield [instance for instance, _ in parts[i]], [seed for _, seed in parts[i]]
 
 
-def train(model: VideoDiT, task: Any, runs: int, validation: int, *, seed: int = 0, **options: Any) -> TunedLens:
-    """Fit a tuned lens to runs of tasks: training instances of the split "train", validation instances of "val"."""
+def train_tuned_lens(
+    model: VideoDiT, task: Any, runs: int = 256, validation: int = 64, *, seed: int = 0, **options: Any
+) -> TunedLens:
+    """Train a tuned lens on runs of one or several tasks.
+
+    Parameters
+    ----------
+    task : Task or list of Task
+        Training instances are drawn from their split "train", validation instances from "val".
+    runs, validation : int
+        Runs of each kind, divided among the tasks.
+    seed : int
+        Of the instances and of the first run; see `fit_tuned_lens`.
+    **options
+        Further arguments of `fit_tuned_lens`, and arguments of the runs; ``steps`` is the number of denoising steps.
+
+    Raises
+    ------
+    EvidenceError
+        Too few runs, or instances that are in both splits.
+    """
     tasks = list(task) if isinstance(task, Sequence) else [task]
     if min(runs, validation) < 2 * len(tasks):
         raise EvidenceError(
@@ -109,10 +127,10 @@ def train(model: VideoDiT, task: Any, runs: int, validation: int, *, seed: int =
         [i for t in tasks for i in t.sample(count // len(tasks), seed, split)]
         for count, split in ((runs, "train"), (validation, "val"))
     ]
-    return fit(model, *drawn, seed=seed, **options)
+    return fit_tuned_lens(model, *drawn, seed=seed, **options)
 
 
-def fit(
+def fit_tuned_lens(
     model: VideoDiT,
     train: Sequence[Any],
     validation: Sequence[Any],
@@ -199,7 +217,7 @@ def fit(
     record = Record(
         model.id, model.architecture.family, model.layers, model.architecture.width(model.pipeline.transformer),
         found, objective, _tasks(train), _ids(train), _ids(validation), (seed, seed + count),
-        (seed + count, seed + count + len(validation)), _plain(arguments), tuple(errors), _versions(), branch,
+        (seed + count, seed + count + len(validation)), _plain(arguments), tuple(errors), versions(), branch,
     )  # fmt: skip
     return _of(record, maps)
 
@@ -342,9 +360,3 @@ def _tasks(instances: Sequence[Any]) -> tuple[str, ...]:
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the runs as JSON types, what is none by a short text."""
     return {k: v if isinstance(v, str | int | float | None) else describe(v) for k, v in arguments.items()}
-
-
-def _versions() -> dict[str, str]:
-    from dit_lens import __version__
-
-    return {"dit_lens": __version__} | {n: importlib.metadata.version(n) for n in ("torch", "diffusers", "nnsight")}

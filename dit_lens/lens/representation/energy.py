@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.lens.reading import Reading, geometry_of, read
+from dit_lens.lens.representation.reading import Reading, geometry_of, read
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import heatmap
+from dit_lens.results.intervals import mean_over_instances
+from dit_lens.results.plots import heatmap
 from dit_lens.runs.inputs import gather
 from dit_lens.sites.select import Select
-from dit_lens.statistics import mean_over_instances
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,10 +16,10 @@ from torch import Tensor
 from dit_lens.errors import InputError
 from dit_lens.interventions.reduce import Reduce, token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
-from dit_lens.lens.hsic import FEWEST, Centred, estimates, require_enough, require_same_dtype
-from dit_lens.lens.reading import PLACE, Reading, geometry_of, read
+from dit_lens.lens.representation.hsic import FEWEST, Centred, estimates, require_enough, require_same_dtype
+from dit_lens.lens.representation.reading import PLACE, Reading, geometry_of, read
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import heatmap
+from dit_lens.results.plots import heatmap
 from dit_lens.sites.select import Select, indices
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Features:
     values : Tensor of shape (steps, layers, B, m, D)
         m samples of each row: its tokens, or one.
     samples : "tokens", "clips" or "flat clips"
-        See ``dit_lens.lens.cka.SAMPLES``.
+        See ``dit_lens.lens.representation.cka.SAMPLES``.
     tokens : tuple of int
         Numbers of the tokens that were taken, in row-major order of the grid; empty where a sample is a clip.
     reading : Reading

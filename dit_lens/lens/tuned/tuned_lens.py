@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -17,9 +17,6 @@ from dit_lens.files.shipped import organism_names, shipped
 from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.lens.tuned.bands import Band, band_of
 from dit_lens.model import VideoDiT
-
-if TYPE_CHECKING:
-    from dit_lens.lens.tuned.compare import LensComparison
 
 FILE = "tuned_lens.safetensors"
 
@@ -210,36 +207,6 @@ class TunedLens:
         if model is not None:
             lens.require(model)
         return lens
-
-    @classmethod
-    def train(cls, model: VideoDiT, task: Any, runs: int = 256, validation: int = 64, **options: Any) -> TunedLens:
-        """Train a tuned lens on runs of one or several tasks.
-
-        Parameters
-        ----------
-        task : Task or list of Task
-            Training instances are drawn from their split "train", validation instances from "val".
-        runs, validation : int
-            Runs of each kind, divided among the tasks.
-        **options
-            As in `dit_lens.lens.tuned.training.fit`: ``objective``, ``bands``, ``layers``, ``penalties``, ``branch``,
-            ``batch``, ``passes``, ``rate``, ``start``, ``seed``, and arguments of the runs, of which ``steps`` is the
-            number of denoising steps.
-
-        Raises
-        ------
-        EvidenceError
-            Too few runs, or instances that are in both splits.
-        """
-        from dit_lens.lens.tuned.training import train  # training is written against this class
-
-        return train(model, task, runs, validation, **options)
-
-    def compare(self, model: VideoDiT, task: Any, instances: Any = 64, **options: Any) -> LensComparison:
-        """Both lenses, plain and tuned, on held-out runs; see `dit_lens.lens.tuned.compare.compare`."""
-        from dit_lens.lens.tuned.compare import compare
-
-        return compare(self, model, task, instances, **options)
 
     def without(self, places: Sequence[tuple[int, int]]) -> TunedLens:
         """The same lens with the identity at some (band, layer)."""

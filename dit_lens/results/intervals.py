@@ -96,3 +96,18 @@ def mean_over_instances(
     """
     means = np.asarray(pd.Series(values).groupby(np.asarray(instances)).mean().dropna(), dtype=np.float64)
     return mean_interval(means, replicates, seed), len(means)
+
+
+def means_over_instances(table: pd.DataFrame, by: Sequence[str], measure: str) -> pd.DataFrame:
+    """Means of a measure over task instances, seeds of one instance averaged first.
+
+    Returns
+    -------
+    DataFrame with columns ``by``, ``measure``, low, high (95 % bootstrap interval over instances, NaN for one alone)
+    and n instances
+    """
+    rows = []
+    for names, part in table.groupby(list(by), sort=False, dropna=False):
+        interval, count = mean_over_instances(part[measure].to_numpy(dtype=np.float64), part["instance"])
+        rows.append((*names, *interval, count))
+    return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "n"])

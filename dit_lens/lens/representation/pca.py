@@ -16,9 +16,9 @@ from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
 from dit_lens.interventions import At
 from dit_lens.interventions.reduce import token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
-from dit_lens.lens.reading import Reading, read
+from dit_lens.lens.representation.reading import Reading, read
 from dit_lens.model import VideoDiT
-from dit_lens.plotting import axes
+from dit_lens.results.plots import axes
 from dit_lens.sites.select import Select
 
 if TYPE_CHECKING:

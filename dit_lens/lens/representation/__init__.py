@@ -1,0 +1,1 @@
+"""What the activations themselves look like: energy, principal components, similarity."""

@@ -1,0 +1,1 @@
+"""What every analysis returns, and what its pictures and intervals share."""
