@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 import dit_lens as dl
-from dit_lens.probing.stream import evaluate_probes
-from dit_lens.probing.trained import ProbeSet, load_probes
+from dit_lens.probing.evaluate import evaluate_probes
+from dit_lens.probing.probe_set import ProbeSet, load_probes
 
 SHOWN = ["layer", "skill", "interval", "shuffled", "input", "position", "random", "majority", "selectivity"]
 

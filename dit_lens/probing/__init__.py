@@ -1,16 +1,17 @@
 """Linear probes with their controls."""
 
 from dit_lens.probing.causal import CausalCheck, causal_check
-from dit_lens.probing.data import require_disjoint
-from dit_lens.probing.estimators import LinearProbe, RidgeProbe
-from dit_lens.probing.features import collect
-from dit_lens.probing.grid import ProbeData, ProbeGrid, probe_grid
+from dit_lens.probing.cross_validate import ProbeData, ProbeGrid, probe_grid
+from dit_lens.probing.evaluate import evaluate_probes
+from dit_lens.probing.fit.estimators import LinearProbe, RidgeProbe
+from dit_lens.probing.fit.moments import Linear, Moments
 from dit_lens.probing.logistic import logistic_from_store
-from dit_lens.probing.moments import Linear, Moments
-from dit_lens.probing.sources import Inversion, invert
-from dit_lens.probing.stream import Streamed, evaluate_probes, stream_probes
-from dit_lens.probing.trained import ProbeSet, load_probes, probe_names
-from dit_lens.probing.twin import random_twin
+from dit_lens.probing.probe_set import ProbeSet, load_probes, probe_names
+from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.data import require_disjoint
+from dit_lens.probing.rows.random_weights import random_twin
+from dit_lens.probing.rows.sources import Inversion, invert
+from dit_lens.probing.stream import Streamed, stream_probes
 
 __all__ = [
     "CausalCheck",

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions import Capture, Steer
 from dit_lens.model import VideoDiT
-from dit_lens.probing.trained import ProbeSet, site_of_readout
+from dit_lens.probing.probe_set import ProbeSet, site_of_readout
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 from dit_lens.results.plots import curves
 from dit_lens.runs.replay import Resume

@@ -12,14 +12,14 @@ from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing.columns import Question, ask, check_folds
-from dit_lens.probing.data import Source, fold_of_runs, group_numbers
-from dit_lens.probing.estimators import LinearProbe
-from dit_lens.probing.result import ProbeGrid
-from dit_lens.probing.rows import Pool, Rows, frames_of
-from dit_lens.probing.scores import scores_by_group
-from dit_lens.probing.targets import targets_of
-from dit_lens.probing.visit import readout_name
+from dit_lens.probing.fit.estimators import LinearProbe
+from dit_lens.probing.fit.questions import Question, ask, check_folds
+from dit_lens.probing.fit.scores import scores_by_group
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.data import Source, fold_of_runs, group_numbers
+from dit_lens.probing.rows.readers import readout_name
+from dit_lens.probing.rows.rows import Pool, Rows, frames_of
+from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.select import Select
 from dit_lens.sites.site import Site
 from dit_lens.store import Store

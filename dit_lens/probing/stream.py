@@ -7,31 +7,29 @@ instances are answered inside the run, and only each instance's sums of scores a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing.asked import Asked
-from dit_lens.probing.columns import Question, ask, donors, targets
-from dit_lens.probing.data import Source, group_numbers, require_disjoint
-from dit_lens.probing.decisions import discriminant
-from dit_lens.probing.features import plan_visit
-from dit_lens.probing.moments import Linear, Moments
-from dit_lens.probing.result import ProbeGrid
-from dit_lens.probing.rows import Pool
-from dit_lens.probing.scores import GroupedScores, scores_by_group
-from dit_lens.probing.targets import targets_of
-from dit_lens.probing.trained import SCHEMA, ProbeSet, card_of_task
-from dit_lens.probing.visit import CONTROLS, Sink, Visit, layer_name, site_of
+from dit_lens.probing.evaluate import check_held_out, scored, visited
+from dit_lens.probing.fit.discriminant import discriminant
+from dit_lens.probing.fit.moments import Linear, Moments
+from dit_lens.probing.fit.questions import Asked, Question, ask, targets
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_set import SCHEMA, ProbeSet, card_of_task
+from dit_lens.probing.rows.collect import plan_visit
+from dit_lens.probing.rows.data import Source, group_numbers, require_disjoint
+from dit_lens.probing.rows.readers import CONTROLS, Sink, Visit, layer_name, site_of
+from dit_lens.probing.rows.rows import Pool
+from dit_lens.probing.rows.targets import targets_of
 from dit_lens.runs.identity import versions
 from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
@@ -126,64 +124,14 @@ def stream_probes(
     held_out = {name: _only(label, slice(count, None)) for name, label in found.items()}
     questions = ask(known, group_numbers([instance.id for instance in sides[0]]), seed)
     asked = _asked(questions, known)
-    _check_held_out(asked, held_out, sides[1])
+    check_held_out(asked, held_out, sides[1])
     moments, last = _accumulated(model, task, sides[0], visit, questions)
     fitted = _solved(questions, moments, alpha)
     card = _card(model, task, visit, last, asked, alpha, pool, seed, {"train": sides[0], "test": sides[1]})
     probes = ProbeSet(card, *fitted)
-    grid = _scored(probes, model, task, sides[1], visit, held_out, seed + count)
+    grid = scored(probes, model, task, sides[1], visit, held_out, seed + count)
     card["scores"] = _records(grid)
     return Streamed(probes, grid)
-
-
-def evaluate_probes(
-    probes: ProbeSet, model: VideoDiT, task: Any = None, test: int | Sequence[Any] = 96, *, seed: int = 1,
-    batch: int = 32, first_run_seed: int | None = None, pool: str | Pool | None = None,
-) -> ProbeGrid:  # fmt: skip
-    """Score trained probes, and those of their controls, on instances.
-
-    Parameters
-    ----------
-    task : Task, optional
-        By default the one that the probes were trained on.
-    test : int or sequence of instances
-        A number draws so many of the task's test split with ``seed``.
-    first_run_seed : int, optional
-        Instance i runs with this plus i. By default past the seeds of the training runs.
-    pool : optional
-        As in `collect`; needed where the probes were trained with a function, which is not saved.
-
-    Raises
-    ------
-    MadeForAnother
-        Probes of another model, noise level, expert, site or width, or classes that they do not know.
-    EvidenceError
-        Instances that the probes were trained on, or a label of which they have one value only.
-    """
-    probes.require(model)
-    task, card = probes.task if task is None else task, probes.card
-    instances = task.sample(int(test), seed=seed, split="test") if isinstance(test, int | np.integer) else list(test)
-    require_disjoint(card["train"]["ids"], [instance.id for instance in instances])
-    if first_run_seed is None:
-        first_run_seed = card["seed"] + card["train"]["instances"] + card["test"]["instances"]
-    visit = plan_visit(
-        model, task, instances, steps=probes.steps, layers=card["layers"], frames=card["frames"], level=card["level"],
-        pool=card["pool"] if pool is None else pool, source=card["source"], controls=card["controls"],
-        seed=first_run_seed, batch=batch, random_seed=card["random_seed"],
-    )  # fmt: skip
-    found = targets_of(task, instances, visit.rows, probes.labels)
-    _check_held_out(probes.asked, found, instances)
-    return _scored(probes, model, task, instances, visit, found, first_run_seed)
-
-
-def _check_held_out(asked: Sequence[Asked], labels: Mapping[str, Label], instances: Sequence[Any]) -> None:
-    """Refuse test instances on which a probe or its control cannot be measured, before anything runs."""
-    if len({instance.id for instance in instances}) < 2:
-        raise EvidenceError("probes cannot be tested on one task instance: a control has the labels of another one")
-    for a in (a for a in asked if a.control == "none"):
-        codes = a.codes(labels[a.name].values)
-        if len(np.unique(codes[codes >= 0] if a.kind != "regression" else codes)) < 2:
-            raise EvidenceError(f"label {a.name!r} has one value only in the test instances; give more of them")
 
 
 # -- the first pass
@@ -209,24 +157,9 @@ def _accumulated(
 
         return add
 
-    for run in _visited(model, task, instances, visit, adding, "training"):
+    for run in visited(model, task, instances, visit, adding, "training"):
         last = run
     return moments, last
-
-
-def _visited(
-    model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, sink: Callable[[slice], Sink], title: str
-) -> Any:
-    """The visit's runs, each followed by the rows' positions, which no run has."""
-    positions, start = torch.from_numpy(visit.rows.positions()), 0
-    for run in visit.runs(model, task, instances, sink, title=title):
-        rows = slice(start, start + len(run.rows))
-        if "position" in visit.controls:
-            take = sink(rows)
-            for step in visit.steps:
-                take(step, "position", positions.expand(len(run.rows), -1, -1))
-        start = rows.stop
-        yield run
 
 
 def _asked(questions: Sequence[Question], labels: Mapping[str, Label]) -> list[Asked]:
@@ -266,51 +199,6 @@ def _decision(question: Question, train: Moments, linear: Linear, middle: Tensor
 
 
 # -- the second pass
-
-
-def _scored(
-    probes: ProbeSet, model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, labels: Mapping[str, Label],
-    first_seed: int,
-) -> ProbeGrid:  # fmt: skip
-    """Scores of every instance, made while the model runs."""
-    asked, groups = probes.asked, group_numbers([instance.id for instance in instances])
-    count = int(groups.max()) + 1
-    donor = donors(groups, 0)
-    codes = [a.codes(labels[a.name].values) for a in asked]
-    codes = [c if a.control == "none" else c[donor] for a, c in zip(asked, codes, strict=True)]
-    sums: dict[tuple[int, str, str, str], list[NDArray[np.float64]]] = {}
-
-    def scoring(rows: slice) -> Sink:
-        def score(step: int, readout: str, features: Tensor) -> None:
-            outputs = probes.scores(step, readout, features)
-            for a, of_all in zip(asked, codes, strict=True):
-                answers = a.answers(outputs).to(torch.float64).cpu().numpy()[None]
-                size = answers.shape[1]
-                each = scores_by_group(
-                    of_all[rows], answers, np.arange(size), a.kind == "regression", size, len(a.classes)
-                )
-                sums.setdefault((step, readout, a.name, a.control), []).append(each[0].sums)
-
-        return score
-
-    for run in _visited(model, task, instances, replace(visit, seed=first_seed), scoring, "test"):
-        probes.require_run(run)
-        last = run
-    kinds = {a.name: a.kind for a in asked}
-    return ProbeGrid(
-        count, {a.name: a.role for a in asked},
-        {key: _by_instance(parts, groups, kinds[key[2]] == "regression") for key, parts in sums.items()},
-        kinds, {a.name: a.names for a in asked}, visit.source, visit.rows.level,
-        {step: last.schedule.sigma(step) for step in visit.steps}, {step: last.experts[step] for step in visit.steps},
-    )  # fmt: skip
-
-
-def _by_instance(parts: Sequence[NDArray[np.float64]], groups: NDArray[np.int64], regression: bool) -> GroupedScores:
-    """Sums of runs, those of one instance taken together."""
-    of_runs = np.concatenate(parts)
-    sums = np.zeros((int(groups.max()) + 1, of_runs.shape[1]))
-    np.add.at(sums, groups, of_runs)
-    return GroupedScores(sums, regression)
 
 
 # -- records

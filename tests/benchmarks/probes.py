@@ -29,8 +29,8 @@ from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
 from dit_lens.probing import ProbeData, ProbeGrid, probe_grid
-from dit_lens.probing.data import fold_of_runs
-from dit_lens.probing.scores import scores_by_group
+from dit_lens.probing.fit.scores import scores_by_group
+from dit_lens.probing.rows.data import fold_of_runs
 from dit_lens.tasks import Label
 from tests.benchmarks.machine import load, machine, versions
 from tests.benchmarks.measure import ENOUGH, Ratio

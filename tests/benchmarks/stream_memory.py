@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import dit_lens as dl
-from dit_lens.probing.features import collect
+from dit_lens.probing.rows.collect import collect
 from dit_lens.probing.stream import stream_probes
 from tests.benchmarks.memory import peak_bytes, python_peak_bytes
 

@@ -14,8 +14,8 @@ import dit_lens as dl
 from dit_lens.errors import EvidenceError, MadeForAnother
 from dit_lens.probing import causal
 from dit_lens.probing.causal import MEASURES, CausalCheck, causal_check
+from dit_lens.probing.probe_set import ProbeSet
 from dit_lens.probing.stream import stream_probes
-from dit_lens.probing.trained import ProbeSet
 
 TASK = dl.organisms.organism_tasks("maze")[0]
 

@@ -11,12 +11,12 @@ import torch
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, MadeForAnother, UnsupportedModel
 from dit_lens.families.tiny import TINY
-from dit_lens.probing.data import fold_of_runs
-from dit_lens.probing.estimators import LinearProbe
-from dit_lens.probing.features import collect
+from dit_lens.probing.fit.estimators import LinearProbe
 from dit_lens.probing.logistic import logistic_from_store
-from dit_lens.probing.sources import ForwardNoise, invert
-from dit_lens.probing.twin import random_twin
+from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.data import fold_of_runs
+from dit_lens.probing.rows.random_weights import random_twin
+from dit_lens.probing.rows.sources import ForwardNoise, invert
 from dit_lens.store import Store
 from dit_lens.tasks import Maze, Permanence
 from tests.modes import load_lora

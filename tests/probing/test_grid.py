@@ -14,9 +14,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from dit_lens.errors import EvidenceError
 from dit_lens.probing import Moments, ProbeData, ProbeGrid, RidgeProbe, probe_grid, require_disjoint
-from dit_lens.probing.columns import donors
-from dit_lens.probing.data import fold_of_runs
-from dit_lens.probing.decisions import discriminant
+from dit_lens.probing.fit.discriminant import discriminant
+from dit_lens.probing.fit.questions import donors
+from dit_lens.probing.rows.data import fold_of_runs
 from dit_lens.tasks import Label
 
 RUNS, CELLS = 60, 9

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.moments import Linear, Moments
+from dit_lens.probing.fit.moments import Linear, Moments
 
 PLACES, ROWS, WIDTH = 3, 120, 7
 

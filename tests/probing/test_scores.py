@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 
-from dit_lens.probing.scores import GroupedScores, scores_by_group
+from dit_lens.probing.fit.scores import GroupedScores, scores_by_group
 
 RNG = np.random.default_rng(0)
 GROUPS, ONE = np.repeat(np.arange(6), 10), np.ones((1, 6))

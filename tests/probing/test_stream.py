@@ -10,12 +10,12 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, MadeForAnother
-from dit_lens.probing.columns import ask, targets
-from dit_lens.probing.data import ProbeData, group_numbers
-from dit_lens.probing.features import collect
-from dit_lens.probing.grid import probe_grid
-from dit_lens.probing.moments import Moments
-from dit_lens.probing.result import ProbeGrid
+from dit_lens.probing.cross_validate import probe_grid
+from dit_lens.probing.fit.moments import Moments
+from dit_lens.probing.fit.questions import ask, targets
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.data import ProbeData, group_numbers
 from dit_lens.probing.stream import Streamed, stream_probes
 from dit_lens.tasks import Label, Permanence
 

@@ -13,8 +13,9 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError, StoreError
-from dit_lens.probing.stream import evaluate_probes, stream_probes
-from dit_lens.probing.trained import ProbeSet, load_probes, probe_names
+from dit_lens.probing.evaluate import evaluate_probes
+from dit_lens.probing.probe_set import ProbeSet, load_probes, probe_names
+from dit_lens.probing.stream import stream_probes
 from dit_lens.tasks import Permanence
 
 LABELS = ["shape", "out", "steps"]

@@ -11,7 +11,7 @@ from dit_lens.analysis.behaviours import BehaviourConfig, Chain, PerceptionOrder
 from dit_lens.analysis.behaviours.features import split_weights
 from dit_lens.analysis.behaviours.order import _of_lens, _of_probes
 from dit_lens.probing import ProbeGrid
-from dit_lens.probing.scores import GroupedScores
+from dit_lens.probing.fit.scores import GroupedScores
 from dit_lens.tasks import Maze
 
 CONFIG = BehaviourConfig()

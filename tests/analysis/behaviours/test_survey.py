@@ -14,7 +14,7 @@ from dit_lens.analysis.behaviours.features import split_weights
 from dit_lens.analysis.behaviours.memory import _peak
 from dit_lens.errors import EvidenceError
 from dit_lens.probing import ProbeGrid
-from dit_lens.probing.scores import GroupedScores
+from dit_lens.probing.fit.scores import GroupedScores
 from dit_lens.tasks import Maze, Permanence
 
 CONFIG = BehaviourConfig()

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.products import products
 
 #: A variance below this share of what it was before a subtraction is rounding: the feature is constant in what is left.
 VANISHED = 1e-12
@@ -351,3 +350,24 @@ def _numbered(names: Sequence[Any]) -> tuple[int, ...]:
     """Numbers from 0 in order of first appearance."""
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return tuple(order[name] for name in names)
+
+
+#: Rows that float32 products sum up before they are added in float64.
+ROWS = 1024
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Transposed a times b, (n, i) and (n, j) to (i, j), summed in float64."""
+    if a.dtype == torch.float64 or len(a) <= ROWS:
+        return _transposed_times(a, b).to(torch.float64)
+    total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
+    for i in range(0, len(a), ROWS):
+        total += _transposed_times(a[i : i + ROWS], b[i : i + ROWS])
+    return total
+
+
+def _transposed_times(a: Tensor, b: Tensor) -> Tensor:
+    # numpy knows a matrix times its own transpose and does half of the work; torch does not.
+    if a.device.type == "cpu":
+        return torch.from_numpy(a.numpy().T @ b.numpy())
+    return a.mT @ b

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_lens.probing.moments import Linear, Moments
+from dit_lens.probing.fit.moments import Linear, Moments
 
 #: Directions of the fitted values with less than this share of the largest variance are rounding.
 RANK = 1e-9

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing.data import ProbeData, Source
-from dit_lens.probing.rows import Pool, Rows, frames_of
-from dit_lens.probing.sources import require_source
-from dit_lens.probing.targets import targets_of
-from dit_lens.probing.visit import CONTROLS, Sink, Visit, require_controls
+from dit_lens.probing.rows.data import ProbeData, Source
+from dit_lens.probing.rows.readers import CONTROLS, Sink, Visit, require_controls
+from dit_lens.probing.rows.rows import Pool, Rows, frames_of
+from dit_lens.probing.rows.sources import require_source
+from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.select import Select, indices
 from dit_lens.tasks.base import Level, Task
 
@@ -45,8 +45,8 @@ def collect(
 
     Instance i runs with seed ``seed + i``. Readouts: "embed" (before block 0), "L00" ... (after each block), and the
     controls "input" (the full model input of the same rows, conditioning channels included), "position" (which row it
-    is, see `dit_lens.probing.rows.Rows.positions`) and "random/embed", "random/L00" ... (a twin with random weights,
-    given the very same inputs).
+    is, see `Rows.positions`) and "random/embed", "random/L00" ... (a twin with random weights, given the very same
+    inputs).
 
     Parameters
     ----------
@@ -55,13 +55,13 @@ def collect(
         Latent frames that are read, each a row of its own (of a clip, pooled together). By default the last one for
         cells and tokens, which shows the answer, and all for frames and clips.
     level : "cell", "token", "frame" or "clip"
-        What a row is; see `dit_lens.probing.rows.Rows`.
+        What a row is; see `dit_lens.probing.rows.rows.Rows`.
     labels : sequence of str, optional
         By default all labels of that level.
     pool : "mean", "max" or callable from (B, n, D) to (B, D)
         How the tokens of a frame or clip become one vector.
     source : "sample", "forward-noise" or "invert"
-        Where the states come from; see `dit_lens.probing.sources`.
+        Where the states come from; see `dit_lens.probing.rows.sources`.
     controls : sequence of str
         Which of "input", "position" and "random" to collect.
     decode : bool

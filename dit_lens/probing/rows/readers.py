@@ -13,10 +13,10 @@ from dit_lens.errors import EvidenceError
 from dit_lens.interventions import Intervention
 from dit_lens.interventions.base import At
 from dit_lens.model import VideoDiT
-from dit_lens.probing.data import Source
-from dit_lens.probing.rows import Rows
-from dit_lens.probing.sources import state_writers
-from dit_lens.probing.twin import random_twin
+from dit_lens.probing.rows.data import Source
+from dit_lens.probing.rows.random_weights import random_twin
+from dit_lens.probing.rows.rows import Rows
+from dit_lens.probing.rows.sources import state_writers
 from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select
 from dit_lens.sites.site import Site

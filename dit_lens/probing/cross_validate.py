@@ -30,11 +30,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.columns import Question, ask, check_folds, targets
-from dit_lens.probing.data import ProbeData, check_data, fold_of_runs, group_numbers
-from dit_lens.probing.moments import Moments
-from dit_lens.probing.result import ProbeGrid
-from dit_lens.probing.scores import scores_by_group
+from dit_lens.probing.fit.moments import Moments
+from dit_lens.probing.fit.questions import Question, ask, check_folds, targets
+from dit_lens.probing.fit.scores import scores_by_group
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.data import ProbeData, check_data, fold_of_runs, group_numbers
 
 __all__ = ["ProbeData", "ProbeGrid", "probe_grid"]
 

@@ -20,8 +20,8 @@ from dit_lens.files.shipped import ORGANISMS
 from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.interventions import Steer
 from dit_lens.model import VideoDiT
-from dit_lens.probing.asked import Asked
-from dit_lens.probing.visit import layer_name, site_of
+from dit_lens.probing.fit.questions import Asked
+from dit_lens.probing.rows.readers import layer_name, site_of
 from dit_lens.runs.run import Run
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks import TASKS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.rows import Rows
+from dit_lens.probing.rows.rows import Rows
 from dit_lens.tasks.base import Label, Video
 
 

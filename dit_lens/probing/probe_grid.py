@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.scores import GroupedScores
+from dit_lens.probing.fit.scores import GroupedScores
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 
 if TYPE_CHECKING:

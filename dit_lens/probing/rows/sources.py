@@ -22,7 +22,7 @@ from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
 from dit_lens.interventions import Intervention
 from dit_lens.interventions.base import At
 from dit_lens.model import VideoDiT
-from dit_lens.probing.data import Source
+from dit_lens.probing.rows.data import Source
 from dit_lens.runs.run import Run
 from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.sites import Sites

@@ -1,0 +1,1 @@
+"""The algebra of probes: questions, moments, their solution, scores."""
