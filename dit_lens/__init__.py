@@ -2,100 +2,268 @@
 
 A site is an address. An intervention is a function applied at sites. A run is a generation with a list of
 interventions. An analysis is a loop over runs that returns a tidy table.
+
+Everything public is a name of this module; the modules below it may change without notice. A name is imported when it
+is first asked for, so that ``import dit_lens`` itself takes no time.
 """
 
-from dit_lens import errors, organisms, tasks
-from dit_lens.analysis import LocalizeConfig, localize, patching_sweep
-from dit_lens.checks import CheckReport
-from dit_lens.engine.apply import apply
-from dit_lens.engine.gradients import Gradients
-from dit_lens.errors import DitLensError
-from dit_lens.families import Architecture, register
-from dit_lens.interventions import (
-    Ablate,
-    At,
-    Bypass,
-    Capture,
-    Intervention,
-    Merge,
-    Noise,
-    Patch,
-    Steer,
-    intervention,
-    reduce,
-)
-from dit_lens.lens import Preview, TunedLens, attention, cka_features, contributions, depth_lens, pca_map, step_lens
-from dit_lens.lens.representation import cka, energy
-from dit_lens.model import VideoDiT
-from dit_lens.organisms import load_organism
-from dit_lens.probing import LinearProbe, RidgeProbe, causal_check, collect, load_probes, probe_grid, stream_probes
-from dit_lens.runs.call import Call
-from dit_lens.runs.inputs import Row
-from dit_lens.runs.ledger import Ledger
-from dit_lens.runs.replay import Replay, Resume
-from dit_lens.runs.run import Run
-from dit_lens.runs.schedule import Schedule
-from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import Site
-from dit_lens.sites.sites import Sites
-from dit_lens.sites.tokens import Tokens
-from dit_lens.store import Store
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in groups, as the API pages have them
+    # a model and what to do with it
+    "CheckReport",
+    "Gradients",
+    "VideoDiT",
+    "apply",
+    "check",
+    # addresses
+    "Geometry",
+    "Site",
+    "Sites",
+    "Tokens",
+    # interventions; `reduce` is what captures are reduced by
     "Ablate",
-    "Architecture",
     "At",
     "Bypass",
-    "Call",
     "Capture",
-    "CheckReport",
-    "DitLensError",
-    "Geometry",
-    "Gradients",
     "Intervention",
-    "Ledger",
-    "LinearProbe",
-    "LocalizeConfig",
     "Merge",
     "Noise",
     "Patch",
-    "Preview",
+    "Steer",
+    "intervention",
+    "reduce",
+    # what a run is made of and leaves behind
+    "Call",
+    "Ledger",
     "Replay",
     "Resume",
-    "RidgeProbe",
     "Row",
     "Run",
     "Schedule",
-    "Site",
-    "Sites",
-    "Steer",
-    "Store",
-    "Tokens",
+    # reading without changing
+    "Attention",
+    "CKA",
+    "Contributions",
+    "DepthLens",
+    "Energy",
+    "LensComparison",
+    "PCAMap",
+    "Preview",
+    "StepLens",
     "TunedLens",
-    "VideoDiT",
-    "apply",
     "attention",
-    "causal_check",
     "cka",
     "cka_features",
-    "collect",
+    "compare_lenses",
     "contributions",
     "depth_lens",
     "energy",
-    "errors",
-    "intervention",
-    "load_organism",
-    "load_probes",
-    "localize",
-    "organisms",
-    "patching_sweep",
+    "fit_tuned_lens",
     "pca_map",
-    "probe_grid",
-    "reduce",
-    "register",
     "step_lens",
+    "train_tuned_lens",
+    # linear probes
+    "CausalCheck",
+    "Inversion",
+    "LinearProbe",
+    "ProbeData",
+    "ProbeGrid",
+    "ProbeSet",
+    "RidgeProbe",
+    "Streamed",
+    "causal_check",
+    "collect",
+    "evaluate_probes",
+    "invert",
+    "load_probes",
+    "logistic_from_store",
+    "probe_grid",
+    "probe_names",
+    "random_twin",
+    "require_disjoint",
     "stream_probes",
+    # activations on disk
+    "ActivationDataset",
+    "Store",
+    # what is concluded; `behaviours`, intervals and pictures
+    "Localization",
+    "LocalizeConfig",
+    "PatchingSweep",
+    "behaviours",
+    "compare_guidance",
+    "evaluate",
+    "exchange_prompts",
+    "intervals",
+    "localize",
+    "patching_sweep",
+    "plot_chain_of_steps",
+    "plot_layers_by_steps",
+    "plots",
+    # models that ship, tasks with exact truth, families
+    "Architecture",
+    "families",
+    "load_organism",
+    "load_planted",
+    "organisms",
+    "register",
     "tasks",
+    # errors
+    "DitLensError",
+    "errors",
 ]
+
+#: The public modules.
+_MODULES = {
+    "behaviours": "dit_lens.analysis.behaviours",
+    "errors": "dit_lens.errors",
+    "families": "dit_lens.families",
+    "intervals": "dit_lens.results.intervals",
+    "organisms": "dit_lens.organisms",
+    "plots": "dit_lens.results.plots",
+    "reduce": "dit_lens.interventions.reduce",
+    "tasks": "dit_lens.tasks",
+}
+#: The modules of all other public names.
+_NAMES = {
+    "dit_lens.analysis.localization.localize": "localize",
+    "dit_lens.analysis.localization.result": "Localization LocalizeConfig",
+    "dit_lens.analysis.patching": "PatchingSweep patching_sweep",
+    "dit_lens.analysis.success": "compare_guidance evaluate exchange_prompts",
+    "dit_lens.engine.apply": "apply",
+    "dit_lens.engine.gradients": "Gradients",
+    "dit_lens.errors": "DitLensError",
+    "dit_lens.families.base": "Architecture",
+    "dit_lens.families.registry": "register",
+    "dit_lens.interventions.ablate": "Ablate",
+    "dit_lens.interventions.base": "At Intervention intervention",
+    "dit_lens.interventions.bypass": "Bypass",
+    "dit_lens.interventions.capture": "Capture",
+    "dit_lens.interventions.merge": "Merge",
+    "dit_lens.interventions.noise": "Noise",
+    "dit_lens.interventions.patch": "Patch",
+    "dit_lens.interventions.steer": "Steer",
+    "dit_lens.lens.attention.read": "attention",
+    "dit_lens.lens.attention.result": "Attention",
+    "dit_lens.lens.contributions": "Contributions contributions",
+    "dit_lens.lens.depth": "DepthLens depth_lens",
+    "dit_lens.lens.preview": "Preview",
+    "dit_lens.lens.representation.cka": "CKA cka cka_features",
+    "dit_lens.lens.representation.energy": "Energy energy",
+    "dit_lens.lens.representation.pca": "PCAMap pca_map",
+    "dit_lens.lens.steps": "StepLens step_lens",
+    "dit_lens.lens.tuned.compare": "LensComparison compare_lenses",
+    "dit_lens.lens.tuned.fit": "fit_tuned_lens train_tuned_lens",
+    "dit_lens.lens.tuned.tuned_lens": "TunedLens",
+    "dit_lens.model": "VideoDiT",
+    "dit_lens.organisms.load": "load_organism",
+    "dit_lens.organisms.planted_truth": "load_planted",
+    "dit_lens.probing.causal": "CausalCheck causal_check",
+    "dit_lens.probing.cross_validate": "probe_grid",
+    "dit_lens.probing.evaluate": "evaluate_probes",
+    "dit_lens.probing.fit.estimators": "LinearProbe RidgeProbe",
+    "dit_lens.probing.logistic": "logistic_from_store",
+    "dit_lens.probing.probe_grid": "ProbeGrid",
+    "dit_lens.probing.probe_set": "ProbeSet load_probes probe_names",
+    "dit_lens.probing.rows.collect": "collect",
+    "dit_lens.probing.rows.data": "ProbeData require_disjoint",
+    "dit_lens.probing.rows.random_weights": "random_twin",
+    "dit_lens.probing.rows.sources": "Inversion invert",
+    "dit_lens.probing.stream": "Streamed stream_probes",
+    "dit_lens.results.frames": "plot_chain_of_steps plot_layers_by_steps",
+    "dit_lens.runs.call": "Call",
+    "dit_lens.runs.inputs": "Row",
+    "dit_lens.runs.ledger": "Ledger",
+    "dit_lens.runs.replay": "Replay Resume",
+    "dit_lens.runs.run": "Run",
+    "dit_lens.runs.schedule": "Schedule",
+    "dit_lens.sites.geometry": "Geometry",
+    "dit_lens.sites.site": "Site",
+    "dit_lens.sites.sites": "Sites",
+    "dit_lens.sites.tokens": "Tokens",
+    "dit_lens.store.dataset": "ActivationDataset",
+    "dit_lens.store.store": "Store",
+    "dit_lens.validation.check": "check",
+    "dit_lens.validation.report": "CheckReport",
+}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+if TYPE_CHECKING:  # the same once more for type checkers and editors; a test compares the two
+    from dit_lens import errors, families, organisms, tasks
+    from dit_lens.analysis import behaviours
+    from dit_lens.analysis.localization.localize import localize
+    from dit_lens.analysis.localization.result import Localization, LocalizeConfig
+    from dit_lens.analysis.patching import PatchingSweep, patching_sweep
+    from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts
+    from dit_lens.engine.apply import apply
+    from dit_lens.engine.gradients import Gradients
+    from dit_lens.errors import DitLensError
+    from dit_lens.families.base import Architecture
+    from dit_lens.families.registry import register
+    from dit_lens.interventions import reduce
+    from dit_lens.interventions.ablate import Ablate
+    from dit_lens.interventions.base import At, Intervention, intervention
+    from dit_lens.interventions.bypass import Bypass
+    from dit_lens.interventions.capture import Capture
+    from dit_lens.interventions.merge import Merge
+    from dit_lens.interventions.noise import Noise
+    from dit_lens.interventions.patch import Patch
+    from dit_lens.interventions.steer import Steer
+    from dit_lens.lens.attention.read import attention
+    from dit_lens.lens.attention.result import Attention
+    from dit_lens.lens.contributions import Contributions, contributions
+    from dit_lens.lens.depth import DepthLens, depth_lens
+    from dit_lens.lens.preview import Preview
+    from dit_lens.lens.representation.cka import CKA, cka, cka_features
+    from dit_lens.lens.representation.energy import Energy, energy
+    from dit_lens.lens.representation.pca import PCAMap, pca_map
+    from dit_lens.lens.steps import StepLens, step_lens
+    from dit_lens.lens.tuned.compare import LensComparison, compare_lenses
+    from dit_lens.lens.tuned.fit import fit_tuned_lens, train_tuned_lens
+    from dit_lens.lens.tuned.tuned_lens import TunedLens
+    from dit_lens.model import VideoDiT
+    from dit_lens.organisms.load import load_organism
+    from dit_lens.organisms.planted_truth import load_planted
+    from dit_lens.probing.causal import CausalCheck, causal_check
+    from dit_lens.probing.cross_validate import probe_grid
+    from dit_lens.probing.evaluate import evaluate_probes
+    from dit_lens.probing.fit.estimators import LinearProbe, RidgeProbe
+    from dit_lens.probing.logistic import logistic_from_store
+    from dit_lens.probing.probe_grid import ProbeGrid
+    from dit_lens.probing.probe_set import ProbeSet, load_probes, probe_names
+    from dit_lens.probing.rows.collect import collect
+    from dit_lens.probing.rows.data import ProbeData, require_disjoint
+    from dit_lens.probing.rows.random_weights import random_twin
+    from dit_lens.probing.rows.sources import Inversion, invert
+    from dit_lens.probing.stream import Streamed, stream_probes
+    from dit_lens.results import intervals, plots
+    from dit_lens.results.frames import plot_chain_of_steps, plot_layers_by_steps
+    from dit_lens.runs.call import Call
+    from dit_lens.runs.inputs import Row
+    from dit_lens.runs.ledger import Ledger
+    from dit_lens.runs.replay import Replay, Resume
+    from dit_lens.runs.run import Run
+    from dit_lens.runs.schedule import Schedule
+    from dit_lens.sites.geometry import Geometry
+    from dit_lens.sites.site import Site
+    from dit_lens.sites.sites import Sites
+    from dit_lens.sites.tokens import Tokens
+    from dit_lens.store.dataset import ActivationDataset
+    from dit_lens.store.store import Store
+    from dit_lens.validation.check import check
+    from dit_lens.validation.report import CheckReport
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'dit_lens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -14,7 +14,6 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.checks import CheckReport
 from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
 from dit_lens.engine.envoys import Tree
 from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached, frozen
@@ -25,8 +24,8 @@ from dit_lens.engine.plan import check_reached, check_stop, make_plan
 from dit_lens.engine.read_out import read_out
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, UnsupportedModel
-from dit_lens.families import architecture_of
 from dit_lens.families.common import temporal_factor
+from dit_lens.families.registry import architecture_of
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.identity import model_id, run_id, weights_state
@@ -387,26 +386,3 @@ class VideoDiT:
         given = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | arguments
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, given)
         return geometry_of(self.pipeline, self.architecture, settings)
-
-    def check(self, name: str = "", **settings: Any) -> CheckReport:
-        """Check that this model does what its family's file says, on two rows of a small size, in seconds.
-
-        Layer count and order, token grid, guidance branches, the sum rule, heads, identity patches, full swaps, the
-        depth lens at the last layer, sigma and x0hat against the scheduler's own step, rows against single runs, and
-        resuming. Real weights or random ones.
-
-        Parameters
-        ----------
-        name : str
-            For the report.
-        **settings
-            Arguments of the pipeline, such as ``height`` or ``guidance_scale``.
-
-        Returns
-        -------
-        CheckReport
-            Prints as a table; ``require()`` raises for the first check that does not hold.
-        """
-        from dit_lens.checks.check import check_model  # the checks are written against this class
-
-        return check_model(self, name, **settings)

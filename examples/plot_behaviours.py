@@ -11,17 +11,8 @@ model does not show is reported as such.
 import matplotlib.pyplot as plt
 
 import dit_lens as dl
-from dit_lens.analysis.behaviours import (
-    BehaviourConfig,
-    decoded_chain,
-    distinct,
-    multi_path,
-    perception_before_action,
-    self_correction,
-    working_memory,
-)
 
-CONFIG = BehaviourConfig(memory_instances=72, order_instances=36, replicates=200, probe_steps=[0, 4, 8])
+CONFIG = dl.behaviours.BehaviourConfig(memory_instances=72, order_instances=36, replicates=200, probe_steps=[0, 4, 8])
 COUNT = 24
 
 model = dl.load_organism("puzzles")
@@ -32,7 +23,7 @@ model = dl.load_organism("puzzles")
 # In *permanence* an object goes behind a wall. Can its place and its colour be read from the latent frames in which it
 # is not seen? The picture shows skill above the best of the controls: shuffled labels, the model's input at that token,
 # position, random weights, majority.
-memory = working_memory(model, dl.tasks.Permanence(), CONFIG)
+memory = dl.behaviours.working_memory(model, dl.tasks.Permanence(), CONFIG)
 print(memory.summary().round(2).to_string(index=False))
 figure, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
 for axis, target in zip(axes, ("position", "colour"), strict=True):
@@ -45,8 +36,8 @@ for axis, target in zip(axes, ("position", "colour"), strict=True):
 # at step 0 already, so that there is no order of steps to be seen. The excess falls at the end because the model's
 # input then shows the drawn path itself.
 task = dl.tasks.Maze(4, goals=2)
-chain = decoded_chain(model, task, distinct(task, COUNT, seed=1), seed=100)
-order = perception_before_action(model, task, CONFIG, chain=chain)
+chain = dl.behaviours.decoded_chain(model, task, dl.behaviours.distinct(task, COUNT, seed=1), seed=100)
+order = dl.behaviours.perception_before_action(model, task, CONFIG, chain=chain)
 for measure in ("decodable", "half", "drawn"):
     print(f"{measure}: {order.verdict(measure)}, {order.before(measure):.2f} of replicates")
 figure, axes = plt.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
@@ -59,8 +50,8 @@ order.plot(axes[1], "x0hat")
 # How often does a readable answer go from wrong to right, and how often from right to wrong? An answer that only takes
 # shape is neither. *Corrected* is wrong when it is first readable and right at the last step, *spoiled* the reverse.
 pattern = dl.tasks.Pattern()
-puzzle = decoded_chain(model, pattern, distinct(pattern, COUNT, seed=1), seed=100)
-correction = self_correction(puzzle)
+puzzle = dl.behaviours.decoded_chain(model, pattern, dl.behaviours.distinct(pattern, COUNT, seed=1), seed=100)
+correction = dl.behaviours.self_correction(puzzle)
 for change, share in correction.ever().items():
     print(f"{change}: {share} of {COUNT}")
 print(correction.matrix(0, -1))
@@ -71,7 +62,7 @@ correction.plot(plt.gca())
 # Multi-path
 # ----------
 # How many candidates are drawn at once? Of a blend of two symbols in the gap both are alive.
-paths = multi_path(puzzle)
+paths = dl.behaviours.multi_path(puzzle)
 print({name: str(share) for name, share in paths.ever().items()})
 plt.figure(figsize=(5, 3), layout="constrained")
 paths.plot(plt.gca())

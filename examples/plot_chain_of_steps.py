@@ -8,7 +8,6 @@ four mazes; the picture shows the last video frame, where the whole path should 
 """
 
 import dit_lens as dl
-from dit_lens.report.plots import plot_chain_of_steps
 
 MAZES = 4
 
@@ -24,7 +23,7 @@ scores = task.score(lens.run.frames, mazes)
 # %%
 # Steps go from left to right, with their sigma.
 titles = [f"{m.length} moves, {'solved' if ok else 'failed'}" for m, ok in zip(mazes, scores.strict, strict=True)]
-plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
+dl.plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
 
 # %%
 # How much of the final trail is visible at each step: intersection over union, mean over the four mazes.

@@ -10,10 +10,6 @@ whether the cells of the path stand out.
 import matplotlib.pyplot as plt
 
 import dit_lens as dl
-from dit_lens.lens.representation.cka import cka, cka_features
-from dit_lens.lens.representation.energy import energy
-from dit_lens.lens.representation.pca import pca_map
-from dit_lens.results.plots import curves
 
 MAZES = 8
 FIRST, LAST = 0, 9
@@ -26,7 +22,7 @@ seeds = list(range(MAZES))
 # %%
 # Token energy by layer and latent frame. The first frame is the picture that the model is given.
 path = task.labels(mazes, latent_frames=5)["on_path"].values
-lens = energy(model, mazes, seeds, steps=[FIRST, LAST], regions={"path": path})
+lens = dl.energy(model, mazes, seeds, steps=[FIRST, LAST], regions={"path": path})
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for axis, step in zip(axes, (FIRST, LAST), strict=True):
     lens.plot(axis, step=step)
@@ -35,7 +31,7 @@ for axis, step in zip(axes, (FIRST, LAST), strict=True):
 # Do the cells of the path have more energy than the others? The control gives every maze the path of another one.
 table = lens.region_frame()
 late = table[table["step"] == LAST]
-axis = curves(late, "layer", "ratio", "control")
+axis = dl.plots.curves(late, "layer", "ratio", "control")
 axis.axhline(1, color="0.6", linewidth=1)
 axis.set(ylabel="energy of the path over the rest", title=f"step {LAST}, {MAZES} mazes")
 for row in late[late["control"] == "none"].itertuples():
@@ -43,7 +39,7 @@ for row in late[late["control"] == "none"].itertuples():
 
 # %%
 # How alike are the layers, up to rotation and scale? A sample is a token here; the interval leaves out whole mazes.
-alike = cka(cka_features(model, mazes, seeds, steps=FIRST))
+alike = dl.cka(dl.cka_features(model, mazes, seeds, steps=FIRST))
 alike.plot()
 for layer in range(model.layers - 1):
     value, low, high = (of[0, layer, 0, layer + 1] for of in (alike.values, alike.low, alike.high))
@@ -52,7 +48,7 @@ for layer in range(model.layers - 1):
 # %%
 # The tokens of the last latent frame in one basis: layers down, steps across, three directions as colours. Beside it
 # the true path.
-maps = pca_map(model, mazes, seeds, steps=[0, 3, 6, 9])
+maps = dl.pca_map(model, mazes, seeds, steps=[0, 3, 6, 9])
 figure, axes = plt.subplots(1, 2, figsize=(7, 8), width_ratios=(2, 1), layout="constrained")
 maps.plot(axes[0], row=0)
 axes[1].imshow(path[0, -1], cmap="gray")

@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 
 import dit_lens as dl
-from dit_lens.report.plots import plot_success
-from dit_lens.results.intervals import mean_interval, wilson
 
 MAZES = 48
 SEEDS = 3
@@ -52,19 +50,19 @@ plain, delta, resid = solved(None), solved("delta"), solved("resid")
 # Success with its Wilson interval.
 rates = pd.DataFrame(
     [
-        {"run": name, **dict(zip(("strict", "low", "high"), wilson(int(x.sum()), MAZES), strict=True))}
+        {"run": name, **dict(zip(("strict", "low", "high"), dl.intervals.wilson(int(x.sum()), MAZES), strict=True))}
         for name, x in (("one seed", plain), ("delta merged", delta), ("resid merged", resid))
     ]
 )
 print(rates.round(3).to_string(index=False))
-plot_success(rates, x="run")
+dl.plots.plot_success(rates, x="run")
 plt.tight_layout()
 
 # %%
 # The paired difference is what counts: each maze is its own control. An interval of no width means that no maze
 # changed, which 48 mazes can only say of effects larger than some percent.
 for name, merged in (("delta", delta), ("resid", resid)):
-    difference = mean_interval(merged.astype(float) - plain.astype(float))
+    difference = dl.intervals.mean_interval(merged.astype(float) - plain.astype(float))
     gained, lost = int((merged & ~plain).sum()), int((plain & ~merged).sum())
     print(
         f"{name} merged in layers {WINDOW.start}-{WINDOW.stop - 1} at step 0, minus one seed: {difference}, n={MAZES}"

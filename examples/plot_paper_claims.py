@@ -13,10 +13,6 @@ import pandas as pd
 import seaborn as sns
 
 import dit_lens as dl
-from dit_lens.analysis import patching_sweep
-from dit_lens.analysis.behaviours import decoded_chain, multi_path
-from dit_lens.report.plots import plot_success
-from dit_lens.results.intervals import mean_interval
 
 MAZES = 48
 PAIRS = 16
@@ -32,14 +28,14 @@ seeds = list(range(MAZES))
 # Early estimates of the clean video are said to hold several answers at once. Counted in the last frame: cells whose
 # centre shows more than .15 and less than .85 of trail or agent (undecided), and branches: inked cells off the run's
 # own final trail that a legal move joins to it.
-chain = decoded_chain(model, task, mazes)
-paths = multi_path(chain).frame().set_index("measure")
+chain = dl.behaviours.decoded_chain(model, task, mazes)
+paths = dl.behaviours.multi_path(chain).frame().set_index("measure")
 for measure in ("undecided", "branches"):
     for row in paths.loc[measure].itertuples():
         interval = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
         print(f"step {row.step}, sigma {row.sigma:.2f}: {measure} a maze {interval}, n={row.n}")
 rows = paths.loc["undecided"].rename(columns={"value": "undecided"})
-axis = plot_success(rows, x="step", y="undecided")
+axis = dl.plots.plot_success(rows, x="step", y="undecided")
 axis.set_ylabel("undecided cells a maze")
 
 # %%
@@ -56,7 +52,7 @@ ratios = []
 for layer, norms in enumerate(energy):
     ratio = np.array([n[p].mean() / n[~p].mean() for n, p in zip(norms, on_path, strict=True)])
     ratios += [{"layer": layer, "ratio": r} for r in ratio]
-    print(f"layer {layer}: energy on the path over energy elsewhere {mean_interval(ratio)}, n={MAZES}")
+    print(f"layer {layer}: energy on the path over energy elsewhere {dl.intervals.mean_interval(ratio)}, n={MAZES}")
 plt.figure()
 sns.lineplot(pd.DataFrame(ratios), x="layer", y="ratio", marker="o", seed=0).axhline(1, color="gray", linewidth=0.8)
 
@@ -69,7 +65,7 @@ sns.lineplot(pd.DataFrame(ratios), x="layer", y="ratio", marker="o", seed=0).axh
 pairs = task.pairs(PAIRS, seed=21)
 swaps = []
 for component in ("resid", "delta"):
-    sweep = patching_sweep(model, task, pairs, component=component, flip_pairs=0, seed=500)
+    sweep = dl.patching_sweep(model, task, pairs, component=component, flip_pairs=0, seed=500)
     table = sweep.frame()
     table = table[table["measure"] == "share"]
     swaps.append(table)

@@ -15,16 +15,14 @@ from pathlib import Path
 import pandas as pd
 
 import dit_lens as dl
-from dit_lens.probing.evaluate import evaluate_probes
-from dit_lens.probing.probe_set import ProbeSet, load_probes
 
 SHOWN = ["layer", "skill", "interval", "shuffled", "input", "position", "random", "majority", "selectivity"]
 
 
-def table(probes: ProbeSet, model: dl.VideoDiT, instances: int, step: int | None) -> str:
+def table(probes: dl.ProbeSet, model: dl.VideoDiT, instances: int, step: int | None) -> str:
     """Label x layer with all controls at one step, as Markdown."""
     step = probes.steps[len(probes.steps) // 2] if step is None else step
-    grid = evaluate_probes(probes, model, test=instances)
+    grid = dl.evaluate_probes(probes, model, test=instances)
     found = grid.table(step)
     found["layer"] = found["readout"]
     found["interval"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(found["low"], found["high"], strict=True)]
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="by default the middle one of the trained steps")
     options = parser.parse_args()
     for name in options.probes:
-        probes = load_probes(name)
+        probes = dl.load_probes(name)
         wanted = options.model or str(name).partition("/")[0]
         shipped = wanted in dl.organisms.organism_names()
         model = dl.load_organism(wanted) if shipped else dl.VideoDiT(Path(wanted))

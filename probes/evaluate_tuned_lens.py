@@ -15,13 +15,9 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 import dit_lens as dl
-from dit_lens.files.atomic import write_atomic
-from dit_lens.lens.tuned import LensComparison, TunedLens, compare_lenses
-from dit_lens.organisms import organism_names, organism_tasks
-from dit_lens.report.html import png_bytes
-from dit_lens.tasks import task_named
 
 MEASURES = ("velocity_distance", "agreement", "legality", "strict")
 
@@ -37,7 +33,7 @@ class Config:
     seed: int = 0
 
 
-def print_tables(comparison: LensComparison) -> None:
+def print_tables(comparison: dl.LensComparison) -> None:
     """One table for each task and measure: a row for each step and layer, a column for each lens."""
     for (task, measure), part in comparison.frame().groupby(["task", "measure"], sort=False):
         if measure in MEASURES:
@@ -48,7 +44,7 @@ def print_tables(comparison: LensComparison) -> None:
             print(f"\n{task}: {measure}, n = {part['n'].iloc[0]}\n{wide.to_string()}")
 
 
-def draw(comparison: LensComparison) -> bytes:
+def draw(comparison: dl.LensComparison) -> Figure:
     """A row for each step, a column for each measure."""
     steps = sorted(set(comparison.table["step"]))
     measures = [m for m in MEASURES if m in comparison.measures]
@@ -57,7 +53,7 @@ def draw(comparison: LensComparison) -> bytes:
     for row, step in zip(axes, steps, strict=True):
         for axis, measure in zip(row, measures, strict=True):
             comparison.plot(axis, measure, step)
-    return png_bytes(figure)
+    return figure
 
 
 def main() -> None:
@@ -67,18 +63,20 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(value), default=value)
     options = vars(parser.parse_args())
     out = options.pop("out")
+    out.mkdir(parents=True, exist_ok=True)
     config = Config(**options)
     matplotlib.use("Agg")
     pd.set_option("display.width", 160)
 
-    ships = config.model in organism_names()
+    ships = config.model in dl.organisms.organism_names()
     model = dl.load_organism(config.model) if ships else dl.VideoDiT(config.model)
-    tasks = [task_named(t) for t in config.tasks.split(",")] if config.tasks else organism_tasks(config.model)
-    tuned = TunedLens.load(config.lens or config.model, model)
+    named = config.tasks.split(",") if config.tasks else []
+    tasks = [dl.tasks.task_named(t) for t in named] or dl.organisms.organism_tasks(config.model)
+    tuned = dl.TunedLens.load(config.lens or config.model, model)
 
-    comparison = compare_lenses(tuned, model, tasks, config.instances, seed=config.seed)
-    write_atomic(out / "comparison.csv", comparison.frame().to_csv(index=False).encode())
-    write_atomic(out / "comparison.png", draw(comparison))
+    comparison = dl.compare_lenses(tuned, model, tasks, config.instances, seed=config.seed)
+    comparison.frame().to_csv(out / "comparison.csv", index=False)
+    draw(comparison).savefig(out / "comparison.png", dpi=120)
     print_tables(comparison)
     print(f"\n{out}/comparison.csv, {out}/comparison.png")
 

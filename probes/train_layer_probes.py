@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import dit_lens as dl
-from dit_lens.probing.stream import stream_probes
-from dit_lens.tasks import task_named
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,12 @@ def main() -> None:
     config, out = parse()
     shipped = config.model in dl.organisms.organism_names()
     model = dl.load_organism(config.model) if shipped else dl.VideoDiT(config.model)
-    task = task_named(config.task) if config.task else dl.organisms.organism_tasks(config.model)[0]
+    task = dl.tasks.task_named(config.task) if config.task else dl.organisms.organism_tasks(config.model)[0]
     chosen = {name: value for name, value in asdict(config).items() if value is not None}
     for name in ("model", "task"):
         chosen.pop(name, None)
 
-    result = stream_probes(model, task, **chosen)
+    result = dl.stream_probes(model, task, **chosen)
     path = result.probes.save(out)
 
     print(result.grid.summary())

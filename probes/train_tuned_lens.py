@@ -15,9 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import dit_lens as dl
-from dit_lens.lens.tuned import train_tuned_lens
-from dit_lens.organisms import organism_names, organism_tasks
-from dit_lens.tasks import task_named
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,15 @@ def main() -> None:
     out = options.pop("out")
     config = Config(**options)
 
-    ships = config.model in organism_names()
+    ships = config.model in dl.organisms.organism_names()
     model = dl.load_organism(config.model) if ships else dl.VideoDiT(config.model)
-    tasks = [task_named(t) for t in config.tasks.split(",")] if config.tasks else organism_tasks(config.model)
+    named = config.tasks.split(",") if config.tasks else []
+    tasks = [dl.tasks.task_named(t) for t in named] or dl.organisms.organism_tasks(config.model)
 
     layers = "all" if config.layers == "all" else [int(k) for k in config.layers.split(",")]
 
     started = time.perf_counter()
-    tuned = train_tuned_lens(
+    tuned = dl.train_tuned_lens(
         model, tasks, config.runs, config.validation, objective=config.objective, start=config.start,
         passes=config.passes, bands=config.bands, layers=layers, branch=config.branch, batch=config.batch,
         seed=config.seed,

@@ -22,14 +22,15 @@ from diffusers import (
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens import families
-from dit_lens.checks.check import check_family, check_model
-from dit_lens.checks.checks import CHECKS
-from dit_lens.checks.subject import Subject as CheckSubject
 from dit_lens.errors import CheckFailed
-from dit_lens.families import Architecture, architecture_of
+from dit_lens.families import registry
+from dit_lens.families.base import Architecture
+from dit_lens.families.registry import architecture_of
 from dit_lens.families.tiny import TINY
 from dit_lens.families.wan import WAN
+from dit_lens.validation.check import check, check_family
+from dit_lens.validation.family_checks import CHECKS
+from dit_lens.validation.witness import Subject as CheckSubject
 from tests.subjects import Subject
 
 
@@ -67,7 +68,7 @@ def test_a_family_decodes_its_own_latents_as_its_pipeline_does(name: str) -> Non
 
 
 def test_the_shipped_model_does_what_its_familys_file_says(shipped: Subject) -> None:
-    report = shipped.model.check("maze").require()
+    report = check(shipped.model, "maze").require()
     assert report.family == "wan"
 
 
@@ -111,15 +112,15 @@ WRONG: dict[str, tuple[str, str, Callable[[Architecture], Architecture]]] = {
 
 @pytest.mark.parametrize("what", list(WRONG))
 def test_a_file_that_says_something_else_is_found_out(what: str) -> None:
-    check, names, spoil = WRONG[what]
+    named, names, spoil = WRONG[what]
     model = dl.VideoDiT(TINY["wan2.1-t2v"].build())
     model.architecture = spoil(model.architecture)
-    report = check_model(model, "spoiled", **TINY["wan2.1-t2v"].settings)
+    report = check(model, "spoiled", **TINY["wan2.1-t2v"].settings)
     assert not report.passed
-    assert not report.checks[check].passed, str(report)
+    assert not report.checks[named].passed, str(report)
     with pytest.raises(CheckFailed, match=r"spoiled \(wan\)"):
         report.require()
-    assert re.search(names, report.checks[check].detail), report.checks[check].detail
+    assert re.search(names, report.checks[named].detail), report.checks[named].detail
 
 
 def test_a_family_can_be_registered_from_outside() -> None:
@@ -130,7 +131,7 @@ def test_a_family_can_be_registered_from_outside() -> None:
         assert architecture_of(pipeline) is mine
         assert dl.VideoDiT(pipeline).architecture.family == "mine"
     finally:
-        families._registered.remove(mine)
+        registry._registered.remove(mine)
     assert architecture_of(pipeline).family == "wan"
 
 
@@ -160,8 +161,8 @@ def test_a_run_knows_what_its_scheduler_does_whichever_it_is(name: str) -> None:
     pipeline = TINY[tiny].build()
     pipeline.scheduler = make()
     subject = CheckSubject(dl.VideoDiT(pipeline), TINY[tiny].inputs(), dict(TINY[tiny].settings))
-    for check in ("untouched", "schedule", "resume"):
-        CHECKS[check](subject)
+    for name in ("untouched", "schedule", "resume"):
+        CHECKS[name](subject)
     assert subject.base.schedule.steps == subject.settings["num_inference_steps"]
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dit_lens.checks import CHECKED_WITH
-from dit_lens.checks.checks import CHECKS, Failed
 from dit_lens.cli import main
 from dit_lens.families.tiny import TINY
 from dit_lens.organisms.load import organism_tasks
 from dit_lens.runs.identity import versions
 from dit_lens.tasks import TASKS
+from dit_lens.validation.family_checks import CHECKS, Failed
+from dit_lens.validation.report import CHECKED_WITH
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -72,7 +72,7 @@ def test_organism_evaluate_says_in_words_what_it_says_in_json(capsys: pytest.Cap
 def test_by_default_an_organism_is_evaluated_on_its_own_tasks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dit_lens.organisms.evaluate.evaluate", lambda model, tasks, count, seed: [])
+    monkeypatch.setattr("dit_lens.analysis.success.evaluate", lambda model, tasks, count, seed: [])
     seen: list[object] = []
     monkeypatch.setattr("dit_lens.cli.organisms._sizes", lambda tasks, rows: seen.extend(tasks) or {})
     assert main(["organism", "evaluate", "random:maze"]) == 0
@@ -133,7 +133,7 @@ def test_tasks_are_listed_in_words(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_localize_has_the_promised_keys_and_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dit_lens.analysis import LocalizeConfig
+    from dit_lens.analysis.localization.result import LocalizeConfig
 
     small = LocalizeConfig(
         probe_instances=12, pairs=3, lens_instances=4, flip_pairs=1, probe_steps=[0, 1], replicates=50

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from dit_lens.probing import load_probes
+from dit_lens.probing.probe_set import load_probes
 
 ROOT = Path(__file__).parent.parent
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
-from dit_lens.interventions import Capture, Patch
+from dit_lens.interventions.capture import Capture
+from dit_lens.interventions.patch import Patch
 from dit_lens.model import VideoDiT
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval, weighted_means, wilson
 from dit_lens.sites.select import Select, indices

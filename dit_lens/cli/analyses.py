@@ -27,8 +27,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _localize(options: argparse.Namespace) -> Printed:
-    from dit_lens.analysis import LocalizeConfig, localize
-    from dit_lens.report.tables import summary
+    from dit_lens.analysis.localization.localize import localize
+    from dit_lens.analysis.localization.result import LocalizeConfig
     from dit_lens.tasks import Maze
 
     started = time.perf_counter()
@@ -37,15 +37,15 @@ def _localize(options: argparse.Namespace) -> Printed:
     report = result.report(options.out / "localization.html")
     seconds = time.perf_counter() - started
     files = {"report": str(report), "table": str(report.with_suffix(".csv"))}
-    text = f"{summary(result)}\n\n{report} and {report.with_suffix('.csv').name}, in {seconds:.0f} s"
+    text = f"{result.summary()}\n\n{report} and {report.with_suffix('.csv').name}, in {seconds:.0f} s"
     return text, result.to_json() | {"files": files, "seconds": seconds}
 
 
 def _steps(options: argparse.Namespace) -> Printed:
     from dit_lens.files.atomic import write_atomic
-    from dit_lens.lens import step_lens
-    from dit_lens.report.html import png_bytes
-    from dit_lens.report.plots import plot_chain_of_steps
+    from dit_lens.lens.steps import step_lens
+    from dit_lens.results.frames import plot_chain_of_steps
+    from dit_lens.results.page import png_bytes
     from dit_lens.tasks import Maze
 
     model, task = load(options.model), Maze(options.size)

@@ -21,10 +21,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _families(options: argparse.Namespace) -> Printed:
-    from dit_lens.checks import CHECKED_WITH
-    from dit_lens.checks.check import check_family, list_families
     from dit_lens.errors import InputError
     from dit_lens.runs.identity import versions
+    from dit_lens.validation.check import check_family, list_families
+    from dit_lens.validation.report import CHECKED_WITH
 
     listed = list_families()
     if unknown := set(options.only or ()) - set(listed):
@@ -48,5 +48,7 @@ def _versions(data: dict[str, Any]) -> str:
 
 
 def _check(options: argparse.Namespace) -> Printed:
-    report = load(options.model).check(options.model)
+    from dit_lens.validation.check import check
+
+    report = check(load(options.model), options.model)
     return str(report), report.to_json()

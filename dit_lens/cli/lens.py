@@ -20,9 +20,9 @@ def _lens(options: argparse.Namespace) -> Printed:
     import numpy as np
 
     from dit_lens.files.atomic import write_atomic
-    from dit_lens.lens import depth_lens
-    from dit_lens.report.html import png_bytes
-    from dit_lens.report.lens import plot_layers_by_steps
+    from dit_lens.lens.depth import depth_lens
+    from dit_lens.results.frames import plot_layers_by_steps
+    from dit_lens.results.page import png_bytes
     from dit_lens.tasks import Maze
 
     model, task = load(options.model), Maze(options.size)

@@ -26,7 +26,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> Printed:
-    from dit_lens.organisms.evaluate import compare_guidance, evaluate, exchange_prompts, prompt_kinds
+    from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts, prompt_kinds
 
     count = min(options.count, 40) if options.quick else options.count
     tasks, model = _tasks(options), load(options.name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dit_lens.cli.common import Commands, Printed, common_options
 
-#: Names of the videos that cannot have solved a task, as `dit_lens.tasks.base.null_floors` gives them.
+#: Names of the videos that cannot have solved a task, as `dit_lens.tasks.floors.null_floors` gives them.
 NULLS = ("frozen", "noise", "shuffled", "counterfactual")
 
 
@@ -22,8 +22,8 @@ def add_commands(commands: Commands) -> None:
 
 def _tasks(options: argparse.Namespace) -> Printed:
     from dit_lens.files.atomic import write_atomic
-    from dit_lens.report.html import png_bytes
-    from dit_lens.report.sheet import plot_tasks
+    from dit_lens.results.page import png_bytes
+    from dit_lens.tasks.sheet import plot_tasks
 
     count = min(options.count, 20) if options.quick else options.count
     tasks = listed_tasks()

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from dit_lens.errors import InputError, UnsupportedModel
-from dit_lens.families import Architecture
-from dit_lens.families.base import Block, Settings
+from dit_lens.families.base import Architecture, Block, Settings
 from dit_lens.families.common import spatial_factor, temporal_factor
 from dit_lens.runs.inputs import Inputs
 from dit_lens.sites.geometry import Geometry, Layer, Pixels

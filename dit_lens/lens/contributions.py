@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
-from dit_lens.interventions import Capture
+from dit_lens.interventions.capture import Capture
 from dit_lens.model import VideoDiT
 from dit_lens.results.intervals import means_over_instances
 from dit_lens.results.plots import curves

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import SiteError
-from dit_lens.interventions import Capture
+from dit_lens.interventions.capture import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.preview import Preview
 from dit_lens.model import VideoDiT

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit_lens.engine.dispatcher import velocities
 from dit_lens.errors import InputError, SiteError
-from dit_lens.interventions import Capture
+from dit_lens.interventions.capture import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.preview import Preview
 from dit_lens.lens.representation.reading import require_step_count

@@ -2,7 +2,7 @@
 
 from dit_lens.files.shipped import organism_names
 from dit_lens.organisms.load import load_organism, organism_checkpoints, organism_config, organism_tasks, save_organism
-from dit_lens.organisms.truth import PLACES, Planted, load_planted, with_identity_blocks
+from dit_lens.organisms.planted_truth import PLACES, Planted, load_planted, with_identity_blocks
 
 __all__ = [
     "PLACES",

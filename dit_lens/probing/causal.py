@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
-from dit_lens.interventions import Capture, Steer
+from dit_lens.interventions.capture import Capture
+from dit_lens.interventions.steer import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_set import ProbeSet, site_of_readout
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval

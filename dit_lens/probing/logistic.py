@@ -22,7 +22,7 @@ from dit_lens.probing.rows.rows import Pool, Rows, frames_of
 from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.select import Select
 from dit_lens.sites.site import Site
-from dit_lens.store import Store
+from dit_lens.store.store import Store
 from dit_lens.tasks.base import Level
 
 _READ = ("model_input", "embed", "resid")

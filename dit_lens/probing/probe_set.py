@@ -18,7 +18,7 @@ from torch import Tensor
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
 from dit_lens.files.shipped import ORGANISMS
 from dit_lens.files.weights import read_weights, write_weights
-from dit_lens.interventions import Steer
+from dit_lens.interventions.steer import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.fit.questions import Asked
 from dit_lens.probing.rows.readers import layer_name, site_of

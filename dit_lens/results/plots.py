@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,4 +67,15 @@ def curves(table: pd.DataFrame, x: str, y: str, hue: str | None = None, axis: Ax
     if hue is not None:
         axis.legend(title=hue, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axis.set(xlabel=x, ylabel=y)
+    return axis
+
+
+def plot_success(table: pd.DataFrame, x: str, y: str = "strict", axis: Axes | None = None) -> Axes:
+    """Values with their intervals (columns ``low`` and ``high``), one point for each row of ``table``."""
+    axis = plt.gca() if axis is None else axis
+    errors = np.abs(table[["low", "high"]].to_numpy().T - table[y].to_numpy())
+    axis.errorbar(range(len(table)), table[y], yerr=errors, fmt="o", color="#333333", capsize=4)
+    axis.set_xticks(range(len(table)), [str(value) for value in table[x]])
+    axis.set(xlabel=x, ylabel=y, ylim=(0, max(1.0, 1.05 * float(table["high"].max()))))
+    axis.margins(x=0.15)
     return axis

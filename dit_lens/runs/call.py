@@ -12,8 +12,7 @@ from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 
 if TYPE_CHECKING:
-    from dit_lens.families import Architecture
-    from dit_lens.families.base import Latent
+    from dit_lens.families.base import Architecture, Latent
     from dit_lens.runs.schedule import Schedule
 
 

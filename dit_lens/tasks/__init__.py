@@ -6,12 +6,12 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import vbvr
 from dit_lens.tasks.base import Instance, Label, Pair, Scores, Task
 from dit_lens.tasks.maze import Maze, MazeInstance, MazeScores
-from dit_lens.tasks.move import Move
-from dit_lens.tasks.pattern import Pattern
-from dit_lens.tasks.permanence import Permanence
-from dit_lens.tasks.puzzle import Puzzle, PuzzleInstance, PuzzleScores
-from dit_lens.tasks.sort import Sort
-from dit_lens.tasks.tictactoe import TicTacToe
+from dit_lens.tasks.puzzles.move import Move
+from dit_lens.tasks.puzzles.pattern import Pattern
+from dit_lens.tasks.puzzles.permanence import Permanence
+from dit_lens.tasks.puzzles.puzzle import Puzzle, PuzzleInstance, PuzzleScores
+from dit_lens.tasks.puzzles.sort import Sort
+from dit_lens.tasks.puzzles.tictactoe import TicTacToe
 
 __all__ = [
     "TASKS",

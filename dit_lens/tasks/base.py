@@ -223,34 +223,6 @@ def check_videos(task: Any, frames: Any, count: int, height: int, width: int) ->
         raise TaskError(f"{task}: expected uint8 videos of shape {expected}, got {got}")
 
 
-def null_floors(task: Any, count: int, seed: int) -> pd.DataFrame:
-    """Scores of the truth and of videos that cannot have solved the task.
-
-    "frozen": the first frame throughout. "noise": uniform random pixels. "shuffled": the true frames in random order.
-    "counterfactual": the true video of the other side of a pair, for each kind of pair; the worst kind counts.
-
-    Returns
-    -------
-    DataFrame with columns video, kind, total, strict, n
-    """
-    rng = np.random.default_rng(seed)
-    instances = task.sample(count, seed)
-    truth = task.render(instances)
-    orders = np.stack([rng.permutation(truth.shape[1]) for _ in instances])
-    videos = {
-        "truth": truth,
-        "frozen": np.repeat(truth[:, :1], truth.shape[1], axis=1),
-        "noise": rng.integers(0, 256, truth.shape, dtype=np.uint8),
-        "shuffled": truth[np.arange(count)[:, None], orders],
-    }
-    scored = [(name, "", task.score(video, instances)) for name, video in videos.items()]
-    for kind in task.kinds:
-        originals, others = zip(*task.pairs(count, seed, kind), strict=True)
-        scored.append(("counterfactual", kind, task.score(task.render(others), originals)))
-    rows = [(name, kind, s.total.mean(), s.strict.mean(), count) for name, kind, s in scored]
-    return pd.DataFrame(rows, columns=["video", "kind", "total", "strict", "n"])
-
-
 def describe_task(task: Any) -> dict[str, Any]:
     """What a task is, as JSON types: summary, an example prompt, rules with weights, kinds of pairs, labels with roles.
 
@@ -274,30 +246,6 @@ def describe_task(task: Any) -> dict[str, Any]:
     }
 
 
-def pixel_frames(frames: int, latent_frames: int) -> list[slice]:
-    """Pixel frames that each latent frame covers: the first covers one, the others (T - 1) / (F - 1) each.
-
-    Raises
-    ------
-    TaskError
-        No whole number of pixel frames to a latent frame.
-    """
-    if latent_frames == 1 and frames == 1:
-        return [slice(0, 1)]
-    if latent_frames < 2 or (frames - 1) % (latent_frames - 1):
-        raise TaskError(f"{frames} pixel frames cannot be {latent_frames} latent frames")
-    covered = (frames - 1) // (latent_frames - 1)
-    return [slice(0, 1), *(slice(1 + f * covered, 1 + (f + 1) * covered) for f in range(latent_frames - 1))]
-
-
-def over_latent_frames(values: NDArray[Any], frames: int, latent_frames: int) -> NDArray[Any]:
-    """Values of pixel frames (B, T, ...) as values of latent frames (B, F, ...).
-
-    A latent frame after the first covers several pixel frames: a boolean holds where it holds in one of them, a float
-    is their mean, a class that of the last.
-    """
-    parts = [values[:, part] for part in pixel_frames(frames, latent_frames)]
-    if np.issubdtype(values.dtype, np.integer):
-        return np.stack([part[:, -1] for part in parts], axis=1)
-    pool = np.any if values.dtype == np.bool_ else np.mean
-    return np.stack([pool(part, axis=1) for part in parts], axis=1)
+def title(task: Any) -> str:
+    """Name of a task, with what sets it apart from others of its name."""
+    return "two-goal maze" if getattr(task, "goals", 1) > 1 else str(task.name)

@@ -16,17 +16,17 @@ from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 from dit_lens.errors import EvidenceError
 from dit_lens.tasks.base import Bools, Floats, Ints, Video, check_videos
-from dit_lens.tasks.glyphs import CELL, COLOURS, NUMBER, SHAPES, SIZES, SLOT, TOLERANCE, UNREADABLE, paint, read
-from dit_lens.tasks.glyphs import numbers as glyph_numbers
 from dit_lens.tasks.maze import Maze
 from dit_lens.tasks.maze import boards as maze_boards
 from dit_lens.tasks.maze import render as maze_render
-from dit_lens.tasks.move import Move
-from dit_lens.tasks.pattern import Pattern
-from dit_lens.tasks.permanence import Permanence
-from dit_lens.tasks.puzzle import Puzzle, Scenes, concatenate
-from dit_lens.tasks.sort import Sort
-from dit_lens.tasks.tictactoe import TicTacToe
+from dit_lens.tasks.puzzles.glyphs import CELL, COLOURS, NUMBER, SHAPES, SIZES, SLOT, TOLERANCE, UNREADABLE, paint, read
+from dit_lens.tasks.puzzles.glyphs import numbers as glyph_numbers
+from dit_lens.tasks.puzzles.move import Move
+from dit_lens.tasks.puzzles.pattern import Pattern
+from dit_lens.tasks.puzzles.permanence import Permanence
+from dit_lens.tasks.puzzles.puzzle import Puzzle, Scenes, concatenate
+from dit_lens.tasks.puzzles.sort import Sort
+from dit_lens.tasks.puzzles.tictactoe import TicTacToe
 
 _OBJECT = np.array([NUMBER[f"{colour} {shape}"] for colour in COLOURS for shape in SHAPES])
 _MARK = np.array([NUMBER["x"], NUMBER["o"]])

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dit_lens.analysis.bands import Curves, Thresholds, consolidation, find_bands, perception, reasoning, rise
+from dit_lens.analysis.localization.bands import (
+    Curves,
+    Thresholds,
+    consolidation,
+    find_bands,
+    perception,
+    reasoning,
+    rise,
+)
 
 LIMITS = Thresholds()
 LAYERS = 8

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import dit_lens as dl
-from dit_lens.analysis import Localization, LocalizeConfig, localize
+from dit_lens.analysis.localization.localize import localize
+from dit_lens.analysis.localization.result import Localization, LocalizeConfig
 from dit_lens.errors import EvidenceError
-from dit_lens.report.tables import layer_table, summary
 from tests.subjects import Subject
 
 QUICK = LocalizeConfig.quick(probe_steps=[0])
@@ -63,10 +63,10 @@ def test_report_is_one_file_that_fetches_nothing(trained: Localization, tmp_path
 
 
 def test_printed_table_names_every_layer_and_band(trained: Localization) -> None:
-    table = layer_table(trained)
+    table = trained.layer_table()
     assert list(table.index) == [f"L{k:02d}" for k in range(8)]
     assert "perception" in " ".join(table["band"])
-    assert f"verdict: {trained.verdict}" in summary(trained)
+    assert f"verdict: {trained.verdict}" in trained.summary()
 
 
 def test_a_task_without_the_labels_is_refused(organism: Subject) -> None:

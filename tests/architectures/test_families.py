@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.checks.observe import SeenBlock
-from dit_lens.checks.subject import Subject
 from dit_lens.families.tiny import TINY
+from dit_lens.validation.witness import SeenBlock, Subject
 
 
 @cache

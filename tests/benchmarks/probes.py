@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
-from dit_lens.probing import ProbeData, ProbeGrid, probe_grid
+from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.fit.scores import scores_by_group
-from dit_lens.probing.rows.data import fold_of_runs
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.data import ProbeData, fold_of_runs
 from dit_lens.tasks import Label
 from tests.benchmarks.machine import load, machine, versions
 from tests.benchmarks.measure import ENOUGH, Ratio

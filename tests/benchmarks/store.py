@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from dit_lens.runs.inputs import Row
-from dit_lens.store import Store
 from dit_lens.store.shard import raw
+from dit_lens.store.store import Store
 from tests.benchmarks.machine import machine
 from tests.benchmarks.measure import Ratio
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import DitLensError, DonorError, InputError
-from dit_lens.interventions import Ablate
+from dit_lens.interventions.ablate import Ablate
 from tests.interventions.by_hand import GRID, LATENT, WIDTH, check, make_at, make_run, noise
 from tests.subjects import Subject, different
 

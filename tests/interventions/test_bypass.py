@@ -11,7 +11,8 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import SiteError
-from dit_lens.interventions import Ablate, Bypass
+from dit_lens.interventions.ablate import Ablate
+from dit_lens.interventions.bypass import Bypass
 from tests.interventions.by_hand import GRID, WIDTH, make_at, noise
 from tests.subjects import STEPS, Subject, different, forward_hooks
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import InputError
-from dit_lens.interventions import Noise
+from dit_lens.interventions.noise import Noise
 from tests.interventions.by_hand import GEOMETRY, GRID, LATENT, SIGMAS, STEPS, WIDTH, make_at, noise
 from tests.subjects import different
 

@@ -10,7 +10,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import InputError, SiteError
-from dit_lens.interventions import Noise
+from dit_lens.interventions.noise import Noise
 from tests.interventions.by_hand import GEOMETRY, SIGMAS
 from tests.subjects import Subject, different
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import InputError
-from dit_lens.interventions import Steer
+from dit_lens.interventions.steer import Steer
 from tests.interventions.by_hand import GRID, LATENT, WIDTH, check, make_at, noise
 from tests.subjects import Subject
 

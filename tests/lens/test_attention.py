@@ -15,7 +15,8 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens.engine.attention_calls import attention_modules, watched
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, SiteError, UnsupportedModel
-from dit_lens.lens.attention import Attention, attention
+from dit_lens.lens.attention.read import attention
+from dit_lens.lens.attention.result import Attention
 from tests.subjects import STEPS, Subject, leftovers, subject_of
 
 mpl.use("Agg")

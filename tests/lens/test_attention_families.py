@@ -19,7 +19,8 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens.errors import UnsupportedModel
 from dit_lens.families.tiny import TINY
-from dit_lens.lens.attention import Attention, attention
+from dit_lens.lens.attention.read import attention
+from dit_lens.lens.attention.result import Attention
 
 STEP = 1
 EXACT = 1e-6

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.checks.subject import Subject as Family
 from dit_lens.errors import InputError, MadeForAnother, SiteError
 from dit_lens.families.tiny import TINY
-from dit_lens.lens import Preview, depth_lens
-from dit_lens.lens.depth import MEASURES
+from dit_lens.lens.depth import MEASURES, depth_lens
+from dit_lens.lens.preview import Preview
 from dit_lens.probing.rows.random_weights import random_twin
 from dit_lens.results.intervals import mean_over_instances, means_over_instances
 from dit_lens.sites.tokens import Tokens
+from dit_lens.validation.witness import Subject as Family
 from tests.subjects import STEPS, Subject
 
 matplotlib.use("Agg")

@@ -21,12 +21,12 @@ from diffusers import (
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.checks.subject import Subject as Family
 from dit_lens.errors import InputError, MadeForAnother, SiteError
 from dit_lens.families.tiny import TINY
 from dit_lens.lens.preview import Preview
 from dit_lens.lens.steps import MEASURES, StepLens, step_lens
 from dit_lens.runs.schedule import Schedule
+from dit_lens.validation.witness import Subject as Family
 from tests.subjects import STEPS, Subject
 
 matplotlib.use("Agg")

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError, StoreError
 from dit_lens.files.weights import write_weights
-from dit_lens.lens import depth_lens
-from dit_lens.lens.tuned import Band, TunedLens
-from dit_lens.lens.tuned.bands import band_of, make_bands
+from dit_lens.lens.depth import depth_lens
+from dit_lens.lens.tuned.bands import Band, band_of, make_bands
 from dit_lens.lens.tuned.compare import FIRST_SEED, compare_lenses
 from dit_lens.lens.tuned.fit import Runs, fit_tuned_lens, seeded_from, train_tuned_lens
 from dit_lens.lens.tuned.sums import ResidualSums
+from dit_lens.lens.tuned.tuned_lens import TunedLens
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.sites.tokens import Tokens
 from tests.subjects import Subject, subject_of

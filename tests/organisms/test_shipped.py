@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dit_lens as dl
+from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts, prompt_kinds
 from dit_lens.errors import InputError
 from dit_lens.organisms import (
     load_organism,
@@ -19,7 +20,6 @@ from dit_lens.organisms import (
     save_organism,
 )
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
-from dit_lens.organisms.evaluate import compare_guidance, evaluate, exchange_prompts, prompt_kinds
 from tests.subjects import Subject
 
 HOME = Path(dl.organisms.__file__).parent

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing import LinearProbe, RidgeProbe
+from dit_lens.probing.fit.estimators import LinearProbe, RidgeProbe
 
 RNG = np.random.default_rng(0)
 

@@ -17,7 +17,7 @@ from dit_lens.probing.rows.collect import collect
 from dit_lens.probing.rows.data import fold_of_runs
 from dit_lens.probing.rows.random_weights import random_twin
 from dit_lens.probing.rows.sources import ForwardNoise, invert
-from dit_lens.store import Store
+from dit_lens.store.store import Store
 from dit_lens.tasks import Maze, Permanence
 from tests.modes import load_lora
 from tests.subjects import Subject

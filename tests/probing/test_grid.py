@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing import Moments, ProbeData, ProbeGrid, RidgeProbe, probe_grid, require_disjoint
+from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.fit.discriminant import discriminant
+from dit_lens.probing.fit.estimators import RidgeProbe
+from dit_lens.probing.fit.moments import Moments
 from dit_lens.probing.fit.questions import donors
-from dit_lens.probing.rows.data import fold_of_runs
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.data import ProbeData, fold_of_runs, require_disjoint
 from dit_lens.tasks import Label
 
 RUNS, CELLS = 60, 9

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from dit_lens.errors import StoreError
-from dit_lens.store import Store, manifest, shard
+from dit_lens.store import manifest, shard
+from dit_lens.store.store import Store
 from tests.store.made import RESID, add
 
 #: More runs than a writer finishes before it is killed, however slow the machine that kills.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.runs.inputs import Row
-from dit_lens.store import Store
+from dit_lens.store.store import Store
 
 RESID = "s03/cond/L05/resid/video"
 TEXT = "s03/cond/L05/resid/text"

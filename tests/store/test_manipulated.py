@@ -19,10 +19,10 @@ from dit_lens.errors import StoreError
 from dit_lens.files import strict
 from dit_lens.runs.inputs import Row
 from dit_lens.sites.site import COMPONENTS, Site
-from dit_lens.store import Store
 from dit_lens.store.layout import DTYPES
 from dit_lens.store.manifest import NAME
 from dit_lens.store.shard import digest
+from dit_lens.store.store import Store
 from tests.store.made import RESID, add, filled, whole
 
 FIRST = "000000.safetensors"

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 import dit_lens as dl
 from dit_lens.errors import SiteError, StoreError
 from dit_lens.runs.inputs import Row
-from dit_lens.store import Store
 from dit_lens.store.shards import Shards
+from dit_lens.store.store import Store
 from dit_lens.store.view import View
 from tests.store.made import GUIDED, MODEL, RESID, TEXT, add, filled, tensors, whole
 from tests.subjects import Subject

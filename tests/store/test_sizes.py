@@ -11,8 +11,8 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import InputError, SiteError, StoreError
-from dit_lens.store import Store
 from dit_lens.store import sizes as module
+from dit_lens.store.store import Store
 from tests.store.made import GUIDED, RESID, TEXT, add, filled, tensors
 from tests.subjects import STEPS, Subject
 

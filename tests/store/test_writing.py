@@ -18,7 +18,8 @@ import torch
 import dit_lens as dl
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, StoreError
 from dit_lens.sites.site import Site
-from dit_lens.store import Store, manifest, shard
+from dit_lens.store import manifest, shard
+from dit_lens.store.store import Store
 from tests.store.made import GUIDED, MODEL, RESID, add, filled, rows_of, tensors, whole
 from tests.subjects import Subject
 

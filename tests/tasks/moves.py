@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dit_lens.tasks import Move
-from dit_lens.tasks.glyphs import COLOURS, FLOOR, NAMES, NUMBER, SHAPES
-from dit_lens.tasks.puzzle import PuzzleInstance, Scenes
+from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES, NUMBER, SHAPES
+from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, Scenes
 
 Cell = tuple[int, int]
 

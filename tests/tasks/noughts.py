@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dit_lens.tasks import PuzzleInstance, TicTacToe
-from dit_lens.tasks.glyphs import NUMBER
+from dit_lens.tasks.puzzles.glyphs import NUMBER
 
 SIZES = (3, 4, 5)
 CROSS, NOUGHT = NUMBER["x"], NUMBER["o"]

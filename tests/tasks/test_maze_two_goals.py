@@ -16,7 +16,6 @@ from hypothesis.extra import numpy as npst
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import Maze, MazeInstance, Pair
-from dit_lens.tasks.glyphs import COLOURS
 from dit_lens.tasks.maze.boards import Boards, in_split, lengths, name_other
 from dit_lens.tasks.maze.render import (
     AGENT,
@@ -30,6 +29,7 @@ from dit_lens.tasks.maze.render import (
     read_rings,
     render_video,
 )
+from dit_lens.tasks.puzzles.glyphs import COLOURS
 from tests.tasks import reference
 from tests.tasks.test_maze_scorer import LAYOUT_DOWN, LAYOUT_RIGHT, PATH, RULES, paint, paint_wall, ring
 

@@ -11,8 +11,8 @@ import pytest
 from dit_lens.errors import TaskError
 from dit_lens.tasks import Move
 from dit_lens.tasks.base import SPLITS
-from dit_lens.tasks.glyphs import COLOURS, SHAPES
-from dit_lens.tasks.puzzle import PuzzleInstance, length, rows
+from dit_lens.tasks.puzzles.glyphs import COLOURS, SHAPES
+from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, length, rows
 from tests.tasks.moves import CIRCLE, PROBLEM, RINGS, SCENE, SQUARE, TASK, Cell, truth
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_lens.tasks import Move
-from dit_lens.tasks.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL, paint
-from dit_lens.tasks.puzzle import rows, take
+from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL, paint
+from dit_lens.tasks.puzzles.puzzle import rows, take
 from tests.tasks.moves import CIRCLE, PROBLEM, SQUARE, TASK, Cell, film, reference, truth
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from dit_lens.errors import TaskError
 from dit_lens.tasks import Permanence
 from dit_lens.tasks.base import SPLITS
-from dit_lens.tasks.glyphs import COLOURS, FLOOR, NAMES, NUMBER, SHAPES, UNREADABLE, WALL, paint
-from dit_lens.tasks.puzzle import PuzzleInstance, Scenes, rows
+from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES, NUMBER, SHAPES, UNREADABLE, WALL, paint
+from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, Scenes, rows
 
 TASK = Permanence()
 # A red circle in row 1 and a blue square in row 3; the circle goes, and comes out.

@@ -17,7 +17,7 @@ from dit_lens.errors import TaskError
 from dit_lens.families.tiny.text import WORDS
 from dit_lens.tasks import TASKS, Instance, Maze, Puzzle, task_named
 from dit_lens.tasks.base import SPLITS
-from dit_lens.tasks.glyphs import ATLAS, paint
+from dit_lens.tasks.puzzles.glyphs import ATLAS, paint
 
 NAMES = [*TASKS, "two-goal maze:4"]
 KINDS = [(name, kind) for name in NAMES for kind in task_named(name).kinds]

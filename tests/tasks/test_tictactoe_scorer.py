@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dit_lens.tasks import PuzzleInstance, TicTacToe
-from dit_lens.tasks.glyphs import FLOOR, SLOT, paint
+from dit_lens.tasks.puzzles.glyphs import FLOOR, SLOT, paint
 from tests.tasks.noughts import (
     BY_HAND,
     CROSS,

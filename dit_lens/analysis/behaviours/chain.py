@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.errors import EvidenceError
-from dit_lens.lens import step_lens
+from dit_lens.lens.steps import step_lens
 from dit_lens.model import VideoDiT
-from dit_lens.organisms.evaluate import title
+from dit_lens.tasks.base import title
 
 Video = NDArray[np.uint8]
 

@@ -34,14 +34,15 @@ from numpy.typing import NDArray
 
 from dit_lens.analysis.behaviours.chain import distinct
 from dit_lens.analysis.behaviours.config import BehaviourConfig
-from dit_lens.analysis.behaviours.features import dealt, probe_rows, split_weights
+from dit_lens.analysis.behaviours.probe_rows import dealt, probe_rows, split_weights
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.organisms.evaluate import title
-from dit_lens.probing import ProbeData, ProbeGrid, collect
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.data import ProbeData
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval
 from dit_lens.results.plots import heatmap
-from dit_lens.tasks.base import Bools, Label
+from dit_lens.tasks.base import Bools, Label, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

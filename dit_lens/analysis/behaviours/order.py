@@ -46,13 +46,14 @@ from numpy.typing import NDArray
 
 from dit_lens.analysis.behaviours.chain import Chain, chain_of, distinct
 from dit_lens.analysis.behaviours.config import BehaviourConfig
-from dit_lens.analysis.behaviours.features import probe_rows, split_weights
+from dit_lens.analysis.behaviours.probe_rows import probe_rows, split_weights
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.organisms.evaluate import title
-from dit_lens.probing import ProbeGrid, collect
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.collect import collect
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval, weighted_means
 from dit_lens.results.plots import curves
+from dit_lens.tasks.base import title
 from dit_lens.tasks.reading import read_ends
 
 if TYPE_CHECKING:

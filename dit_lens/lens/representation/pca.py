@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
-from dit_lens.interventions import At
+from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
 from dit_lens.lens.representation.reading import Reading, read

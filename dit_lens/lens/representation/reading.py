@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
-from dit_lens.interventions import Capture
+from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.reduce import Reduce
 from dit_lens.model import VideoDiT
 from dit_lens.runs.inputs import Row

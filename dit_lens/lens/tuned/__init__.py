@@ -4,10 +4,3 @@ After Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with 
 carried over from the layers of a language model to those of a diffusion transformer, whose residual stream also depends
 on the noise level.
 """
-
-from dit_lens.lens.tuned.bands import Band
-from dit_lens.lens.tuned.compare import LensComparison, compare_lenses
-from dit_lens.lens.tuned.fit import fit_tuned_lens, train_tuned_lens
-from dit_lens.lens.tuned.tuned_lens import TunedLens
-
-__all__ = ["Band", "LensComparison", "TunedLens", "compare_lenses", "fit_tuned_lens", "train_tuned_lens"]

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from dit_lens.engine.gradients import frozen
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.interventions import Capture
+from dit_lens.interventions.capture import Capture
 from dit_lens.lens.representation.reading import require_step_count
 from dit_lens.lens.tuned.bands import Band, Level, band_of, make_bands
 from dit_lens.lens.tuned.sums import ResidualSums

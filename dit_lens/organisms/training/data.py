@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from dit_lens.organisms.training.loop import stage_at
 from dit_lens.organisms.training.presets import Stage
 from dit_lens.tasks import task_named
-from dit_lens.tasks.glyphs import ATLAS, FLOOR, paint
 from dit_lens.tasks.maze import Maze
+from dit_lens.tasks.puzzles.glyphs import ATLAS, FLOOR, paint
 
 
 class Videos(NamedTuple):

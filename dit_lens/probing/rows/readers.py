@@ -10,8 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
-from dit_lens.interventions import Intervention
-from dit_lens.interventions.base import At
+from dit_lens.interventions.base import At, Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.probing.rows.data import Source
 from dit_lens.probing.rows.random_weights import random_twin

@@ -17,7 +17,7 @@ from dit_lens.errors import EvidenceError
 from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.sites.select import Select, indices
 from dit_lens.tasks.base import Label, Level
-from dit_lens.tasks.glyphs import CELL
+from dit_lens.tasks.puzzles.glyphs import CELL
 
 Pool = Callable[[Tensor], Tensor]
 

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
-from dit_lens.interventions import Intervention
-from dit_lens.interventions.base import At
+from dit_lens.interventions.base import At, Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.probing.rows.data import Source
 from dit_lens.runs.run import Run

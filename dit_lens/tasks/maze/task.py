@@ -26,8 +26,8 @@ from dit_lens.tasks.base import (
     describe_task,
     generator,
     instance_of_each,
-    null_floors,
 )
+from dit_lens.tasks.floors import null_floors
 from dit_lens.tasks.maze import counterfactual
 from dit_lens.tasks.maze.boards import (
     Boards,
@@ -300,7 +300,7 @@ class Maze:
         return judge_trails(answers, self._boards(instances))
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
-        """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.base.null_floors`."""
+        """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.floors.null_floors`."""
         return null_floors(self, count, seed)
 
     def describe(self) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dit_lens.analysis.behaviours import BehaviourConfig, Chain, PerceptionOrder
-from dit_lens.analysis.behaviours.features import split_weights
 from dit_lens.analysis.behaviours.order import _of_lens, _of_probes
-from dit_lens.probing import ProbeGrid
+from dit_lens.analysis.behaviours.probe_rows import split_weights
 from dit_lens.probing.fit.scores import GroupedScores
+from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.tasks import Maze
 
 CONFIG = BehaviourConfig()

@@ -17,8 +17,8 @@ from dit_lens.analysis.behaviours import (
     perception_before_action,
     working_memory,
 )
-from dit_lens.analysis.behaviours.features import dealt, split_weights
 from dit_lens.analysis.behaviours.memory import hidden_frames
+from dit_lens.analysis.behaviours.probe_rows import dealt, split_weights
 from dit_lens.errors import EvidenceError
 from dit_lens.organisms import load_planted
 from dit_lens.tasks import Maze, Permanence, TicTacToe

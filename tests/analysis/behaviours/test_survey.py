@@ -10,11 +10,11 @@ import pytest
 
 import dit_lens as dl
 from dit_lens.analysis.behaviours import BehaviourConfig, Survey, WorkingMemory, survey
-from dit_lens.analysis.behaviours.features import split_weights
 from dit_lens.analysis.behaviours.memory import _peak
+from dit_lens.analysis.behaviours.probe_rows import split_weights
 from dit_lens.errors import EvidenceError
-from dit_lens.probing import ProbeGrid
 from dit_lens.probing.fit.scores import GroupedScores
+from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.tasks import Maze, Permanence
 
 CONFIG = BehaviourConfig()

@@ -18,7 +18,7 @@ from dit_lens.analysis.behaviours.order import MEASURES, PerceptionOrder, percep
 from dit_lens.analysis.behaviours.paths import MultiPath, multi_path
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.organisms.evaluate import title
+from dit_lens.tasks.base import title
 
 
 @dataclass

@@ -33,3 +33,33 @@ def plot_layers_by_steps(
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(pad=0.6, h_pad=0.15, w_pad=0.15, rect=(0, 0, 1, 0.985))
     return figure
+
+
+def plot_chain_of_steps(
+    frames: NDArray[np.uint8], sigmas: Sequence[float], titles: Sequence[str] | None = None, frame: int = -1
+) -> Figure:
+    """x0hat of one video frame, steps from left to right and task instances from top to bottom.
+
+    Parameters
+    ----------
+    frames : uint8 array of shape (S, B, T, height, width, 3)
+    sigmas : S floats
+    titles : B row titles, optional
+    frame : int
+        Which pixel frame is shown.
+    """
+    steps, rows = frames.shape[:2]
+    figure, axes = plt.subplots(rows, steps, figsize=(1.15 * steps + 0.6, 1.2 * rows + 0.7), squeeze=False)
+    for row in range(rows):
+        for step in range(steps):
+            axes[row, step].imshow(frames[step, row, frame], interpolation="nearest")
+            axes[row, step].set(xticks=[], yticks=[])
+            if row == rows - 1:
+                axes[row, step].set_xlabel(f"step {step}\nσ = {sigmas[step]:.2f}", fontsize=8)
+        if titles is not None:
+            axes[row, 0].set_ylabel(titles[row], fontsize=8)
+    figure.suptitle(
+        "Chain of steps: the estimate of the clean last frame at every denoising step", fontsize=10, y=0.995
+    )
+    figure.tight_layout()
+    return figure

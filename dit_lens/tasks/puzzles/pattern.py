@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_lens.tasks.base import Bools, Floats, Ints
-from dit_lens.tasks.glyphs import COLOURS, GAP, NAMES, NUMBER, SIZES
-from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, distinct, length
+from dit_lens.tasks.puzzles.glyphs import COLOURS, GAP, NAMES, NUMBER, SIZES
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, distinct, length
 
 _LONGEST = 4
 #: Glyph of each colour and size: int (5, 3).

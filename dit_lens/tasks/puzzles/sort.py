@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Bools, Floats, Ints
-from dit_lens.tasks.glyphs import COLOURS, FLOOR, NAMES
-from dit_lens.tasks.glyphs import numbers as glyph_numbers
-from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, concatenate, distinct, length, take
+from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES
+from dit_lens.tasks.puzzles.glyphs import numbers as glyph_numbers
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, concatenate, distinct, length, take
 
 _BAR = glyph_numbers("bar")
 #: Colour of each bar glyph, -1 for what is no bar. The last entry is that of ``UNREADABLE``.

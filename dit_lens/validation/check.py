@@ -10,18 +10,22 @@ from typing import Any
 
 import torch
 
-from dit_lens.checks.checks import CHECKS, Failed
-from dit_lens.checks.report import CheckReport, Result
-from dit_lens.checks.subject import Subject
-from dit_lens.families import architecture_of
+from dit_lens.families.registry import architecture_of
 from dit_lens.families.tiny.samples import two_pictures, two_prompts
 from dit_lens.model import VideoDiT
+from dit_lens.validation.family_checks import CHECKS, Failed
+from dit_lens.validation.report import CheckReport, CheckResult
+from dit_lens.validation.witness import Subject
 
-__all__ = ["check_family", "check_model", "list_families"]
+__all__ = ["check", "check_family", "list_families"]
 
 
-def check_model(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport:
-    """Check a model on two rows of its smallest size whose token grid has three different numbers.
+def check(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport:
+    """Check that a model does what its family's file says, on two rows of a small size, in seconds.
+
+    Layer count and order, token grid, guidance branches, the sum rule, heads, identity patches, full swaps, the
+    depth lens at the last layer, sigma and x0hat against the scheduler's own step, rows against single runs, and
+    resuming. Real weights or random ones. The size is the smallest whose token grid has three different numbers.
 
     Parameters
     ----------
@@ -30,6 +34,11 @@ def check_model(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport
         For the report.
     **settings
         Arguments of the pipeline, such as ``height`` or ``guidance_scale``.
+
+    Returns
+    -------
+    CheckReport
+        Prints as a table; ``require()`` raises for the first check that does not hold.
     """
     settings = _smallest(model, settings)
     takes_image = "image" in _parameters(model)
@@ -63,13 +72,13 @@ def list_families() -> dict[str, dict[str, str]]:
 @torch.no_grad()
 def _check(name: str, subject: Subject) -> CheckReport:
     started, results = time.perf_counter(), {}
-    for check, function in CHECKS.items():
+    for label, function in CHECKS.items():
         try:
-            results[check] = Result(True, function(subject))
+            results[label] = CheckResult(True, function(subject))
         except Failed as failure:
-            results[check] = Result(False, str(failure))
+            results[label] = CheckResult(False, str(failure))
         except Exception as error:  # whatever a wrong file makes the model do is a finding
-            results[check] = Result(False, f"{type(error).__name__}: {error}")
+            results[label] = CheckResult(False, f"{type(error).__name__}: {error}")
     geometry = subject.model.geometry(subject.inputs[0], **subject.settings)
     kinds = Counter(kind.kind for kind in geometry.kinds)
     return CheckReport(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from dit_lens.analysis.bands import Curves, Thresholds, Verdict, find_bands
-from dit_lens.analysis.lensing import LensCurves, lens_curves
+from dit_lens.analysis.localization.bands import Curves, Thresholds, find_bands
+from dit_lens.analysis.localization.lens_curves import LensCurves, lens_curves
+from dit_lens.analysis.localization.result import Localization, LocalizeConfig
 from dit_lens.analysis.patching import PatchingSweep, patching_sweep
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing import ProbeGrid, collect, probe_grid
+from dit_lens.probing.cross_validate import probe_grid
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.collect import collect
 from dit_lens.results.intervals import bootstrap_weights, weighted_means
 from dit_lens.sites.select import Select, indices
 
@@ -28,108 +29,6 @@ REASONING = ("on_path", "distance")
 ANSWER = "on_path"
 #: Controls of the excess. Random weights are in the tables, and the null of the whole analysis is `random:maze`.
 EXCESS_ABOVE = ("shuffled", "input", "position")
-
-
-@dataclass(frozen=True)
-class LocalizeConfig:
-    """How much to look at.
-
-    Attributes
-    ----------
-    probe_instances, pairs, lens_instances : int
-        Task instances for probes, counterfactual pairs to try, instances for the depth lens.
-    flip_pairs : int
-        Right pairs that are also patched at all steps.
-    probe_steps : Select
-        Denoising steps at which probes are fitted; ``step`` is always among them.
-    step : int
-        The step from which the bands are read. At step 0 the noisy latents know nothing of the answer.
-    replicates : int
-        Bootstrap replicates.
-    permute : bool
-        The null: probe labels, donors' answers and the lens's yardstick all come from other instances.
-    """
-
-    probe_instances: int = 192
-    pairs: int = 48
-    lens_instances: int = 64
-    flip_pairs: int = 16
-    probe_steps: Any = "all"
-    step: int = 0
-    folds: int = 3
-    replicates: int = 500
-    seed: int = 0
-    permute: bool = False
-
-    @classmethod
-    def quick(cls, **changes: Any) -> LocalizeConfig:
-        """A smaller run of the same work, for checks."""
-        small = cls(probe_instances=48, pairs=12, lens_instances=16, flip_pairs=4, probe_steps=[0, 5], replicates=200)
-        return replace(small, **changes)
-
-
-@dataclass(frozen=True)
-class Localization:
-    """The evidence and the verdict drawn from it.
-
-    Attributes
-    ----------
-    verdict : Verdict
-    curves : Curves
-    probes : ProbeGrid
-    patching : PatchingSweep
-    lens : LensCurves
-    """
-
-    model: str
-    task: str
-    config: LocalizeConfig
-    thresholds: Thresholds
-    verdict: Verdict
-    curves: Curves
-    probes: ProbeGrid
-    patching: PatchingSweep
-    lens: LensCurves
-
-    @property
-    def bands(self) -> dict[str, Any]:
-        return dict(self.verdict.bands)
-
-    def frame(self) -> pd.DataFrame:
-        """Every number with its interval: one tidy table over probes, patching and lens."""
-        probes = self.probes.frame().rename(columns={"readout": "place", "skill": "value"})
-        probes.insert(0, "evidence", "probe")
-        parts = [probes.assign(step=probes["step"].astype(str))]
-        for name, table in (("patching", self.patching.frame()), ("lens", self.lens.frame())):
-            table = table.rename(columns={"measure": "label"})
-            table["place"] = [f"L{layer:02d}" for layer in table.pop("layer")]
-            parts.append(table.assign(evidence=name))
-        columns = ["evidence", "step", "place", "component", "label", "role", "control", "value", "low", "high", "n"]
-        return pd.concat(parts, ignore_index=True).reindex(columns=columns)
-
-    def to_json(self) -> dict[str, Any]:
-        """Verdict, bands and the curves that they come from, as JSON types."""
-        return {
-            "model": self.model,
-            "task": self.task,
-            "verdict": str(self.verdict),
-            "bands": [band.to_json() for band in self.verdict.bands.values()],
-            "reasons": dict(self.verdict.reasons),
-            "evidence": {
-                "curves": {name: values[0].tolist() for name, values in vars(self.curves).items()},
-                "flip_rate": self.patching.flips.mean(axis=1).tolist() if self.patching.flips.size else [],
-                "pairs": {"tried": self.patching.tried, "both_right": self.patching.right},
-                "instances": {"probes": self.probes.groups, "lens": self.lens.agreement.shape[1]},
-            },
-            "config": {k: v if isinstance(v, int | str | list) else str(v) for k, v in asdict(self.config).items()},
-            "thresholds": asdict(self.thresholds),
-        }
-
-    def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file, and beside it ``.csv`` with every number."""
-        from dit_lens.report.html import write_report
-
-        return write_report(self, Path(path))
 
 
 def localize(

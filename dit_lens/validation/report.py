@@ -13,7 +13,7 @@ CHECKED_WITH = {"diffusers": "0.42.1", "nnsight": "0.8.1"}
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """One check: whether it held, and the numbers.
 
     Attributes
@@ -29,7 +29,7 @@ class Result:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `VideoDiT.check` found.
+    """What `check` found.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class CheckReport:
         Blocks by kind.
     grid : (F, H, W), tokens of the run that was checked
     branches : tuple of str
-    checks : dict from name to Result
+    checks : dict from name to CheckResult
     seconds : float
     """
 
@@ -48,7 +48,7 @@ class CheckReport:
     layers: str
     grid: tuple[int, int, int]
     branches: tuple[str, ...]
-    checks: Mapping[str, Result]
+    checks: Mapping[str, CheckResult]
     seconds: float
 
     @property

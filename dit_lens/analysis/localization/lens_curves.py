@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from dit_lens.lens import depth_lens
+from dit_lens.lens.depth import depth_lens
 from dit_lens.model import VideoDiT
 from dit_lens.results.intervals import mean_interval
 

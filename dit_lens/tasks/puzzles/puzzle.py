@@ -39,10 +39,10 @@ from dit_lens.tasks.base import (
     describe_task,
     generator,
     instance_of_each,
-    null_floors,
-    over_latent_frames,
 )
-from dit_lens.tasks.glyphs import CELL, paint, read
+from dit_lens.tasks.floors import null_floors
+from dit_lens.tasks.latent_frames import over_latent_frames
+from dit_lens.tasks.puzzles.glyphs import CELL, paint, read
 
 Scenes = dict[str, NDArray[Any]]
 #: Name of a label to its role and its values, bool or float of shape (B, T, n, n), or (B, n, n) if it never changes.
@@ -320,7 +320,7 @@ class Puzzle:
         return PuzzleScores(self.judge(read(frames, self.size), self._scenes(many)), self.weights)
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
-        """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.base.null_floors`."""
+        """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.floors.null_floors`."""
         return null_floors(self, count, seed)
 
     def describe(self) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_lens.probing import ProbeData, ProbeGrid, probe_grid
+from dit_lens.probing.cross_validate import probe_grid
+from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.rows.data import ProbeData
 from dit_lens.results.intervals import bootstrap_weights
 from dit_lens.tasks.base import Label
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.checks.subject import Subject
-from dit_lens.interventions import Capture, Patch
 from dit_lens.interventions.base import At, FromFunction
-from dit_lens.lens import depth_lens
+from dit_lens.interventions.capture import Capture
+from dit_lens.interventions.patch import Patch
+from dit_lens.lens.depth import depth_lens
 from dit_lens.runs.replay import Resume
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
+from dit_lens.validation.witness import Subject
 
 
 class Failed(Exception):

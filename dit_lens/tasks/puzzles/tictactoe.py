@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_lens.tasks.base import Bools, Floats, Ints
-from dit_lens.tasks.glyphs import NUMBER, SLOT
-from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, length
+from dit_lens.tasks.puzzles.glyphs import NUMBER, SLOT
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, length
 
 _EMPTY, _X, _O = range(3)
 #: What a square shows, by the number of its state.

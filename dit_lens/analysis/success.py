@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.training.data import encode, to_tensor
 from dit_lens.results.intervals import Interval, wilson
+from dit_lens.tasks.base import title
 
 #: A task counts as solved only where the lower end of its normalised score is above this.
 CLAIM = 0.3
@@ -29,7 +30,7 @@ class TaskResult:
     strict : Interval
         Wilson's 95 % interval of the share of n videos that are strictly right.
     floor : float
-        The highest strict success of a video that cannot have solved it; see `dit_lens.tasks.base.null_floors`.
+        The highest strict success of a video that cannot have solved it; see `dit_lens.tasks.floors.null_floors`.
     score : float
         Mean partial score.
     rules : dict from rule name to the share of videos that satisfy it in full
@@ -198,11 +199,6 @@ def generate(model: VideoDiT, instances: Sequence[Any], seed: int, batch: int, *
         assert frames is not None
         videos.append(frames)
     return np.concatenate(videos)
-
-
-def title(task: Any) -> str:
-    """Name of a task, with what sets it apart from others of its name."""
-    return "two-goal maze" if getattr(task, "goals", 1) > 1 else str(task.name)
 
 
 def _by_steps(strict: NDArray[np.bool_], steps: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ import numpy as np
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks.base import Bools, Floats, Ints
-from dit_lens.tasks.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL
-from dit_lens.tasks.puzzle import Facts, Maps, Puzzle, Scenes, distinct, in_order, length
+from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, distinct, in_order, length
 
 _OBJECTS = 2
 #: Glyph of each colour and shape: int (5, 3).

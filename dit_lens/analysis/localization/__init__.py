@@ -1,0 +1,1 @@
+"""Bands of perception, reasoning and consolidation, and the report on them."""

@@ -1,0 +1,1 @@
+"""Puzzles drawn with glyphs: one base, one file each."""

@@ -1,0 +1,1 @@
+"""Whether a model does what its family's file says."""

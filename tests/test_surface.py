@@ -1,0 +1,101 @@
+"""What is public: the names of `dit_lens.__all__`, documented, each imported when it is asked for."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import pkgutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import dit_lens
+
+ROOT = Path(__file__).parent.parent
+MODULES = {name: found for name in dit_lens.__all__ if isinstance(found := getattr(dit_lens, name), types.ModuleType)}
+
+
+def typed_exports() -> dict[str, str]:
+    """Name and module of what `dit_lens/__init__.py` imports for type checkers."""
+    tree = ast.parse(Path(str(dit_lens.__file__)).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    return {a.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+
+
+def test_type_checkers_see_what_is_there() -> None:
+    of_modules = {name: path.rpartition(".")[0] for name, path in dit_lens._MODULES.items()}
+    assert sorted(typed_exports()) == sorted(dit_lens.__all__)
+    assert typed_exports() == dit_lens._WHERE | of_modules
+
+
+def test_no_name_is_listed_twice() -> None:
+    assert len(set(dit_lens.__all__)) == len(dit_lens.__all__)
+    assert set(dir(dit_lens)) == {*dit_lens.__all__, "__version__"}
+
+
+@pytest.mark.parametrize("name", dit_lens.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    assert inspect.getdoc(getattr(dit_lens, name))
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_public_modules_say_what_is_in_them(name: str) -> None:
+    module = MODULES[name]
+    for member in getattr(module, "__all__", ()):
+        assert getattr(module, member).__doc__, f"dl.{name}.{member}"
+
+
+def test_no_public_name_is_shadowed_by_a_module() -> None:
+    for parent in (dit_lens, *(m for m in MODULES.values() if hasattr(m, "__path__"))):
+        below = {info.name for info in pkgutil.iter_modules(parent.__path__)}
+        shadowed = {n for n in below & set(parent.__all__) if not isinstance(getattr(parent, n), types.ModuleType)}
+        assert not shadowed, f"{parent.__name__}: {shadowed}"
+
+
+def test_a_name_that_is_not_there_is_refused() -> None:
+    with pytest.raises(AttributeError, match="'dit_lens' has no attribute 'reasoning'"):
+        dit_lens.reasoning  # noqa: B018
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert dit_lens.__version__ == importlib.metadata.version("dit-lens")
+
+
+@pytest.mark.parametrize(
+    "script", sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("probes/*.py")]), ids=lambda p: p.name
+)
+def test_examples_and_scripts_use_public_names_alone(script: Path) -> None:
+    tree = ast.parse(script.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dit_lens"):
+            assert node.module == "dit_lens" or node.module in dit_lens._MODULES.values(), ast.unparse(node)
+        if isinstance(node, ast.Import):
+            assert all(a.name == "dit_lens" for a in node.names if a.name.startswith("dit_lens")), ast.unparse(node)
+    reached = {chain[1] for node in ast.walk(tree) if (chain := _dotted(node)) and chain[0] == "dl" and len(chain) > 1}
+    assert reached <= {*dit_lens.__all__, "__version__"}, reached - set(dit_lens.__all__)
+
+
+def _dotted(node: ast.AST) -> list[str]:
+    """``dl.a.b`` as ["dl", "a", "b"]; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    return [*parts, node.attr] if isinstance(node, ast.Attribute) and (parts := _dotted(node.value)) else []
+
+
+def test_importing_the_package_imports_no_other() -> None:
+    code = (
+        "import sys, dit_lens; print(sorted(m for m in ('torch', 'numpy', 'pandas', 'diffusers') if m in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "set()"
+
+
+def test_every_error_is_of_one_tree_and_drawn_in_its_docstring() -> None:
+    errors = [e for e in vars(dit_lens.errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+    assert all(issubclass(error, dit_lens.DitLensError) for error in errors)
+    assert all(error.__name__ in str(dit_lens.errors.__doc__) for error in errors)
+    assert len(errors) > 5
