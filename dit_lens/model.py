@@ -25,6 +25,7 @@ from dit_lens.engine.read_out import read_out
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, UnsupportedModel
 from dit_lens.families.common import temporal_factor
+from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
@@ -74,7 +75,8 @@ class VideoDiT:
         **from_pretrained: Any,
     ) -> None:
         if isinstance(model, str | Path):
-            model = DiffusionPipeline.from_pretrained(str(model), **from_pretrained)
+            with without_notices():
+                model = DiffusionPipeline.from_pretrained(str(model), **from_pretrained)
         elif not isinstance(model, DiffusionPipeline):
             raise UnsupportedModel(f"expected a hub id, a folder or a diffusers pipeline, got {type(model).__name__}")
         self.pipeline: Any = model

@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
 
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from tests.subjects import forward_hooks
 
 #: The layer that is edited.

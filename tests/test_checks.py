@@ -26,7 +26,7 @@ from dit_lens.errors import CheckFailed
 from dit_lens.families import registry
 from dit_lens.families.base import Architecture
 from dit_lens.families.registry import architecture_of
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.families.wan import WAN
 from dit_lens.validation.check import check, check_family
 from dit_lens.validation.family_checks import CHECKS

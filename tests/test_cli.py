@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import dit_lens
 from dit_lens.cli import main
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.organisms.load import organism_tasks
 from dit_lens.runs.identity import versions
 from dit_lens.tasks import TASKS
@@ -195,3 +198,36 @@ def test_a_folder_is_checked_and_a_check_that_fails_is_status_one(
     assert main(["check", "--model", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "FAIL  sum rule        s00/cond/L00/delta/video differs by 99.0" in out
+
+
+def test_the_command_alone_says_where_to_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    named = {line.split()[1] for line in text.splitlines() if line.startswith("  dit-lens ")}
+    assert "localize" in named
+    for command in named:
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dit-lens {dit_lens.__version__}\n"
+
+
+def run_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in an interpreter of its own."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys, dit_lens.cli as cli; cli._parser().format_help(); print('torch' in sys.modules)"
+    assert run_alone("-c", code).stdout == "False\n"
+
+
+def test_no_notice_of_another_library_is_printed() -> None:
+    assert run_alone("-m", "dit_lens", "families").stderr == ""
+    loaded = run_alone("-c", "import dit_lens as dl; print(dl.load_organism())")
+    assert loaded.stderr == ""
+    assert loaded.stdout.startswith("VideoDiT(WanImageToVideoPipeline")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.organisms import organism_tasks
 
 

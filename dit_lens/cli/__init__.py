@@ -9,20 +9,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 
 from dit_lens.cli import analyses, behaviours, families, lens, organisms, tasks
 
-# The commands write files and open no window.
-os.environ.setdefault("MPLBACKEND", "Agg")
+_START = """\
+dit-lens looks inside video diffusion transformers. Where to start, with a model that ships with it:
+
+  dit-lens steps             the clean estimate at every denoising step, as a picture
+  dit-lens lens              what every layer would answer at every step, as a picture
+  dit-lens localize --quick  which layers perceive, reason and consolidate
+  dit-lens families          which models of diffusers can be looked into
+
+dit-lens --help lists all commands, dit-lens COMMAND --help the options of one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a check that fails makes the exit status 1, an error of the package 2."""
     options = _parser().parse_args(arguments)
+    if options.version or options.command is None:
+        print(_version() if options.version else _START)
+        return 0
+    import matplotlib
+
     from dit_lens.errors import DitLensError
+
+    matplotlib.use("Agg")  # the commands write files and open no window
 
     # With --json, standard output holds the JSON object and nothing else.
     quiet = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
@@ -38,7 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-lens", description="Look inside video diffusion transformers.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="command")
     for group in (analyses, behaviours, lens, tasks, organisms, families):
         group.add_commands(commands)
     return parser
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"dit-lens {version('dit-lens')}"

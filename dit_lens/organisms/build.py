@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5EncoderModel
 
+from dit_lens.families.notices import without_notices
 from dit_lens.families.tiny.text import WORDS, build_text_encoder, build_tokenizer
 from dit_lens.organisms.confine import confine
+
+if TYPE_CHECKING:
+    from diffusers import WanImageToVideoPipeline
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,9 @@ def build_pipeline(
     config: OrganismConfig, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel
 ) -> WanImageToVideoPipeline:
     """Assemble the stock pipeline."""
+    with without_notices():
+        from diffusers import WanImageToVideoPipeline
+
     return WanImageToVideoPipeline(
         tokenizer=build_tokenizer(config.words),
         text_encoder=text_encoder.eval(),

@@ -8,22 +8,26 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from dit_lens.errors import InputError
+from dit_lens.families.notices import without_notices
 from dit_lens.files.atomic import write_atomic
 from dit_lens.files.shipped import CARD, ORGANISMS, organism_names
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import OrganismConfig, build_transformer
 from dit_lens.organisms.confine import confine
 from dit_lens.tasks import task_named
+
+if TYPE_CHECKING:
+    from diffusers import WanImageToVideoPipeline
 
 
 def load_organism(
@@ -56,9 +60,9 @@ def load_organism(
     place, card = _card(name, folder)
     config = _config(card)
     # The weights are kept in half precision to be small; they run in single precision.
-    with _without_progress_bars():
+    with _without_progress_bars(), without_notices():
         shared = {} if card.get("vae_of") is None else {"vae": _vae(card["vae_of"])}
-        pipeline = WanImageToVideoPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True, **shared)
+        pipeline = DiffusionPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True, **shared)
     if checkpoint is not None:
         _load_checkpoint(pipeline, place, checkpoint)
     if random:

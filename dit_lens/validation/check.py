@@ -47,8 +47,8 @@ def check(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport:
 
 
 def check_family(name: str) -> CheckReport:
-    """Check the tiny random pipeline of that name in ``dit_lens.families.tiny.TINY``."""
-    from dit_lens.families.tiny import TINY  # imports the pipeline classes of every family
+    """Check the tiny random pipeline of that name in ``dit_lens.families.tiny.pipelines.TINY``."""
+    from dit_lens.families.tiny.pipelines import TINY  # imports the pipeline classes of every family
 
     tiny = TINY[name]
     return _check(tiny.name, Subject(VideoDiT(tiny.build()), tiny.inputs(), dict(tiny.settings)))
@@ -56,7 +56,7 @@ def check_family(name: str) -> CheckReport:
 
 def list_families() -> dict[str, dict[str, str]]:
     """Name of every supported model, with its family and the classes of diffusers that make it."""
-    from dit_lens.families.tiny import TINY
+    from dit_lens.families.tiny.pipelines import TINY
 
     built = {name: tiny.build() for name, tiny in TINY.items()}
     return {

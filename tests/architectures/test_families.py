@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.validation.witness import SeenBlock, Subject
 
 

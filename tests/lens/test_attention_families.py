@@ -18,7 +18,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import UnsupportedModel
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.attention.read import attention
 from dit_lens.lens.attention.result import Attention
 

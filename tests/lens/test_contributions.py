@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import dit_lens as dl
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.contributions import FrozenHead, contributions
 from dit_lens.validation.witness import Subject as Family
 from tests.subjects import Subject

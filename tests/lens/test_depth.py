@@ -12,7 +12,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import InputError, MadeForAnother, SiteError
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.depth import MEASURES, depth_lens
 from dit_lens.lens.preview import Preview
 from dit_lens.probing.rows.random_weights import random_twin

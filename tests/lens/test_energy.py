@@ -12,7 +12,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, NotFinite, SiteError
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.representation.energy import Energy, energy
 from dit_lens.validation.witness import Subject as Checked
 from tests.subjects import Edit, Subject

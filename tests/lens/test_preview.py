@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.preview import SCHEMA, Preview, Quality, Scale, averaged, psnr
 from dit_lens.organisms import organism_names, organism_tasks
 from tests.subjects import Subject

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import InputError, MadeForAnother, SiteError
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.preview import Preview
 from dit_lens.lens.steps import MEASURES, StepLens, step_lens
 from dit_lens.runs.schedule import Schedule

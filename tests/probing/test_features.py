@@ -10,7 +10,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, MadeForAnother, UnsupportedModel
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.probing.fit.estimators import LinearProbe
 from dit_lens.probing.logistic import logistic_from_store
 from dit_lens.probing.rows.collect import collect

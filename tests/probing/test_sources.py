@@ -9,7 +9,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
-from dit_lens.families.tiny import TINY
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.probing.rows.sources import ForwardNoise, invert, require_source
 from dit_lens.tasks import Maze
 from tests.subjects import Subject

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dit_lens.families.notices import without_notices
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -34,7 +36,7 @@ class Tiny:
 
     def build(self, seed: int = 0) -> Any:
         """The pipeline, with the same random weights for the same seed."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_notices():
             torch.manual_seed(seed)
             pipeline = self.make()
         self.ready(pipeline)

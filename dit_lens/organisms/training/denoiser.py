@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from dit_lens.organisms.training.data import Batches, Encoded, encoded_batches, 
 from dit_lens.organisms.training.loop import Loop, Stateful, stage_at, total_steps
 from dit_lens.organisms.training.optim import Ema, MuonAdamW, learning_rate_at
 from dit_lens.organisms.training.presets import Preset
+
+if TYPE_CHECKING:
+    from diffusers import WanImageToVideoPipeline
 
 
 def train_denoiser(preset: Preset, vae: AutoencoderKLWan, folder: Path) -> WanImageToVideoPipeline:
