@@ -1,7 +1,7 @@
 """Probes over layers, steps and labels, with the controls that make them mean something.
 
 All probes of a step, or of as many steps and layers as fit into memory, are fitted at once: the second moments of every
-fold are computed once, those of its training rows are the total less the fold's own, and all labels with their shuffled
+fold are computed once, those of its training rows are the sum of the other folds', and all labels with their shuffled
 controls are columns of one factorised system. Every probe is scored on task instances that it was not fitted on, beside
 
 - *shuffled*: the same features, each instance's labels taken from another instance. What remains is what the position
@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.fit.moments import Moments
+from dit_lens.probing.fit.moments import Moments, complements
 from dit_lens.probing.fit.questions import Question, ask, check_folds, targets
 from dit_lens.probing.fit.scores import scores_by_group
 from dit_lens.probing.probe_grid import ProbeGrid
@@ -178,37 +178,34 @@ class _Work:
         self, questions: Sequence[Question], places: Sequence[Place], order: NDArray[np.int64]
     ) -> NDArray[Any]:
         """Held-out answers (questions, P, rows), the rows in ``order``."""
-        x = self._features(places, order)
+        x, means = self._features(places, order)
         y = targets(questions)[torch.from_numpy(order)].flatten(0, 1).to(self.device)
         rows = len(y) // len(order)
         ends = np.cumsum(np.bincount(self.fold)) * rows
         parts = [slice(int(a), int(b)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
         of_folds = [
             Moments.zeros(len(x), x.shape[-1], y.shape[-1], self.device, self.product).add(
-                x[:, part], y[part], about_zero=True
+                x[:, part], y[part], taken_off=means
             )
             for part in parts
         ]
-        everything = of_folds[0] + of_folds[1]
-        for moments in of_folds[2:]:
-            everything += moments
         predicted = torch.empty(len(questions), len(x), len(y), dtype=self.product, device=self.device)
-        for part, moments in zip(parts, of_folds, strict=True):
-            train = everything - moments
+        for part, train in zip(parts, complements(of_folds), strict=True):
             linear = train.solve(self.alpha)
             scores, middle = linear(x[:, part]), train.midpoints(linear)
             for q, question in enumerate(questions):
                 predicted[q, :, part] = question.answer(scores, train, linear, middle, x[:, part])
         return predicted.cpu().numpy()
 
-    def _features(self, places: Sequence[Place], order: NDArray[np.int64]) -> Tensor:
-        """Features of some places (P, rows, D) less their means, the runs in ``order``.
+    def _features(self, places: Sequence[Place], order: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Features of some places (P, rows, D) less their means, the runs in ``order``, and those means (P, D).
 
         Without their means, because float32 scores would else be differences of large numbers.
         """
         runs, rows, width = places[0][2].shape
         x = self._room("features", (len(places), runs * rows, width), self.product)
-        for one, (step, readout, features) in zip(x, places, strict=True):
+        means = torch.empty(len(places), width, dtype=torch.float64, device=self.device)
+        for one, about, (step, readout, features) in zip(x, means, places, strict=True):
             taken = self._room("taken", features.shape, torch.from_numpy(np.empty(0, features.dtype)).dtype, "cpu")
             np.take(features, order, axis=0, out=taken.numpy(), mode="clip")
             flat = taken.flatten(0, 1).to(self.device)
@@ -217,8 +214,11 @@ class _Work:
             if not torch.isfinite(mean).all():
                 bad = int((~torch.isfinite(flat)).sum())
                 raise EvidenceError(f"{bad} NaN or infinite features at step {step}, {readout}")
+            about.copy_(mean)
+            if flat.dtype.itemsize < one.dtype.itemsize:  # narrow rows would round what is left without the mean
+                flat = one.copy_(flat)
             torch.sub(flat, mean.to(flat.dtype), out=one)
-        return x
+        return x, means
 
     def _room(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None

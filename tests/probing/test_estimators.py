@@ -96,3 +96,14 @@ def test_a_constant_feature_is_harmless(probe: LinearProbe | RidgeProbe) -> None
     probe.fit(X, (X[:, 0] > 0).astype(int))
     assert np.isfinite(probe.coef_).all()
     assert (probe.predict(X) == (X[:, 0] > 0)).mean() > 0.8
+
+
+@pytest.mark.parametrize("probe", [LinearProbe(), RidgeProbe()])
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15])
+def test_what_is_constant_is_told_by_the_features_own_scale(probe: LinearProbe | RidgeProbe, scale: float) -> None:
+    X = RNG.normal(size=(50, 2))
+    X[:, 1] = 1e9 * (1 + np.finfo(float).eps * np.sign(X[:, 1]))  # rounding alone, though it is far from 0
+    y = (X[:, 0] > 0).astype(int)
+    probe.fit(X * scale, y)
+    assert (probe.predict(X * scale) == y).mean() > 0.8
+    assert probe.coef_.ravel()[0] != 0 == probe.coef_.ravel()[1]

@@ -9,6 +9,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -21,6 +23,7 @@ from dit_lens.probing.fit.questions import donors
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.data import ProbeData, fold_of_runs, require_disjoint
 from dit_lens.tasks import Label
+from tests.probing.test_moments import feature, wild
 
 RUNS, CELLS = 60, 9
 ONE = np.ones((1, RUNS))
@@ -267,6 +270,42 @@ def test_unlabelled_rows_are_left_out() -> None:
         for control in ("none", "shuffled"):
             one, other = (g.scores[0, readout, "some", control].sums for g in (grid, expected))
             np.testing.assert_array_equal(one, other)
+
+
+@given(st.lists(feature, min_size=1, max_size=6), st.booleans(), st.integers(0, 99))
+@settings(max_examples=50)
+def test_wild_scales_give_the_answers_of_a_loop_of_single_probes(features: list[Any], gaps: bool, seed: int) -> None:
+    """Features that are constant, tiny, huge or mere rounding in a fold or in the labelled rows, as in `RidgeProbe`."""
+    runs, cells = 30, 4
+    fold, rng = fold_of_runs(range(runs), 3), np.random.default_rng(seed)
+    X = wild(features, np.repeat(fold, cells), seed).reshape(runs, cells, -1)
+    number, some = rng.normal(size=(runs, cells)), rng.integers(0, 2, (runs, cells))
+    if gaps:
+        some[:, 1::2] = -1
+        X[:, 1::2, 0] += 10.0 ** features[0][1]  # what is constant in the labelled rows need not be so in all
+    grid = probe_grid({0: ProbeData({"L00": X}, labelled(number=number, some=some))}, shuffled=False)
+    found = {name: grid.scores[0, "L00", name, "none"].sums for name in ("number", "some")}
+    for f in range(3):
+        train, test = fold != f, fold == f
+        value = RidgeProbe().fit(X[train].reshape(-1, X.shape[-1]), number[train].ravel())
+        error = number[test] - value.predict(X[test].reshape(-1, X.shape[-1])).reshape(-1, cells)
+        np.testing.assert_allclose(found["number"][test, 0], (error**2).sum(axis=1), rtol=1e-5)
+        seen, asked = train[:, None] & (some >= 0), test[:, None] & (some >= 0)
+        probe = RidgeProbe().fit(X[seen], some[seen])
+        over = probe.linear_scores(X[asked]) - probe.threshold_[0]
+        if np.abs(over).min() > 1e-6:  # at a tie, as where all features are constant, rounding decides
+            hits = ((over > 0) == some[asked]).sum()
+            assert found["some"][test, :2].sum() == hits
+
+
+def test_narrow_features_count_at_their_value() -> None:
+    """What is left of float32 features without their mean is not rounded to float32 again."""
+    data = planted(mean=3.0)
+    narrow = {name: x.astype(np.float32) for name, x in data.features.items()}
+    wide = {name: x.astype(np.float64) for name, x in narrow.items()}
+    one, other = (probe_grid({0: replace(data, features=x)}, alpha=1e-9) for x in (narrow, wide))
+    for key, scores in one.scores.items():
+        np.testing.assert_allclose(scores.sums, other.scores[key].sums, rtol=1e-9)
 
 
 def test_picture_has_every_layer_and_every_control(grid: ProbeGrid) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.fit.moments import Linear, Moments
+from dit_lens.probing.fit.moments import CONSTANT, Linear, Moments, complements
 
 PLACES, ROWS, WIDTH = 3, 120, 7
 
@@ -33,6 +37,9 @@ def filled(x: torch.Tensor, y: torch.Tensor, batches: int = 1, **options: Any) -
 def ridge(x: torch.Tensor, y: torch.Tensor, alpha: float, standardize: bool) -> np.ndarray:
     """Predictions (n, K) of scikit-learn at one place, on the rows it was fitted to."""
     X = x.double().numpy()
+    X = X[:, X.std(axis=0) > CONSTANT * np.abs(X).max(axis=0)]
+    if not X.shape[1]:
+        return np.broadcast_to(y.numpy().mean(axis=0), y.shape)
     if standardize:
         X = (X - X.mean(axis=0)) / X.std(axis=0)
     return np.asarray(Ridge(alpha=alpha * len(X), solver="cholesky").fit(X, y.numpy()).predict(X))
@@ -85,13 +92,65 @@ def test_bfloat16_features_are_taken_at_their_value() -> None:
     assert_same_fit(filled(half, y).solve(0.1), half, y, 0.1, True)
 
 
-def test_sums_and_differences_are_those_of_the_rows() -> None:
+@pytest.mark.parametrize("folds", [2, 3, 4, 5, 7])
+def test_complements_are_moments_of_the_rows_of_the_others(folds: int) -> None:
     x, y = made(mean=100.0)
-    first, second, both = filled(x[:, :50], y[:50]), filled(x[:, 50:], y[50:]), filled(x, y)
-    for one, other in ((first + second, both), (both - second, first), (both - first, second)):
+    parts = torch.arange(ROWS).chunk(folds)
+    of_folds = [filled(x[:, part], y[part]) for part in parts]
+    for part, found in zip(parts, complements(of_folds), strict=True):
+        others = torch.tensor([i for i in range(ROWS) if i not in part])
+        expected = filled(x[:, others], y[others])
         for name in ("count", "mean", "gram", "target_mean", "cross"):
-            torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-9, atol=1e-7, msg=name)
-    torch.testing.assert_close(both.count, torch.full((PLACES, 1), float(ROWS), dtype=torch.float64))
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-7, msg=name)
+    for part, moments in zip(parts, of_folds, strict=True):  # what was given is as it was
+        torch.testing.assert_close(moments.count, torch.full((PLACES, 1), float(len(part)), dtype=torch.float64))
+
+
+#: What a feature is like in one fold (``here``) and in the others, in units of its scale, from normal noise.
+KINDS: dict[str, Callable[[NDArray[Any], NDArray[Any]], Any]] = {
+    "varies": lambda noise, here: noise,
+    "constant": lambda noise, here: 0 * noise,
+    "constant in one fold": lambda noise, here: np.where(here, 0.0, noise),
+    "constant in the others": lambda noise, here: np.where(here, noise, 0.0),
+    "hardly varies in one fold": lambda noise, here: np.where(here, 1e-6, 1.0) * noise,
+    "hardly varies in the others": lambda noise, here: np.where(here, 1.0, 1e-6) * noise,
+    "huge in one fold": lambda noise, here: np.where(here, 1e8, 1.0) * noise,
+    "one outlier": lambda noise, here: noise + 1e8 * here * (np.cumsum(here) == 1),
+    "rounding": lambda noise, here: 1 + np.finfo(float).eps * np.sign(noise),
+}
+#: Beside what hardly varies an offset leaves too few digits to be right about.
+OFFSETS = {kind: [0.0] if "hardly" in kind else [0.0, 1.0, -1e3, 1e6] for kind in KINDS}
+
+feature = st.sampled_from(list(KINDS)).flatmap(
+    lambda kind: st.tuples(st.just(kind), st.integers(-40, 40), st.sampled_from(OFFSETS[kind]), st.integers(0, 4))
+)
+
+
+def wild(features: list[Any], fold: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Features (n, D), each a kind, a power of ten, an offset, and the fold that is unlike the others."""
+    rng, folds = np.random.default_rng(seed), fold.max() + 1
+    columns = [
+        10.0**power * (KINDS[kind](rng.normal(size=len(fold)), fold == which % folds) + offset)
+        for kind, power, offset, which in features
+    ]
+    return np.stack(columns, axis=1)
+
+
+@given(st.lists(feature, min_size=1, max_size=7), st.integers(2, 5), st.booleans(), st.integers(0, 99))
+def test_complements_fit_as_two_passes_over_the_rows_do(features: list[Any], folds: int, gaps: bool, seed: int) -> None:
+    """Whatever the scales: what is constant, or a million times smaller, in the rows that are left loses no digit."""
+    fold = np.arange(30 * folds) % folds
+    x = torch.from_numpy(wild(features, fold, seed))
+    y = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=(len(fold), 3)))
+    y[::3, 1] = torch.nan if gaps else 0.5
+    parts = [np.flatnonzero(fold == f) for f in range(folds)]
+    of_folds = [filled(x[None, part], y[part], batches=2) for part in parts]
+    for part, moments in zip(parts, complements(of_folds), strict=True):
+        linear, rows = moments.solve(1e-3), np.delete(np.arange(len(fold)), part)
+        for k in range(y.shape[1]):
+            kept = rows[~y[rows, k].isnan().numpy()]
+            expected = ridge(x[kept], y[kept, k], 1e-3, True)
+            np.testing.assert_allclose(linear(x[None, kept])[0, :, k], expected, atol=1e-6)
 
 
 def test_order_and_size_of_batches_do_not_matter() -> None:
@@ -123,14 +182,13 @@ def test_targets_that_miss_the_same_rows_share_a_gram_matrix() -> None:
     np.testing.assert_array_equal(moments.count, 90)
 
 
-def test_missing_rows_survive_sums_and_differences() -> None:
+def test_missing_rows_survive_sums() -> None:
     x, y = made()
     gaps = y.clone()
     gaps[70:90, 2] = torch.nan
-    whole, without = filled(x, gaps), filled(x[:, :60], y[:60])
-    rest = filled(x[:, 60:], gaps[60:])
-    torch.testing.assert_close((whole - without).solve(0.1).coef, rest.solve(0.1).coef)
+    whole, without, rest = filled(x, gaps), filled(x[:, :60], y[:60]), filled(x[:, 60:], gaps[60:])
     torch.testing.assert_close((without + rest).solve(0.1).coef, whole.solve(0.1).coef)
+    torch.testing.assert_close((rest + without).solve(0.1).coef, whole.solve(0.1).coef)
 
 
 def test_each_place_may_have_targets_of_its_own() -> None:
@@ -149,17 +207,31 @@ def test_places_have_the_shape_they_were_given() -> None:
     torch.testing.assert_close(linear(six)[0], linear(six)[1])
 
 
-def test_constant_features_are_harmless_also_when_a_difference_made_them_so() -> None:
+@pytest.mark.parametrize("product", [torch.float64, torch.float32])
+@pytest.mark.parametrize("taken_off", [None, 0.0, 0.1, 1e4])
+def test_constant_features_are_harmless_also_where_only_some_folds_vary(
+    taken_off: float | None, product: torch.dtype
+) -> None:
     x, y = made()
     x[:, :, 2] = 0.1
     x[:, 30:, 4] = 0.3  # constant outside of the first thirty rows
-    rest = filled(x, y, 3) - filled(x[:, :30], y[:30])
+    if product == torch.float32:
+        x = x.float().double()
+    off = None if taken_off is None else torch.full((PLACES, WIDTH), taken_off, dtype=torch.float64)
+    parts = torch.arange(ROWS).chunk(4)
+    of_folds = [
+        Moments.zeros(PLACES, WIDTH, 4, product=product).add(x[:, part], y[part], taken_off=off) for part in parts
+    ]
+    rest = next(complements(of_folds))
     for alpha in (0.0, 1e-3):
         linear = rest.solve(alpha)
         assert (linear.coef[:, :, [2, 4]] == 0).all()
         others = [0, 1, 3, 5, 6]
         alone = filled(x[:, 30:, others], y[30:]).solve(alpha)
-        torch.testing.assert_close(linear.coef[:, :, others], alone.coef)
+        exact = product == torch.float64
+        torch.testing.assert_close(
+            linear.coef[:, :, others], alone.coef, rtol=1e-7 if exact else 1e-3, atol=1e-7 if exact else 1e-4
+        )
 
 
 def test_midpoints_are_those_of_the_rows() -> None:

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dit_lens.errors import EvidenceError
+from dit_lens.probing.fit.moments import CONSTANT
 
 Floats = NDArray[np.float64]
 
@@ -141,9 +142,9 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: igno
 
 
 def _standard(features: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of each feature, 1 for those that are constant."""
+    """Mean and standard deviation of each feature, infinite for the constant ones: their coefficients become 0."""
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    scale[scale <= 1e-12 * (1 + np.abs(mean))] = 1.0
+    scale[scale <= CONSTANT * np.abs(features).max(axis=0)] = np.inf
     return mean, scale
 
 

@@ -1,14 +1,15 @@
 """Sufficient statistics of many ridge probes at once, so that no activation has to be kept.
 
 A ridge regression needs of its rows only their number, means, and second moments about the means. These add up over
-batches, and the moments of the training rows of a fold are those of all rows less those of the fold. Means and moments
-about them are merged by the pairwise formula of Chan, Golub and LeVeque (1979), so that features with a large mean lose
-no digits; everything is kept in float64, whatever the features are.
+batches, and the moments of the training rows of a fold are the sum of those of the other folds. Nothing is ever taken
+away: a feature that varies in one fold and hardly in the others would lose all its digits. Means and moments about them
+are merged by the pairwise formula of Chan, Golub and LeVeque (1979), and features with a large mean lose no digits;
+everything is kept in float64, whatever the features are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Any, cast
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from dit_lens.errors import EvidenceError
 
-#: A variance below this share of what it was before a subtraction is rounding: the feature is constant in what is left.
-VANISHED = 1e-12
+#: A standard deviation below this share of the size of what was added is rounding: the feature is constant.
+CONSTANT = 1e-12
+#: Where less than this share of a sum of squares is about the mean, the mean is taken off before multiplying.
+CANCELS = 0.1
 #: Bytes of Gram matrices that are factorised at once.
 AT_ONCE = 2**28
 
@@ -59,6 +62,9 @@ class Moments:
     mean : (P, M, D)
     gram : (P, M, D, D)
         Sums of products of centred features.
+    size : (P, M, D)
+        How large the features were that were added: the largest root mean square of a batch. Rounding is told from
+        variation by it.
     target_mean : (P, K)
     cross : (P, K, D)
         Sums of products of centred targets and features.
@@ -73,6 +79,7 @@ class Moments:
     count: Tensor
     mean: Tensor
     gram: Tensor
+    size: Tensor
     target_mean: Tensor
     cross: Tensor
     patterns: tuple[int, ...]
@@ -93,11 +100,11 @@ class Moments:
         p, options = prod(shape), {"dtype": torch.float64, "device": device}
         made = [
             torch.zeros(size, **cast(Any, options))
-            for size in ((p, 1), (p, 1, width), (p, 1, width, width), (p, targets), (p, targets, width))
+            for size in ((p, 1), (p, 1, width), (p, 1, width, width), (p, 1, width), (p, targets), (p, targets, width))
         ]
         return cls._of(made, (0,) * targets, shape, product)
 
-    def add(self, features: Tensor, targets: Tensor, *, about_zero: bool = False) -> Moments:
+    def add(self, features: Tensor, targets: Tensor, *, taken_off: Tensor | None = None) -> Moments:
         """Add n rows, in place.
 
         Parameters
@@ -105,9 +112,9 @@ class Moments:
         features : tensor of shape (*places, n, D), any floating dtype
         targets : tensor of shape (n, K), the same at every place, or (*places, n, K)
             NaN where a row is not labelled.
-        about_zero : bool
-            The features' means are no larger than their deviations: do not take them off before multiplying, which
-            saves a pass over the rows.
+        taken_off : tensor of shape (*places, D), optional
+            Values near the means that the features come without. They do not become part of the moments; they say how
+            large the features were, and that a pass over the rows may be saved.
 
         Raises
         ------
@@ -115,15 +122,16 @@ class Moments:
             Shapes that do not fit, or NaN or infinite features in labelled rows.
         """
         x, y = self._fitted(features.detach(), targets)
+        off = None if taken_off is None else taken_off.to(self.mean).flatten(0, -2)
         self._refine(_meet(self.patterns, _missing_patterns(y)))
         for p in range(len(x)):
-            part = self._of_rows(x[p], y[p if len(y) > 1 else 0], about_zero)
+            part = self._of_rows(x[p], y[p if len(y) > 1 else 0], None if off is None else off[p])
             if not torch.isfinite(part.mean).all():
                 bad = int((~torch.isfinite(x[p])).sum())
                 raise EvidenceError(f"{bad} NaN or infinite features at place {self._name(p)}")
             here = self._at(p)
             if self.count[p].any():
-                here._merge(part, 1)
+                here._merge(part)
             else:
                 for old, new in zip(here._tensors, part._tensors, strict=True):
                     old.copy_(new)
@@ -131,18 +139,18 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of the rows of both."""
-        return self._combined(other, 1)
+        patterns = self._patterns_of_both(other)
+        result = self._of([x.clone() for x in self._tensors], self.patterns, self.places, self.product)
+        result._refine(patterns)
+        result._merge(other._refined(patterns))
+        return result
 
     def __iadd__(self, other: Moments) -> Moments:
         """Add the rows of another, in place."""
         patterns = self._patterns_of_both(other)
         self._refine(patterns)
-        self._merge(other._refined(patterns), 1)
+        self._merge(other._refined(patterns))
         return self
-
-    def __sub__(self, other: Moments) -> Moments:
-        """Moments of these rows less ``other``, which must be among them."""
-        return self._combined(other, -1)
 
     def solve(self, alpha: float, standardize: bool = True) -> Linear:
         """Ridge regression of every target at every place; the intercept is not penalised.
@@ -191,8 +199,8 @@ class Moments:
     def _of(
         cls, tensors: Sequence[Tensor], patterns: tuple[int, ...], places: tuple[int, ...], product: torch.dtype
     ) -> Moments:
-        count, mean, gram, target_mean, cross = tensors
-        return cls(count, mean, gram, target_mean, cross, patterns, places, product)
+        count, mean, gram, size, target_mean, cross = tensors
+        return cls(count, mean, gram, size, target_mean, cross, patterns, places, product)
 
     @property
     def _tensors(self) -> list[Tensor]:
@@ -218,7 +226,7 @@ class Moments:
         y = y.to(self.mean.device, torch.float64)
         return x.to(self.mean.device).flatten(0, -3), y[None] if shared else y.flatten(0, -3)
 
-    def _of_rows(self, x: Tensor, y: Tensor, about_zero: bool) -> Moments:
+    def _of_rows(self, x: Tensor, y: Tensor, taken_off: Tensor | None) -> Moments:
         """Moments of rows (n, D) with targets (n, K) at one place."""
         part = Moments.zeros(1, x.shape[1], y.shape[1], x.device, self.product)
         part._refine(self.patterns)
@@ -227,22 +235,30 @@ class Moments:
             kept = ~y[:, columns[0]].isnan()
             rows, wanted = (x, y[:, columns]) if bool(kept.all()) else (x[kept], y[kept][:, columns])
             if len(rows):
-                part._set(m, columns, rows, wanted, about_zero)
+                part._set(m, columns, rows, wanted, centre=taken_off is None)
+                if taken_off is not None:
+                    part.size[0, m] += taken_off.abs()
         return part
 
-    def _set(self, m: int, columns: list[int], x: Tensor, y: Tensor, about_zero: bool) -> None:
+    def _set(self, m: int, columns: list[int], x: Tensor, y: Tensor, centre: bool) -> None:
         """Fill in one pattern of a single place, from its labelled rows."""
-        near = None if about_zero else (x.mean(0, dtype=torch.float64)).to(self.product)
+        near = (x.mean(0, dtype=torch.float64)).to(self.product) if centre else None
         rows = x.to(self.product) if near is None else x.to(self.product) - near
         target_mean = y.mean(0)
         # The last column sums the rows up: what is left of their mean.
         targets = torch.cat([y - target_mean, y.new_ones(len(y), 1)], dim=1)
         sums = products(targets.to(self.product), rows)
         rest = sums[-1] / len(x)
+        about_zero = products(rows, rows)
+        gram = torch.addr(about_zero, rest, rest, alpha=-len(x))
+        squares = gram.diagonal()
+        if not centre and (squares < CANCELS * about_zero.diagonal()).any():
+            self._set(m, columns, x, y, centre=True)
+            return
         self.count[0, m], self.target_mean[0, columns] = len(x), target_mean
-        self.mean[0, m] = rest if near is None else rest + near
-        self.gram[0, m] = torch.addr(products(rows, rows), rest, rest, alpha=-len(x))
-        self.cross[0, columns] = sums[:-1]
+        self.mean[0, m] = mean = rest if near is None else rest + near
+        self.gram[0, m], self.cross[0, columns] = gram, sums[:-1]
+        self.size[0, m] = (mean.square() + squares.clamp(min=0) / len(x)).sqrt()
 
     def _at(self, p: int) -> Moments:
         """One place, as views of the same memory."""
@@ -253,7 +269,8 @@ class Moments:
         if patterns == self.patterns:
             return
         came_from = [self.patterns[patterns.index(m)] for m in range(max(patterns) + 1)]
-        self.count, self.mean, self.gram = (x[:, came_from] for x in (self.count, self.mean, self.gram))
+        of_patterns = self.count, self.mean, self.gram, self.size
+        self.count, self.mean, self.gram, self.size = (x[:, came_from] for x in of_patterns)
         self.patterns = patterns
 
     def _patterns_of_both(self, other: Moments) -> tuple[int, ...]:
@@ -270,45 +287,29 @@ class Moments:
         same._refine(patterns)
         return same
 
-    def _combined(self, other: Moments, sign: int) -> Moments:
-        patterns = self._patterns_of_both(other)
-        result = self._of([x.clone() for x in self._tensors], self.patterns, self.places, self.product)
-        result._refine(patterns)
-        result._merge(other._refined(patterns), sign)
-        return result
-
-    def _merge(self, part: Moments, sign: int) -> None:
-        """Add (sign 1) or take away (-1) another's rows, in place; both have the same patterns."""
+    def _merge(self, part: Moments) -> None:
+        """Add another's rows, in place; both have the same patterns."""
         of = list(self.patterns)
-        count = self.count + sign * part.count
-        some = count > 0
-        share = torch.where(some, part.count / torch.where(some, count, 1.0), 0.0)
-        both = sign * self.count * share
+        count = self.count + part.count
+        share = part.count / count.clamp(min=1)
+        both = self.count * share
         dx, dy = part.mean - self.mean, part.target_mean - self.target_mean
-        before = self.gram.diagonal(dim1=-2, dim2=-1).clone()
-        self.gram.add_(part.gram, alpha=sign).addcmul_(both[..., None, None] * dx[..., None], dx[..., None, :])
-        self.cross.add_(part.cross, alpha=sign).addcmul_((both[:, of] * dy)[..., None], dx[:, of])
-        self.mean.add_((sign * share)[..., None] * dx)
-        self.target_mean.add_(sign * share[:, of] * dy)
+        self.gram.add_(part.gram).addcmul_(both[..., None, None] * dx[..., None], dx[..., None, :])
+        self.cross.add_(part.cross).addcmul_((both[:, of] * dy)[..., None], dx[:, of])
+        self.mean.add_(share[..., None] * dx)
+        self.target_mean.add_(share[:, of] * dy)
         self.count.copy_(count)
-        if sign < 0:
-            self._clear(before)
-
-    def _clear(self, before: Tensor) -> None:
-        """Set to exactly zero what a subtraction left of features that are constant in the rest."""
-        kept = (self.gram.diagonal(dim1=-2, dim2=-1) > VANISHED * before).to(torch.float64)
-        if kept.all():
-            return
-        self.gram.mul_(kept[..., None]).mul_(kept[..., None, :])
-        self.cross.mul_(kept[:, list(self.patterns)])
+        torch.maximum(self.size, part.size, out=self.size)
 
     def _solve(self, here: slice, m: int, columns: list[int], alpha: float, standardize: bool) -> Tensor:
         """Coefficients (places, columns, D) of the targets of one pattern at some places."""
         gram, count = self.gram[here, m], self.count[here, m, None]
-        scale, constant = _scale(gram, self.mean[here, m], count)
+        scale, constant = _scale(gram, self.size[here, m], count)
         scale = scale if standardize else torch.ones_like(scale)
         system = (gram / scale[..., None]).div_(scale[..., None, :])
-        # A constant feature has only zeros in its row: 1 on the diagonal gives it the coefficient 0 at alpha 0 too.
+        if constant.any():
+            system.masked_fill_(constant[..., None] | constant[..., None, :], 0.0)
+        # Only zeros in the row of a constant feature: 1 on the diagonal gives it the coefficient 0 at alpha 0 too.
         system.diagonal(dim1=-2, dim2=-1).add_(alpha * count).masked_fill_(constant, 1.0)
         factor, failed = torch.linalg.cholesky_ex(system)
         if failed.any():
@@ -322,13 +323,40 @@ class Moments:
         return solution.masked_fill(constant[:, None], 0.0)
 
 
-_TENSORS = ("count", "mean", "gram", "target_mean", "cross")
+_TENSORS = ("count", "mean", "gram", "size", "target_mean", "cross")
 
 
-def _scale(gram: Tensor, mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def complements(parts: Sequence[Moments]) -> Iterator[Moments]:
+    """For each of two or more parts, in order, the moments of all the others together.
+
+    Sums alone, and about log2 of them a part: the halves take turns, each with all that lies outside of it. What is
+    given may be one of the parts itself, which must not be changed.
+    """
+    return _outside(parts, ())
+
+
+def _outside(parts: Sequence[Moments], others: Sequence[Moments]) -> Iterator[Moments]:
+    """The complements of some parts; ``others`` are none, or one with the sum of everything else."""
+    if len(parts) == 1:
+        yield from others
+        return
+    half = len(parts) // 2
+    first, second = parts[:half], parts[half:]
+    yield from _outside(first, [_total([*others, *second])])
+    yield from _outside(second, [_total([*others, *first])])
+
+
+def _total(parts: Sequence[Moments]) -> Moments:
+    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return total
+
+
+def _scale(gram: Tensor, size: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Standard deviations (P, D), 1 for constant features, and which those are."""
     deviation = (gram.diagonal(dim1=-2, dim2=-1).clamp(min=0) / count).sqrt()
-    constant = deviation <= 1e-12 * (1 + mean.abs())
+    constant = deviation <= CONSTANT * size
     return torch.where(constant, 1.0, deviation), constant
 
 
