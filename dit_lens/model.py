@@ -321,7 +321,9 @@ class VideoDiT:
             Videos that the VAE is given at once.
         frames : Select
             Return only these pixel frames, in order. Where the VAE's decoder is causal in time, no later latent frame
-            is decoded than they need; other decoders must see the whole video.
+            is decoded than they need; other decoders must see the whole video. Fewer latent frames are another shape,
+            for which other kernels may be chosen: the frames are those of the whole video to the rounding of the VAE's
+            dtype, and now and then a pixel is rounded to the next of the 256 levels.
 
         Raises
         ------

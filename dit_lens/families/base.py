@@ -305,7 +305,7 @@ class Architecture:
     decodes_batches : bool
         Whether the VAE decodes and encodes several rows at once.
     causal_decoder : bool
-        Whether the first F latent frames alone decode to exactly the frames that they make as part of a longer video.
+        Whether no frame that the decoder makes of the first F latent frames depends on a later one.
     """
 
     family: str

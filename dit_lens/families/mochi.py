@@ -135,4 +135,5 @@ MOCHI = _Mochi(
     encode=encode,
     guide=classifier_free_float32,
     late_timesteps=True,
+    causal_decoder=True,
 )
