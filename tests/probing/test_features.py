@@ -139,7 +139,11 @@ def test_logistic_probes_from_a_store_score_as_those_in_memory(short: dl.VideoDi
     grid = logistic_from_store(Store(tmp_path / "store"), model, TASK, mazes, labels=["wall_right", "start"], folds=2)
     assert grid.groups == 8
     assert grid.missing == ("random",)
-    data = collect(model, TASK, mazes, steps=1, layers=[0, 3], labels=["wall_right", "start"], controls=("input",))
+    # In the batches of the stored runs: the same shapes give the same bits, and a tie is decided the same way.
+    asked = {"labels": ["wall_right", "start"], "controls": ("input",), "batch": 4}
+    data = collect(model, TASK, mazes, steps=1, layers=[0, 3], **asked)  # type: ignore[arg-type]
+    stored = store["s01/cond/L03/resid/video"].tensor()
+    np.testing.assert_array_equal(data[1].features["L03"], stored[:, -1].flatten(1, 2))
     fold = fold_of_runs([m.id for m in mazes], 2)
     x, y = data[1].features["L03"], data[1].labels["wall_right"].values
     hits = 0
