@@ -23,8 +23,8 @@ from dit_lens.engine.pipeline import drive
 from dit_lens.engine.plan import check_reached, check_stop, make_plan
 from dit_lens.engine.read_out import read_out
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
-from dit_lens.errors import InputError, MadeForAnother, NotFinite, UnsupportedModel
-from dit_lens.families.common import temporal_factor
+from dit_lens.engine.vae import decode, encode, video_shape
+from dit_lens.errors import InputError, MadeForAnother, UnsupportedModel
 from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
 from dit_lens.interventions.base import Intervention
@@ -34,7 +34,7 @@ from dit_lens.runs.inputs import Inputs, gather
 from dit_lens.runs.replay import Replay, Resume
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.select import Select, indices
+from dit_lens.sites.select import Select
 from dit_lens.sites.sites import Sites
 
 
@@ -334,23 +334,7 @@ class VideoDiT:
         SiteError
             A frame that the video does not have.
         """
-        if latents.ndim != 5 or not len(latents) or batch < 1:
-            given = f"{tuple(latents.shape)} in batches of {batch}"
-            raise InputError(f"decode: need latents of shape (B, C, F, H, W), at least one and so a batch; got {given}")
-        if not torch.isfinite(latents).all():
-            raise NotFinite(f"decode: {int((~torch.isfinite(latents)).sum())} values of the latents are not finite")
-        chosen: list[int] | None = None
-        if self.architecture.causal_decoder and frames != "all":
-            temporal = temporal_factor(self.pipeline)
-            chosen = indices(frames, 1 + (latents.shape[2] - 1) * temporal, "frame")
-            latents = latents[:, :, : 1 - (-chosen[-1] // temporal)]
-        decoded = []
-        for part in latents.split(batch if self.architecture.decodes_batches else 1):
-            video = self.architecture.decode(self.pipeline, part)
-            chosen = indices(frames, video.shape[2], "frame") if chosen is None else chosen
-            pixels = self.pipeline.video_processor.postprocess_video(video[:, :, chosen], output_type="np")
-            decoded.append((pixels * 255).round().astype(np.uint8))
-        return np.concatenate(decoded)
+        return decode(self.pipeline, self.architecture, latents, batch, frames)
 
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8], batch: int = 32) -> Tensor:
@@ -369,18 +353,9 @@ class VideoDiT:
         UnsupportedModel
             A size that the family's VAE cannot do, with the reason.
         """
-        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
-            given = f"{frames.dtype} of shape {tuple(frames.shape)}" if hasattr(frames, "dtype") else repr(type(frames))
-            raise InputError(f"encode: need a uint8 array of shape (B, T, height, width, 3), got {given}")
-        count, time, height, width, _ = frames.shape
+        _, time, height, width, _ = video_shape(frames)
         self.geometry(num_frames=time, height=height, width=width)  # refuses what a run would refuse
-        if batch < 1 or not count:
-            raise InputError(f"encode: {count} videos in batches of {batch}; need at least one of each")
-        latents = []
-        for part in torch.from_numpy(frames).split(batch if self.architecture.decodes_batches else 1):
-            pixels = part.permute(0, 4, 1, 2, 3).to(self.pipeline._execution_device)
-            latents.append(self.architecture.encode(self.pipeline, pixels / 127.5 - 1))
-        return torch.cat(latents)
+        return encode(self.pipeline, self.architecture, frames, batch)
 
     def geometry(
         self, inputs: Any = None, *, steps: int | None = None, guidance_scale: float | None = None, **arguments: Any
