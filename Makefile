@@ -27,10 +27,10 @@ format: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html $(SPHINXOPTS) docs docs/_build/html
 
-# The snippets of the pages. Those of the docstrings are run by `make test`; the gallery by `make docs`, which
-# SPHINXOPTS="-D plot_gallery=0" leaves out.
-doctest: $(VENV)/.installed-docs
-	$(BIN)/sphinx-build -W --keep-going -b doctest -D plot_gallery=0 docs docs/_build/doctest
+# The snippets of the pages, each page in an interpreter of its own; `make test` runs them too. The gallery is run by
+# `make docs`, which SPHINXOPTS="-D plot_gallery=0" leaves out.
+doctest: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) tests/test_docs.py
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)

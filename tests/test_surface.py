@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import dit_lens
+from tests.pages import ROOT, private_names
 
-ROOT = Path(__file__).parent.parent
 MODULES = {name: found for name in dit_lens.__all__ if isinstance(found := getattr(dit_lens, name), types.ModuleType)}
 
 
@@ -65,25 +65,12 @@ def test_the_version_is_the_installed_one() -> None:
     assert dit_lens.__version__ == importlib.metadata.version("dit-lens")
 
 
-@pytest.mark.parametrize(
-    "script", sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("probes/*.py")]), ids=lambda p: p.name
-)
+SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("probes/*.py")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_examples_and_scripts_use_public_names_alone(script: Path) -> None:
-    tree = ast.parse(script.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dit_lens"):
-            assert node.module == "dit_lens" or node.module in dit_lens._MODULES.values(), ast.unparse(node)
-        if isinstance(node, ast.Import):
-            assert all(a.name == "dit_lens" for a in node.names if a.name.startswith("dit_lens")), ast.unparse(node)
-    reached = {chain[1] for node in ast.walk(tree) if (chain := _dotted(node)) and chain[0] == "dl" and len(chain) > 1}
-    assert reached <= {*dit_lens.__all__, "__version__"}, reached - set(dit_lens.__all__)
-
-
-def _dotted(node: ast.AST) -> list[str]:
-    """``dl.a.b`` as ["dl", "a", "b"]; empty for anything else."""
-    if isinstance(node, ast.Name):
-        return [node.id]
-    return [*parts, node.attr] if isinstance(node, ast.Attribute) and (parts := _dotted(node.value)) else []
+    assert private_names(script.read_text()) == []
 
 
 def test_importing_the_package_imports_no_other() -> None:

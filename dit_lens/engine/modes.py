@@ -1,6 +1,6 @@
 """Modes of diffusers and torch under which a run would not mean what it says: refused, with the reason.
 
-docs/modes.md lists what every mode does; tests/test_modes.py tries it.
+docs/modes.md lists what every mode does; tests/engine/test_modes.py tries it.
 """
 
 from __future__ import annotations

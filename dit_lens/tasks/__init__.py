@@ -4,7 +4,7 @@ from typing import Any
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import vbvr
-from dit_lens.tasks.base import Instance, Label, Pair, Scores, Task
+from dit_lens.tasks.base import Instance, Label, Pair, Scores, Task, title_of
 from dit_lens.tasks.maze import Maze, MazeInstance, MazeScores
 from dit_lens.tasks.puzzles.move import Move
 from dit_lens.tasks.puzzles.pattern import Pattern
@@ -32,6 +32,7 @@ __all__ = [
     "Task",
     "TicTacToe",
     "task_named",
+    "title_of",
     "vbvr",
 ]
 

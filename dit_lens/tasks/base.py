@@ -246,6 +246,6 @@ def describe_task(task: Any) -> dict[str, Any]:
     }
 
 
-def title(task: Any) -> str:
+def title_of(task: Any) -> str:
     """Name of a task, with what sets it apart from others of its name."""
     return "two-goal maze" if getattr(task, "goals", 1) > 1 else str(task.name)

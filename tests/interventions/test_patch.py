@@ -13,6 +13,7 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import DonorError, InputError
+from dit_lens.sites.geometry import Pixels
 from tests.interventions.by_hand import GRID, LATENT, SIGMAS, WIDTH, check, make_at, make_geometry, make_run
 from tests.interventions.by_hand import noise as draw
 from tests.subjects import Subject, different
@@ -71,7 +72,7 @@ PARTS: dict[str, tuple[dl.Tokens, Callable[[Tensor], Tensor]]] = {
 @pytest.mark.parametrize("part", PARTS)
 def test_a_patch_of_some_tokens_takes_these_of_the_donor(part: str) -> None:
     tokens, take = PARTS[part]
-    geometry = make_geometry(pixels=dl.geometry.Pixels(9, 16, 32, 4))
+    geometry = make_geometry(pixels=Pixels(9, 16, 32, 4))
     at = make_at(SITE)
     at = dl.At(at.site, at.rows, at.keep, geometry)
     patch = dl.Patch(make_run({SITE: OTHER}), RESID.at(tokens=tokens))

@@ -120,7 +120,7 @@ def test_a_run_of_another_model_is_not_read_and_a_lens_not_decoded_by_one(organi
         "replay": lambda: other.replay(run, 0),
         "gradients": lambda: other.gradients(run, 0, lambda replay: replay.x0hat.sum(), dl.Sites("resid", layers=0)),
         "depth lens": lambda: depth_lens(other, run, 0),
-        "contributions": lambda: dl.lens.contributions(other, run, 0),
+        "contributions": lambda: dl.contributions(other, run, 0),
     }
     for read in reads.values():
         with pytest.raises(MadeForAnother, match=both):

@@ -405,7 +405,7 @@ def test_a_store_that_is_never_closed_says_what_it_did_not_write(tmp_path: Path)
     script = """
 import os, sys
 from tests.store.made import add
-from dit_lens.store import Store
+from dit_lens.store.store import Store
 
 good, bad = Store(sys.argv[1]), Store(sys.argv[2])
 add(good, 0)

@@ -15,7 +15,7 @@ from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.errors import EvidenceError
 from dit_lens.lens.steps import step_lens
 from dit_lens.model import VideoDiT
-from dit_lens.tasks.base import title
+from dit_lens.tasks.base import title_of
 
 Video = NDArray[np.uint8]
 
@@ -70,7 +70,7 @@ class Chain:
     @property
     def title(self) -> str:
         """Name of the task, with what sets it apart from others of its name."""
-        return title(self.task)
+        return title_of(self.task)
 
     def named(self, table: pd.DataFrame, step: str = "step") -> pd.DataFrame:
         """A table with sigma and expert of its column ``step`` put behind it, and the task in front."""

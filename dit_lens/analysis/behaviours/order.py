@@ -53,7 +53,7 @@ from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.collect import collect
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval, weighted_means
 from dit_lens.results.plots import curves
-from dit_lens.tasks.base import title
+from dit_lens.tasks.base import title_of
 from dit_lens.tasks.reading import read_ends
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def perception_before_action(
     drawn, drawn_curves = _of_lens(chain, ends, config)
     both = pd.concat([probe_curves, drawn_curves], ignore_index=True)
     sigmas, experts = dict(enumerate(chain.sigmas)), dict(enumerate(chain.experts))
-    return PerceptionOrder(title(task), config, sigmas, experts, [*onsets, *drawn], layers, both, len(instances))
+    return PerceptionOrder(title_of(task), config, sigmas, experts, [*onsets, *drawn], layers, both, len(instances))
 
 
 def _role(label: str) -> str:

@@ -13,7 +13,7 @@ from dit_lens.tasks import Move
 from dit_lens.tasks.base import SPLITS
 from dit_lens.tasks.puzzles.glyphs import COLOURS, SHAPES
 from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, length, rows
-from tests.tasks.moves import CIRCLE, PROBLEM, RINGS, SCENE, SQUARE, TASK, Cell, truth
+from tests.tasks.puzzles.moves import CIRCLE, PROBLEM, RINGS, SCENE, SQUARE, TASK, Cell, truth
 
 
 def grid(*cells: Cell) -> Any:

@@ -19,7 +19,7 @@ from dit_lens.probing.rows.random_weights import random_twin
 from dit_lens.probing.rows.sources import ForwardNoise, invert
 from dit_lens.store.store import Store
 from dit_lens.tasks import Maze, Permanence
-from tests.modes import load_lora
+from tests.engine.modes import load_lora
 from tests.subjects import Subject
 
 TASK = Maze(size=4, lengths=(3, 8))

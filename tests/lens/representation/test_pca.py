@@ -14,7 +14,7 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
 from dit_lens.lens.representation.pca import PCAMap, pca_map
-from tests.lens.test_energy import FAMILIES, checked
+from tests.lens.representation.test_energy import FAMILIES, checked
 from tests.subjects import Edit, Subject
 
 

@@ -10,7 +10,7 @@ from dit_lens.tasks import TicTacToe
 from dit_lens.tasks.puzzles.glyphs import NAMES, SLOT, read
 from dit_lens.tasks.puzzles.puzzle import concatenate, length
 from dit_lens.tasks.puzzles.tictactoe import is_problem, winning_squares
-from tests.tasks.noughts import (
+from tests.tasks.puzzles.noughts import (
     BY_HAND,
     CROSS,
     NOUGHT,

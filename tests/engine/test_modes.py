@@ -20,7 +20,7 @@ from dit_lens.engine.modes import refuse_modes
 from dit_lens.errors import UnsupportedModel
 from dit_lens.families.common import linear_weight
 from dit_lens.families.tiny.pipelines import TINY
-from tests.modes import FOR_GOOD, LAYER, MODES, edit_delta, halve_attn, load_lora, model_offload
+from tests.engine.modes import FOR_GOOD, LAYER, MODES, edit_delta, halve_attn, load_lora, model_offload
 from tests.subjects import Edit, Subject, capture, different, forward_hooks, raw_captures
 
 GUIDANCE, STEPS = 3.0, 2

@@ -1,4 +1,4 @@
-"""The modes that tests/test_modes.py tries, and edits made by raw torch hooks alone."""
+"""The modes that tests/engine/test_modes.py tries, and edits made by raw torch hooks alone."""
 
 from __future__ import annotations
 

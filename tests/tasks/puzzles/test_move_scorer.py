@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dit_lens.tasks import Move
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL, paint
 from dit_lens.tasks.puzzles.puzzle import rows, take
-from tests.tasks.moves import CIRCLE, PROBLEM, SQUARE, TASK, Cell, film, reference, truth
+from tests.tasks.puzzles.moves import CIRCLE, PROBLEM, SQUARE, TASK, Cell, film, reference, truth
 
 
 def show(codes: Any, t: int, cell: Cell, glyph: str) -> Any:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 
 from dit_lens.tasks import PuzzleInstance, TicTacToe
 from dit_lens.tasks.puzzles.glyphs import FLOOR, SLOT, paint
-from tests.tasks.noughts import (
+from tests.tasks.puzzles.noughts import (
     BY_HAND,
     CROSS,
     NOUGHT,

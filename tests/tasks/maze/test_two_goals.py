@@ -31,7 +31,7 @@ from dit_lens.tasks.maze.render import (
 )
 from dit_lens.tasks.puzzles.glyphs import COLOURS
 from tests.tasks import reference
-from tests.tasks.test_maze_scorer import LAYOUT_DOWN, LAYOUT_RIGHT, PATH, RULES, paint, paint_wall, ring
+from tests.tasks.maze.test_scorer import LAYOUT_DOWN, LAYOUT_RIGHT, PATH, RULES, paint, paint_wall, ring
 
 SPLITS = ("train", "val", "test")
 KINDS = ("prompt", "goal", "wall")

@@ -23,7 +23,7 @@ from dit_lens.probing.fit.questions import donors
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.data import ProbeData, fold_of_runs, require_disjoint
 from dit_lens.tasks import Label
-from tests.probing.test_moments import feature, wild
+from tests.probing.fit.test_moments import feature, wild
 
 RUNS, CELLS = 60, 9
 ONE = np.ones((1, RUNS))

@@ -17,7 +17,7 @@ from dit_lens.errors import EvidenceError, InputError, NotFinite, SiteError
 from dit_lens.lens.representation.cka import CKA, Features, cka, cka_features
 from dit_lens.lens.representation.hsic import Centred, estimates, hsic, linear_cka
 from dit_lens.lens.representation.reading import Reading
-from tests.lens.test_energy import FAMILIES, checked
+from tests.lens.representation.test_energy import FAMILIES, checked
 from tests.subjects import Edit, Subject
 
 
