@@ -176,9 +176,17 @@ class VideoDiT:
             resume.check(own_id, context, settings)
             check_reached(resume, plan)
         dispatcher = Dispatcher(
-            self.pipeline, context, self._trees, plan, self.architecture.calls(self.pipeline, settings),
-            scales_of(self.pipeline, self.architecture, settings, self.experts), body, record, stop_after, resume,
-        )  # fmt: skip
+            pipeline=self.pipeline,
+            context=context,
+            trees=self._trees,
+            plan=plan,
+            calls=self.architecture.calls(self.pipeline, settings),
+            scales=scales_of(self.pipeline, self.architecture, settings, self.experts),
+            body=body,
+            record=record,
+            stop_after=stop_after,
+            resume=resume,
+        )
         decode = decode and stop_after is None
         whole = self.architecture.decodes_batches or len(gathered.rows) == 1
         output = drive(self.pipeline, dispatcher, gathered, settings, decode and whole)

@@ -28,13 +28,11 @@ from dit_lens.errors import EvidenceError
 from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.patch import Patch
 from dit_lens.model import VideoDiT
+from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval, weighted_means, wilson
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
-from dit_lens.tasks.base import Task
-
-Floats = NDArray[np.float64]
-Pair = tuple[Any, Any]
+from dit_lens.tasks.base import Pair, Task
 
 
 @dataclass(frozen=True)

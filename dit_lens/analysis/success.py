@@ -73,9 +73,13 @@ class TaskResult:
     def to_json(self) -> dict[str, Any]:
         value, low, high = self.strict
         return asdict(self) | {
-            "strict": value, "low": low, "high": high, "claimed": self.claimed,
-            "normalised": dict(self.normalised._asdict()), "reconstruction": dict(self.reconstruction._asdict()),
-        }  # fmt: skip
+            "strict": value,
+            "low": low,
+            "high": high,
+            "claimed": self.claimed,
+            "normalised": dict(self.normalised._asdict()),
+            "reconstruction": dict(self.reconstruction._asdict()),
+        }
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,17 @@ def _evaluate(model: VideoDiT, task: Any, count: int, seed: int, batch: int) -> 
     scores = task.score(videos, instances)
     nulls = task.floors(count, seed).query("video != 'truth'")
     return TaskResult(
-        title_of(task), task.size, count, wilson(int(scores.strict.sum()), count), float(nulls["strict"].max()),
-        float(scores.total.mean()), {rule: float((values == 1).mean()) for rule, values in scores.rules.items()},
-        _by_steps(scores.strict, np.array([i.steps for i in instances])),
-        _reconstruction(model, task, instances), seconds,
-    )  # fmt: skip
+        task=title_of(task),
+        size=task.size,
+        n=count,
+        strict=wilson(int(scores.strict.sum()), count),
+        floor=float(nulls["strict"].max()),
+        score=float(scores.total.mean()),
+        rules={rule: float((values == 1).mean()) for rule, values in scores.rules.items()},
+        by_steps=_by_steps(scores.strict, np.array([i.steps for i in instances])),
+        reconstruction=_reconstruction(model, task, instances),
+        seconds_per_sample=seconds,
+    )
 
 
 def exchange_prompts(
@@ -178,9 +188,13 @@ def prompt_kinds(task: Any) -> list[str]:
 
 
 def compare_guidance(
-    model: VideoDiT, task: Any, scales: Sequence[float] = (1.0, 2.0, 4.0), count: int = 100, seed: int = 0,
+    model: VideoDiT,
+    task: Any,
+    scales: Sequence[float] = (1.0, 2.0, 4.0),
+    count: int = 100,
+    seed: int = 0,
     batch: int = 20,
-) -> GuidanceResult:  # fmt: skip
+) -> GuidanceResult:
     """Strict success at each guidance scale, over the same instances and seeds."""
     instances = task.sample(count, seed=seed, split="test")
     videos = {s: generate(model, instances, seed, batch, guidance_scale=s) for s in scales}

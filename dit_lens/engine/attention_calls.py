@@ -44,7 +44,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Met:
+class AttentionCall:
     """One attention module as it was met in one denoiser call.
 
     Attributes
@@ -79,9 +79,15 @@ class _Watch(TorchFunctionMode):
 
 
 def _given(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Given:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Given:
     if is_causal:
         raise UnsupportedModel("the attention lens does not model causal attention (is_causal=True)")
     if attn_mask is not None:
@@ -92,7 +98,7 @@ def _given(
 
 @contextmanager
 def watched(
-    attentions: Mapping[int, tuple[nn.Module, Attends]], nth: int, see: Callable[[Met], None]
+    attentions: Mapping[int, tuple[nn.Module, Attends]], nth: int, see: Callable[[AttentionCall], None]
 ) -> Iterator[None]:
     """Show every attention module to ``see`` after its ``nth`` forward within the block. Hooks go whatever happens.
 
@@ -123,7 +129,7 @@ class _Visit:
     layer: int
     attends: Attends
     nth: int
-    see: Callable[[Met], None]
+    see: Callable[[AttentionCall], None]
     count: int = 0
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -136,7 +142,7 @@ class _Visit:
         if given is not None:
             if not given:
                 raise UnsupportedModel(f"layer {self.layer}: {_why_unseen(module, self.attends.path)}")
-            self.see(Met(self.layer, module, self.attends, _arguments(module, args, kwargs), given))
+            self.see(AttentionCall(self.layer, module, self.attends, _arguments(module, args, kwargs), given))
 
 
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

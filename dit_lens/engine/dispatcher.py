@@ -107,9 +107,17 @@ class Dispatcher:
             self.step, self._nth, self._velocities = self.step + 1, 0, {}
             self._know_schedule()
         call = Call(
-            self.step, self._nth, self.calls[self._nth], expert, self.sigma(self.step), self.alpha(self.step),
-            float(self._timestep), self.scales[expert], kwargs=kwargs, context=self.context,
-        )  # fmt: skip
+            step=self.step,
+            nth=self._nth,
+            branches=self.calls[self._nth],
+            expert=expert,
+            sigma=self.sigma(self.step),
+            alpha=self.alpha(self.step),
+            timestep=float(self._timestep),
+            scales=self.scales[expert],
+            kwargs=kwargs,
+            context=self.context,
+        )
         self._nth += 1
         return call
 
@@ -159,8 +167,9 @@ class Dispatcher:
         later = {b for group in self.calls[call.nth + 1 :] for b in group}
         return not any(
             s.step > call.step or (s.step == call.step and (s.component == "guided" or s.branch in later))
-            for p in self.plan for s in p.sites
-        )  # fmt: skip
+            for p in self.plan
+            for s in p.sites
+        )
 
     def _count(self, call: Call, blocks: int) -> None:
         ledger, rows = self.recorder.ledger, len(self.context.rows) * len(call.branches)

@@ -71,9 +71,8 @@ def _compiled(module: nn.Module) -> str | None:
     replaced = "_orig_mod" in module._modules or hasattr(kept.get("forward"), "_torchdynamo_orig_callable")
     if not replaced and (not in_place or _forced_eager()):
         return None
-    way_out = "load the pipeline without torch.compile" if replaced else (
-        'run inside torch.compiler.set_stance("force_eager"), or load the pipeline without torch.compile'
-    )  # fmt: skip
+    reload = "load the pipeline without torch.compile"
+    way_out = reload if replaced else f'run inside torch.compiler.set_stance("force_eager"), or {reload}'
     return (
         f"{type(module).__name__} is compiled: the compiler would compile the reading and editing too, anew in every "
         f"call; {way_out}"

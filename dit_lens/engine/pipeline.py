@@ -34,9 +34,14 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
         try:
             with dispatcher.active():
                 return pipeline(
-                    prompt=inputs.prompts, generator=inputs.generators(), return_dict=False,
-                    output_type="np" if decode else "latent", **callback, **inputs.image_argument(), **arguments,
-                )[0]  # fmt: skip
+                    prompt=inputs.prompts,
+                    generator=inputs.generators(),
+                    return_dict=False,
+                    output_type="np" if decode else "latent",
+                    **callback,
+                    **inputs.image_argument(),
+                    **arguments,
+                )[0]
         except BaseException as error:
             # What an early end leaves on the accelerator goes back as at the end of the pipeline.
             pipeline.maybe_free_model_hooks()

@@ -127,9 +127,16 @@ def geometry_of(pipeline: Any, architecture: Architecture, settings: Settings) -
     streams = dict.fromkeys(stream for kind in kinds for stream in kind.components)
     branches = dict.fromkeys(b for call in architecture.calls(pipeline, settings) for b in call)
     return Geometry(
-        settings["num_inference_steps"], len(kinds), tuple(branches), grid, tuple(streams), shapes, kinds,
-        _pixels(pipeline, settings, latent[1]), architecture.fixed_frames(pipeline, settings),
-    )  # fmt: skip
+        steps=settings["num_inference_steps"],
+        layers=len(kinds),
+        branches=tuple(branches),
+        grid=grid,
+        streams=tuple(streams),
+        shapes=shapes,
+        kinds=kinds,
+        pixels=_pixels(pipeline, settings, latent[1]),
+        fixed_frames=architecture.fixed_frames(pipeline, settings),
+    )
 
 
 def _layer(module: nn.Module, block: Block) -> Layer:

@@ -19,7 +19,7 @@ from dit_lens.runs.replay import Resume
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 
 #: Where an activation can be met within a call: layer, component, stream, head.
-Place = tuple[int | None, str, str, int | None]
+SiteInCall = tuple[int | None, str, str, int | None]
 
 
 class Enough(Exception):
@@ -55,7 +55,7 @@ class Walk:
         self.context: Context = self.visitor.context
         self.layers = self.context.architecture.layers(self.module)
         self.blocks_run = len(self.layers)
-        self._at: dict[int | None, dict[Place, list[tuple[Planned, Site]]]] = {}
+        self._at: dict[int | None, dict[SiteInCall, list[tuple[Planned, Site]]]] = {}
         self._left = 0
         for planned, sites in self.visits:
             for site in sites:
@@ -64,10 +64,10 @@ class Walk:
                 self._left += 1
         self._met: dict[str, Any] = {"model": self.module, "token_sigma": token_sigma(self.call)}
 
-    def _wants(self, layer: int | None, *components: str) -> list[Place]:
+    def _wants(self, layer: int | None, *components: str) -> list[SiteInCall]:
         return [place for place in self._at.get(layer, ()) if place[1] in components]
 
-    def _visits(self, place: Place) -> list[tuple[Planned, Site]]:
+    def _visits(self, place: SiteInCall) -> list[tuple[Planned, Site]]:
         return self._at.get(place[0], {}).get(place, [])
 
     def touched(self) -> list[str]:
@@ -99,8 +99,9 @@ class Walk:
             return []
         for term in terms:
             needed |= self._needs(term, layer)
-        if any(not p.reads_only for place in self._wants(layer, *TERM_COMPONENTS, "head")
-                         for p, _ in self._visits(place)):  # fmt: skip
+        if any(
+            not p.reads_only for place in self._wants(layer, *TERM_COMPONENTS, "head") for p, _ in self._visits(place)
+        ):
             edited = {t.stream for t in terms}
             needed |= {r.event for r in block.readers if r.stream in edited}
         return [e for e in block.events if e in needed]
@@ -186,12 +187,13 @@ class Walk:
             return False
         streams = [s.name for s in self.layers[layer][2].streams]
         return all(
-            any(p.skips and site.branch == branch and p.intervention.sites.tokens.is_all
-                for p, site in self._visits((layer, "delta", stream, None)))
-            for stream in streams for branch in self.call.branches
-        ) and all(
-            p.skips or p.reads_only for place in self._wants(layer, "delta") for p, _ in self._visits(place)
-        )  # fmt: skip
+            any(
+                p.skips and site.branch == branch and p.intervention.sites.tokens.is_all
+                for p, site in self._visits((layer, "delta", stream, None))
+            )
+            for stream in streams
+            for branch in self.call.branches
+        ) and all(p.skips or p.reads_only for place in self._wants(layer, "delta") for p, _ in self._visits(place))
 
     def _skip(self, envoy: Any, block: Block, layer: int, met: Met) -> None:
         """Answer a bypassed block with its own input."""
@@ -254,7 +256,7 @@ class Walk:
             own = _added(whole, pending[stream]) if heads and stream in pending else whole.to(before.dtype)
             self._offer_addend(place, own, pending)
 
-    def _offer_addend(self, place: Place, own: Tensor, pending: dict[str, Tensor]) -> None:
+    def _offer_addend(self, place: SiteInCall, own: Tensor, pending: dict[str, Tensor]) -> None:
         """Offer what is added to a stream; the difference that an edit makes waits for the stream's next reader."""
         changed = self._offer(place, own)
         if changed is not None:
@@ -280,7 +282,7 @@ class Walk:
         if changed_any:
             envoy.output = _output(output, block, streams)
 
-    def _offer(self, place: Place, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
+    def _offer(self, place: SiteInCall, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
         """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
         visits = self._visits(place)
         whole, edited = tensor, False
@@ -301,7 +303,7 @@ class Walk:
             raise Enough
         return whole if edited else None
 
-    def _stop_counting(self, place: Place) -> None:
+    def _stop_counting(self, place: SiteInCall) -> None:
         """Count only the blocks that ran before the last site."""
         layer, component, *_ = place
         skipped = len(self.layers) - self.blocks_run

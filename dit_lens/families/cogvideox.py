@@ -47,26 +47,35 @@ def _attention(stream: str, element: int, gate: int, part: Part) -> Term:
         return head_shares(z, attention.to_out[0], attention.heads, met["norm1.output"][gate])
 
     return Term(
-        "attn", stream, ("norm1.output", "attn1.output"),
+        "attn",
+        stream,
+        ("norm1.output", "attn1.output"),
         lambda met: met["norm1.output"][gate] * met["attn1.output"][element],
         heads=heads,
         headless=lambda met: bias_share(met.module.attn1.to_out[0], met["norm1.output"][gate]),
         head_needs=("norm1.output", "attn1.to_out.0.input"),
-    )  # fmt: skip
+    )
 
 
 def _feed_forward(stream: str, gate: int, part: Part) -> Term:
     return Term(
-        "ffn", stream, ("norm2.output", "ff.output"),
+        "ffn",
+        stream,
+        ("norm2.output", "ff.output"),
         lambda met: met["norm2.output"][gate] * met["ff.output"][:, part(met.video_tokens)],
-    )  # fmt: skip
+    )
 
 
 BLOCK = Block(
     kind="joint-single",
     streams=(Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1)),
     events=(
-        "norm1.output", "attn1.to_out.0.input", "attn1.output", "norm2.input", "norm2.output", "ff.output",
+        "norm1.output",
+        "attn1.to_out.0.input",
+        "attn1.output",
+        "norm2.input",
+        "norm2.output",
+        "ff.output",
     ),
     terms=(
         _attention("video", 0, 2, last_video),
@@ -76,7 +85,7 @@ BLOCK = Block(
     ),
     readers=(Reader("norm2.input", "video", 0), Reader("norm2.input", "text", 1)),
     attends=(Attends("attn1", "self", video=last_video, text=first_text),),
-)  # fmt: skip
+)
 
 
 def refuse(pipeline: Any, settings: Settings) -> str | None:

@@ -119,13 +119,16 @@ def bias_share(projection: Any, gate: Tensor | None = None) -> Tensor:
 def gated_attention(gate: Callable[[Met], Tensor]) -> Term:
     """What the self-attention ``attn1`` of a block of one stream adds under its gate (B, 1 or N, D), also by head."""
     return Term(
-        "attn", "video", ("attn1.output",), lambda met: met["attn1.output"] * gate(met),
+        "attn",
+        "video",
+        ("attn1.output",),
+        lambda met: met["attn1.output"] * gate(met),
         heads=lambda met: head_shares(
             met["attn1.to_out.0.input"], met.module.attn1.to_out[0], met.module.attn1.heads, gate(met)
         ),
         headless=lambda met: bias_share(met.module.attn1.to_out[0], gate(met)),
         head_needs=("attn1.to_out.0.input",),
-    )  # fmt: skip
+    )
 
 
 #: Hooks of diffusers that move or cast weights and leave alone what a module computes. Its others skip modules, answer

@@ -41,20 +41,32 @@ BLOCK = Block(
     kind="single",
     streams=(Stream("video", "hidden_states"),),
     events=(
-        "norm1.input", "norm1.output", "attn1.to_out.0.input", "attn1.output",
-        "norm2.input", "norm2.output", "attn2.output", "norm3.input", "norm3.output", "ff.output",
+        "norm1.input",
+        "norm1.output",
+        "attn1.to_out.0.input",
+        "attn1.output",
+        "norm2.input",
+        "norm2.output",
+        "attn2.output",
+        "norm3.input",
+        "norm3.output",
+        "ff.output",
     ),
     terms=(
         Term("pos", "video", (), lambda met: met.arguments["extra_pos_emb"]),
         Term(  # its output projection has no bias, so nothing is headless
-            "attn", "video", ("norm1.output", "attn1.output"), _gated("attn1", "norm1"),
-            heads=_heads, head_needs=("norm1.output", "attn1.to_out.0.input"),
+            "attn",
+            "video",
+            ("norm1.output", "attn1.output"),
+            _gated("attn1", "norm1"),
+            heads=_heads,
+            head_needs=("norm1.output", "attn1.to_out.0.input"),
         ),
         Term("cross_attn", "video", ("norm2.output", "attn2.output"), _gated("attn2", "norm2")),
         Term("ffn", "video", ("norm3.output", "ff.output"), _gated("ff", "norm3")),
     ),
     readers=(Reader("norm1.input", "video"), Reader("norm2.input", "video"), Reader("norm3.input", "video")),
-)  # fmt: skip
+)
 
 
 def guide(velocities: Mapping[str, Tensor], scales: Mapping[str, float], state: Tensor, sigma: float) -> Tensor:

@@ -53,14 +53,16 @@ def _dual_attention(stream: str, norm: str, element: int, projection: str) -> Te
         return met.module.get_submodule(projection)
 
     return Term(
-        "attn", stream, (f"{norm}.output", "attn.output"),
+        "attn",
+        stream,
+        (f"{norm}.output", "attn.output"),
         lambda met: met["attn.output"][element] * _gate(met, norm, 1),
         heads=lambda met: head_shares(
             met[f"{projection}.input"], projected(met), met.module.attn.heads, _gate(met, norm, 1)
         ),
         headless=lambda met: bias_share(projected(met), _gate(met, norm, 1)),
         head_needs=(f"{norm}.output", f"{projection}.input"),
-    )  # fmt: skip
+    )
 
 
 def _dual_feed_forward(stream: str, norm: str, module: str) -> Term:
@@ -74,8 +76,15 @@ DUAL = Block(
     kind="dual",
     streams=(_VIDEO, _TEXT),
     events=(
-        "norm1.output", "norm1_context.output", "attn.to_out.0.input", "attn.to_add_out.input", "attn.output",
-        "norm2.input", "norm2_context.input", "ff.output", "ff_context.output",
+        "norm1.output",
+        "norm1_context.output",
+        "attn.to_out.0.input",
+        "attn.to_add_out.input",
+        "attn.output",
+        "norm2.input",
+        "norm2_context.input",
+        "ff.output",
+        "ff_context.output",
     ),
     terms=(
         _dual_attention("video", "norm1", 0, "attn.to_out.0"),
@@ -85,7 +94,7 @@ DUAL = Block(
     ),
     readers=(Reader("norm2.input", "video"), Reader("norm2_context.input", "text")),
     attends=_JOINT,
-)  # fmt: skip
+)
 
 
 _PARTS = {"video": first_video, "text": last_text}
@@ -131,12 +140,16 @@ def _single_terms(stream: str) -> tuple[Term, ...]:
     needs = ("norm.output", "proj_out.input")
     return (
         Term(
-            "attn", stream, needs, lambda met: _single_attention(met, stream),
-            heads=lambda met: _single_heads(met, stream), head_needs=needs,
+            "attn",
+            stream,
+            needs,
+            lambda met: _single_attention(met, stream),
+            heads=lambda met: _single_heads(met, stream),
+            head_needs=needs,
         ),
         Term("ffn", stream, needs, lambda met: _single_feed_forward(met, stream)),
         Term("bias", stream, needs, lambda met: _single_bias(met, stream)),
-    )  # fmt: skip
+    )
 
 
 SINGLE = Block(

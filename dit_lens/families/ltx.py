@@ -39,7 +39,12 @@ BLOCK = Block(
     kind="single",
     streams=(Stream("video", "hidden_states"),),
     events=(
-        "attn1.to_out.0.input", "attn1.output", "attn2.input", "attn2.output", "norm2.input", "ff.output",
+        "attn1.to_out.0.input",
+        "attn1.output",
+        "attn2.input",
+        "attn2.output",
+        "norm2.input",
+        "ff.output",
     ),
     terms=(
         ATTENTION,
@@ -48,7 +53,7 @@ BLOCK = Block(
     ),
     # The cross-attention's queries are made of the stream itself, without a norm.
     readers=(Reader("attn2.input", "video"), Reader("norm2.input", "video")),
-)  # fmt: skip
+)
 
 
 def refuse(pipeline: Any, settings: Settings) -> str | None:

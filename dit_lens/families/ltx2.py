@@ -58,7 +58,13 @@ BLOCK = Block(
     streams=(Stream("video", "hidden_states", 0),),
     carried=(Stream("audio", "audio_hidden_states", 1),),
     events=(
-        "attn1.to_out.0.input", "attn1.output", "norm2.input", "attn2.output", *_ACROSS, "norm3.input", "ff.output",
+        "attn1.to_out.0.input",
+        "attn1.output",
+        "norm2.input",
+        "attn2.output",
+        *_ACROSS,
+        "norm3.input",
+        "ff.output",
     ),
     terms=(
         ATTENTION,
@@ -68,10 +74,12 @@ BLOCK = Block(
         FEED_FORWARD,
     ),
     readers=(
-        Reader("norm2.input", "video"), Reader("audio_to_video_norm.input", "video"), Reader("norm3.input", "video"),
+        Reader("norm2.input", "video"),
+        Reader("audio_to_video_norm.input", "video"),
+        Reader("norm3.input", "video"),
     ),
     absent=absent,
-)  # fmt: skip
+)
 
 
 def _given(pipeline: Any, settings: Settings, name: str) -> float:
@@ -104,8 +112,10 @@ def guide(velocities: Mapping[str, Tensor], scales: Mapping[str, float], state: 
     """Clean estimates are pushed away from those of the other branches; their combination is turned back."""
     clean = {branch: state - v.float() * sigma for branch, v in velocities.items()}
     weights = {
-        "uncond": scales["guidance_scale"] - 1, "stg": scales["stg_scale"], "modality": scales["modality_scale"] - 1
-    }  # fmt: skip
+        "uncond": scales["guidance_scale"] - 1,
+        "stg": scales["stg_scale"],
+        "modality": scales["modality_scale"] - 1,
+    }
     cond = combined = clean["cond"]
     for branch, weight in weights.items():
         if branch in clean:

@@ -57,13 +57,17 @@ BLOCK = Block(
     kind="dual",
     streams=_STREAMS,
     events=(
-        "norm2.output", "norm3.input", "norm4.output",
-        "norm2_context.output", "norm3_context.input", "norm4_context.output",
+        "norm2.output",
+        "norm3.input",
+        "norm4.output",
+        "norm2_context.output",
+        "norm3_context.input",
+        "norm4_context.output",
     ),
     terms=(*_VIDEO, *_TEXT),
     readers=(Reader("norm3.input", "video"), Reader("norm3_context.input", "text")),
     attends=_JOINT,
-)  # fmt: skip
+)
 
 #: Its text is read and returned as it came.
 LAST = Block(

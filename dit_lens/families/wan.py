@@ -35,7 +35,12 @@ BLOCK = Block(
     kind="single",
     streams=(Stream("video", "hidden_states"),),
     events=(
-        "attn1.to_out.0.input", "attn1.output", "norm2.input", "attn2.output", "norm3.input", "ffn.output",
+        "attn1.to_out.0.input",
+        "attn1.output",
+        "norm2.input",
+        "attn2.output",
+        "norm3.input",
+        "ffn.output",
     ),
     terms=(
         gated_attention(lambda met: _gate(met, 2)),
@@ -43,7 +48,7 @@ BLOCK = Block(
         Term("ffn", "video", ("ffn.output",), lambda met: met["ffn.output"].float() * _gate(met, 5)),
     ),
     readers=(Reader("norm2.input", "video"), Reader("norm3.input", "video")),
-)  # fmt: skip
+)
 
 
 def scales(pipeline: Any, settings: Settings, expert: str | None) -> dict[str, float]:

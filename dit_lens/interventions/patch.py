@@ -30,7 +30,7 @@ from dit_lens.sites.site import Site, name_some
 from dit_lens.sites.sites import Sites
 
 #: A site without its step: branch, layer, component, stream, head.
-_Place = tuple[str | None, int | None, str, str, int | None]
+_SiteOfStep = tuple[str | None, int | None, str, str, int | None]
 
 _MODES = ("replace", "add", "interpolate")
 
@@ -125,8 +125,11 @@ class Patch:
         """The donor's site for a site of this run."""
         if self.pair == "step":
             return site
-        known = [(abs(s.sigma - site.sigma), s) for s in self._captured.get(_place(site), ())
-                 if s.sigma is not None and site.sigma is not None]  # fmt: skip
+        known = [
+            (abs(s.sigma - site.sigma), s)
+            for s in self._captured.get(_place(site), ())
+            if s.sigma is not None and site.sigma is not None
+        ]
         distance, nearest = min(known, default=(float("inf"), None))
         if nearest is None or distance > self.sigma_tolerance:
             found = "none" if nearest is None else f"{nearest} at sigma {nearest.sigma:.4g}"
@@ -137,9 +140,9 @@ class Patch:
         return nearest
 
     @cached_property
-    def _captured(self) -> dict[_Place, list[Site]]:
+    def _captured(self) -> dict[_SiteOfStep, list[Site]]:
         """The donor's captures by place."""
-        places: dict[_Place, list[Site]] = {}
+        places: dict[_SiteOfStep, list[Site]] = {}
         for site in self.donor.captures.get("", {}) if isinstance(self.donor, Run) else ():
             places.setdefault(_place(site), []).append(site)
         return places
@@ -180,5 +183,5 @@ class Patch:
                     require_whole("donor", self.donor[captured], site, geometry)
 
 
-def _place(site: Site) -> _Place:
+def _place(site: Site) -> _SiteOfStep:
     return site.branch, site.layer, site.component, site.stream, site.head

@@ -166,9 +166,19 @@ def contributions(
     none = torch.zeros_like(head.constant)
     values = {part: torch.stack([parts.get((layer, part), none) for layer in chosen]) for part in present}
     return Contributions(
-        step, call.sigma, call.expert, branch, tuple(chosen), tuple(kind.kind for kind in kinds), run.rows,
-        values, present, parts[None, "embed"], head.constant, replay.velocities[branch],
-    )  # fmt: skip
+        step=step,
+        sigma=call.sigma,
+        expert=call.expert,
+        branch=branch,
+        layers=tuple(chosen),
+        kinds=tuple(kind.kind for kind in kinds),
+        rows=run.rows,
+        values=values,
+        present=present,
+        embed=parts[None, "embed"],
+        constant=head.constant,
+        velocity=replay.velocities[branch],
+    )
 
 
 class FrozenHead:

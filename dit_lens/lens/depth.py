@@ -215,7 +215,13 @@ def depth_lens(
         whole = part if tokens.is_all else resolved.put(next(iter(replay.captures["last"].values())), part)
         velocities.append(model.read_out(call, whole, replay.conditioning[branch]))
     return DepthLens(
-        step, call.sigma, call.expert, branch, tuple(chosen), tuple(geometry.layer(k).kind for k in chosen), run.rows,
+        step=step,
+        sigma=call.sigma,
+        expert=call.expert,
+        branch=branch,
+        layers=tuple(chosen),
+        kinds=tuple(geometry.layer(k).kind for k in chosen),
+        rows=run.rows,
         velocities=torch.stack(velocities),
         x0hat=torch.stack([run.clean(step, run.states[step], v) for v in velocities]),
         velocity=replay.velocities[branch],
@@ -223,7 +229,7 @@ def depth_lens(
         read=cells_of(resolved, context.geometry.grid, context.latent[1:]),
         model_id=model.id,
         lens="plain" if translator is None else translator.name,
-    )  # fmt: skip
+    )
 
 
 def cells_of(tokens: Tokens, grid: Sequence[int], cells: Sequence[int]) -> Tensor:

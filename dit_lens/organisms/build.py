@@ -76,11 +76,19 @@ class OrganismConfig:
 def build_vae(config: OrganismConfig) -> AutoencoderKLWan:
     """A Wan VAE that turns one 8 x 8 pixel cell into one latent position and halves time."""
     vae = AutoencoderKLWan(
-        base_dim=config.vae_base, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True], patch_size=4,
-        in_channels=48, out_channels=48, z_dim=config.latent_channels,
-        latents_mean=[0.0] * config.latent_channels, latents_std=[1.0] * config.latent_channels,
-        scale_factor_temporal=2, scale_factor_spatial=8,
-    )  # fmt: skip
+        base_dim=config.vae_base,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        patch_size=4,
+        in_channels=48,
+        out_channels=48,
+        z_dim=config.latent_channels,
+        latents_mean=[0.0] * config.latent_channels,
+        latents_std=[1.0] * config.latent_channels,
+        scale_factor_temporal=2,
+        scale_factor_spatial=8,
+    )
     if config.frame_local_vae:
         separate_frames(vae)
     return vae
@@ -105,11 +113,22 @@ def build_transformer(config: OrganismConfig) -> WanTransformer3DModel:
     """A Wan image-to-video transformer: noisy latents | frame mask | condition latents in, velocity out."""
     z = config.latent_channels
     transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1), num_attention_heads=config.heads, attention_head_dim=config.head_width,
-        in_channels=2 * z + 2, out_channels=z, text_dim=config.text_width, freq_dim=64, ffn_dim=config.ffn,
-        num_layers=config.layers, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=1e-6,
-        image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=64,
-    )  # fmt: skip
+        patch_size=(1, 1, 1),
+        num_attention_heads=config.heads,
+        attention_head_dim=config.head_width,
+        in_channels=2 * z + 2,
+        out_channels=z,
+        text_dim=config.text_width,
+        freq_dim=64,
+        ffn_dim=config.ffn,
+        num_layers=config.layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=1e-6,
+        image_dim=None,
+        added_kv_proj_dim=None,
+        rope_max_seq_len=64,
+    )
     return confine(transformer, config.frame_attention, config.text_attention, config.latent_frames)
 
 

@@ -107,8 +107,10 @@ class CausalCheck:
 
     def _changes(self, measure: str, dose: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Changes of each instance along the probe's direction, (G,), and along random ones, (draws, signs, G)."""
-        means = {way: part.pivot_table(measure, ["draw", "dose"], "instance", sort=False)
-                 for way, part in self.rows.groupby("direction")}  # fmt: skip
+        means = {
+            way: part.pivot_table(measure, ["draw", "dose"], "instance", sort=False)
+            for way, part in self.rows.groupby("direction")
+        }
         start = means["probe"].xs((0, 0.0))
         probe, random = np.asarray(means["probe"].xs((0, dose)) - start, np.float64), means["random"] - start
         random = random[np.abs(random.index.get_level_values("dose")) == abs(dose)].sort_index()
@@ -196,7 +198,7 @@ def causal_check(
     for draw in range(draws):
         random = torch.randn(own.shape, generator=generator)
         ways.append(("random", draw, random / torch.linalg.vector_norm(random)))
-    place = _Place(model, task, probes, step, steered, reads, tokens or Tokens())
+    place = _SteeredLayer(model, task, probes, step, steered, reads, tokens or Tokens())
     parts = []
     for start in range(0, len(chosen), batch):
         part = chosen[start : start + batch]
@@ -206,7 +208,7 @@ def causal_check(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _SteeredLayer:
     """Where is steered and read."""
 
     model: VideoDiT
@@ -250,9 +252,20 @@ class _Place:
         of_lens = self.task.score(self.model.decode(lens), part)
         cosine = torch.nn.functional.cosine_similarity(lens.flatten(1).double(), still.flatten(1).double())
         call = next(c for c in run.calls if c.step == self.step)
-        return pd.DataFrame({
-            "instance": [row.instance for row in run.rows], "seed": [row.seed for row in run.rows], "step": self.step,
-            "sigma": call.sigma, "expert": call.expert, "layer": self.layer, "dose": float(dose), "direction": way,
-            "draw": draw, "score": scores.total, "strict": scores.strict.astype(np.float64),
-            "lens_score": of_lens.total, "lens_cosine": cosine.cpu().numpy(),
-        })  # fmt: skip
+        return pd.DataFrame(
+            {
+                "instance": [row.instance for row in run.rows],
+                "seed": [row.seed for row in run.rows],
+                "step": self.step,
+                "sigma": call.sigma,
+                "expert": call.expert,
+                "layer": self.layer,
+                "dose": float(dose),
+                "direction": way,
+                "draw": draw,
+                "score": scores.total,
+                "strict": scores.strict.astype(np.float64),
+                "lens_score": of_lens.total,
+                "lens_cosine": cosine.cpu().numpy(),
+            }
+        )

@@ -82,11 +82,13 @@ def probe_grid(
     fold = fold_of_runs(first.instances, folds)
     groups = group_numbers(first.instances)
     grid = ProbeGrid(
-        int(groups.max()) + 1, {name: label.role for name, label in first.labels.items()},
-        source=first.source, level=first.level,
+        int(groups.max()) + 1,
+        {name: label.role for name, label in first.labels.items()},
+        source=first.source,
+        level=first.level,
         sigmas={step: part.sigma for step, part in data.items()},
         experts={step: part.expert for step, part in data.items()},
-    )  # fmt: skip
+    )
     work = _Work(grid, fold, groups, alpha, torch.device(device), product)
     widest = max(x.shape[-1] for part in data.values() for x in part.features.values())
     total = sum(len(part.features) for part in data.values())
@@ -100,12 +102,12 @@ def probe_grid(
     return grid
 
 
-Place = tuple[int, str, NDArray[Any]]
+Readout = tuple[int, str, NDArray[Any]]
 
 
 def _batches(
     data: Mapping[int, ProbeData], groups: NDArray[np.int64], seed: int, shuffled: bool, work: _Work
-) -> Iterator[tuple[list[Question], list[Place]]]:
+) -> Iterator[tuple[list[Question], list[Readout]]]:
     """Places (step, readout, features) that share labels and width, as many as fit into memory at once."""
     for steps in _same_labels(data):
         labels = data[steps[0]].labels
@@ -161,21 +163,25 @@ class _Work:
     def at_once(self) -> int:
         return AT_ONCE.get(self.device.type, AT_ONCE["cuda"])
 
-    def score(self, questions: Sequence[Question], places: Sequence[Place]) -> None:
+    def score(self, questions: Sequence[Question], places: Sequence[Readout]) -> None:
         """Fit and score all questions at all of these places."""
         order = np.argsort(self.fold, kind="stable")  # the runs of a fold lie together
         predicted = self._predict(questions, places, order)
         for q, question in enumerate(questions):
             codes, answers = question.codes[order], predicted[q].reshape(len(places), *question.codes.shape)
             scores = scores_by_group(
-                codes, answers, self.groups[order], question.kind == "regression", self.grid.groups,
+                codes,
+                answers,
+                self.groups[order],
+                question.kind == "regression",
+                self.grid.groups,
                 len(question.classes),
-            )  # fmt: skip
+            )
             for (step, readout, _), of_place in zip(places, scores, strict=True):
                 self.grid.scores[step, readout, question.name, question.control] = of_place
 
     def _predict(
-        self, questions: Sequence[Question], places: Sequence[Place], order: NDArray[np.int64]
+        self, questions: Sequence[Question], places: Sequence[Readout], order: NDArray[np.int64]
     ) -> NDArray[Any]:
         """Held-out answers (questions, P, rows), the rows in ``order``."""
         x, means = self._features(places, order)
@@ -197,7 +203,7 @@ class _Work:
                 predicted[q, :, part] = question.answer(scores, train, linear, middle, x[:, part])
         return predicted.cpu().numpy()
 
-    def _features(self, places: Sequence[Place], order: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _features(self, places: Sequence[Readout], order: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features of some places (P, rows, D) less their means, the runs in ``order``, and those means (P, D).
 
         Without their means, because float32 scores would else be differences of large numbers.

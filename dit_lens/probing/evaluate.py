@@ -26,9 +26,16 @@ from dit_lens.tasks.base import Label
 
 
 def evaluate_probes(
-    probes: ProbeSet, model: VideoDiT, task: Any = None, test: int | Sequence[Any] = 96, *, seed: int = 1,
-    batch: int = 32, first_run_seed: int | None = None, pool: str | Pool | None = None,
-) -> ProbeGrid:  # fmt: skip
+    probes: ProbeSet,
+    model: VideoDiT,
+    task: Any = None,
+    test: int | Sequence[Any] = 96,
+    *,
+    seed: int = 1,
+    batch: int = 32,
+    first_run_seed: int | None = None,
+    pool: str | Pool | None = None,
+) -> ProbeGrid:
     """Score trained probes, and those of their controls, on instances.
 
     Parameters
@@ -56,10 +63,20 @@ def evaluate_probes(
     if first_run_seed is None:
         first_run_seed = card["seed"] + card["train"]["instances"] + card["test"]["instances"]
     visit = plan_visit(
-        model, task, instances, steps=probes.steps, layers=card["layers"], frames=card["frames"], level=card["level"],
-        pool=card["pool"] if pool is None else pool, source=card["source"], controls=card["controls"],
-        seed=first_run_seed, batch=batch, random_seed=card["random_seed"],
-    )  # fmt: skip
+        model,
+        task,
+        instances,
+        steps=probes.steps,
+        layers=card["layers"],
+        frames=card["frames"],
+        level=card["level"],
+        pool=card["pool"] if pool is None else pool,
+        source=card["source"],
+        controls=card["controls"],
+        seed=first_run_seed,
+        batch=batch,
+        random_seed=card["random_seed"],
+    )
     found = targets_of(task, instances, visit.rows, probes.labels)
     check_held_out(probes.asked, found, instances)
     return scored(probes, model, task, instances, visit, found, first_run_seed)
@@ -91,9 +108,14 @@ def visited(
 
 
 def scored(
-    probes: ProbeSet, model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, labels: Mapping[str, Label],
+    probes: ProbeSet,
+    model: VideoDiT,
+    task: Any,
+    instances: Sequence[Any],
+    visit: Visit,
+    labels: Mapping[str, Label],
     first_seed: int,
-) -> ProbeGrid:  # fmt: skip
+) -> ProbeGrid:
     """Scores of every instance, made while the model runs."""
     asked, groups = probes.asked, group_numbers([instance.id for instance in instances])
     count = int(groups.max()) + 1
@@ -120,11 +142,16 @@ def scored(
         last = run
     kinds = {a.name: a.kind for a in asked}
     return ProbeGrid(
-        count, {a.name: a.role for a in asked},
-        {key: _by_instance(parts, groups, kinds[key[2]] == "regression") for key, parts in sums.items()},
-        kinds, {a.name: a.names for a in asked}, visit.source, visit.rows.level,
-        {step: last.schedule.sigma(step) for step in visit.steps}, {step: last.experts[step] for step in visit.steps},
-    )  # fmt: skip
+        groups=count,
+        labels={a.name: a.role for a in asked},
+        scores={key: _by_instance(parts, groups, kinds[key[2]] == "regression") for key, parts in sums.items()},
+        kinds=kinds,
+        classes={a.name: a.names for a in asked},
+        source=visit.source,
+        level=visit.rows.level,
+        sigmas={step: last.schedule.sigma(step) for step in visit.steps},
+        experts={step: last.experts[step] for step in visit.steps},
+    )
 
 
 def _by_instance(parts: Sequence[NDArray[np.float64]], groups: NDArray[np.int64], regression: bool) -> GroupedScores:

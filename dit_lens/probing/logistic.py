@@ -77,12 +77,18 @@ def logistic_from_store(
     check_folds(questions, fold)
     sites = [s for s in map(Site.parse, map(str, store.sites())) if s.component in _READ and s.branch == "cond"]
     grid = ProbeGrid(
-        int(groups.max()) + 1, {name: label.role for name, label in found.items()},
-        kinds={q.name: q.kind for q in questions}, source=source, level=level,
-        classes={q.name: tuple(found[q.name].names[int(c)] if found[q.name].names else str(c) for c in q.classes)
-                 for q in questions},
-        sigmas=dict.fromkeys(s.step for s in sites), experts=dict.fromkeys(s.step for s in sites),
-    )  # fmt: skip
+        int(groups.max()) + 1,
+        {name: label.role for name, label in found.items()},
+        kinds={q.name: q.kind for q in questions},
+        source=source,
+        level=level,
+        classes={
+            q.name: tuple(found[q.name].names[int(c)] if found[q.name].names else str(c) for c in q.classes)
+            for q in questions
+        },
+        sigmas=dict.fromkeys(s.step for s in sites),
+        experts=dict.fromkeys(s.step for s in sites),
+    )
     positions = rows.positions()
     position = np.broadcast_to(positions, (len(problems), *positions.shape))
     for step in dict.fromkeys(site.step for site in sites):
@@ -97,9 +103,14 @@ def logistic_from_store(
 
 
 def _rows(
-    store: Store, model: VideoDiT, task: Any, instances: Sequence[Any], level: Level, frames: Select | None,
+    store: Store,
+    model: VideoDiT,
+    task: Any,
+    instances: Sequence[Any],
+    level: Level,
+    frames: Select | None,
     pool: str | Pool,
-) -> tuple[Rows, list[Any]]:  # fmt: skip
+) -> tuple[Rows, list[Any]]:
     """How stored activations become rows, and the instance of each stored row."""
     known: Mapping[str, Any] = {instance.id: instance for instance in instances}
     if unknown := sorted({row.instance for row in store.rows} - set(known)):
@@ -112,9 +123,15 @@ def _rows(
 
 
 def _score(
-    grid: ProbeGrid, step: int, readout: str, features: NDArray[Any], questions: Sequence[Question],
-    fold: NDArray[np.int64], groups: NDArray[np.int64], alpha: float,
-) -> None:  # fmt: skip
+    grid: ProbeGrid,
+    step: int,
+    readout: str,
+    features: NDArray[Any],
+    questions: Sequence[Question],
+    fold: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    alpha: float,
+) -> None:
     """Fit and score all questions at one place."""
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).sum())

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.fit.scores import GroupedScores
+from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float64]
 
 #: Controls that are readouts of their own, the same for every layer.
 STILL = ("input", "position")
@@ -126,11 +125,23 @@ class ProbeGrid:
         rows = []
         for (step, readout, label, control), scores in self.scores.items():
             value, low, high = percentile_interval(scores.skill(weights))
-            rows.append({
-                **self._step(step), "readout": readout, "label": label, "role": self.labels[label],
-                "kind": self.kinds.get(label), "control": control, "skill": value, "low": low, "high": high,
-                **_plain(scores), "n": self.groups, "source": self.source, "level": self.level,
-            })  # fmt: skip
+            rows.append(
+                {
+                    **self._step(step),
+                    "readout": readout,
+                    "label": label,
+                    "role": self.labels[label],
+                    "kind": self.kinds.get(label),
+                    "control": control,
+                    "skill": value,
+                    "low": low,
+                    "high": high,
+                    **_plain(scores),
+                    "n": self.groups,
+                    "source": self.source,
+                    "level": self.level,
+                }
+            )
         return pd.DataFrame(rows)
 
     def table(self, step: int | None = None, replicates: int = 300, seed: int = 0) -> pd.DataFrame:
@@ -150,21 +161,27 @@ class ProbeGrid:
         self.require(step=step)
         weights = bootstrap_weights(self.groups, replicates, seed)
         steps = self.steps if step is None else [step]
-        return pd.DataFrame([
-            self._row(s, label, readout, weights) for s in steps for label in self.labels for readout in self.readouts
-            if (s, readout, label, "none") in self.scores
-        ])  # fmt: skip
+        return pd.DataFrame(
+            [
+                self._row(s, label, readout, weights)
+                for s in steps
+                for label in self.labels
+                for readout in self.readouts
+                if (s, readout, label, "none") in self.scores
+            ]
+        )
 
     def summary(self, step: int | None = None, replicates: int = 300) -> str:
         """The table in text, and what it stands on."""
         table = self.table(step, replicates)
         shown = table.drop(columns=["role", "kind", "source", "level", "n", "missing"]).round(3)
         lines = [
-            shown.to_string(index=False), "",
+            shown.to_string(index=False),
+            "",
             f"{self.groups} task instances, states from {self.source}, one row per {self.level}; skill is 0 for the "
             "majority class and 1 for perfection; 95 % bootstrap intervals over instances",
             f"controls missing: {', '.join(self.missing)}" if self.missing else "no control is missing",
-        ]  # fmt: skip
+        ]
         return "\n".join(lines)
 
     def plot(self, label: str, axis: Axes | None = None, **options: Any) -> Axes:
@@ -222,14 +239,29 @@ class ProbeGrid:
         absent = [name for name in CONTROLS if name not in controls]
         best = max(controls, key=lambda name: float(controls[name][0]))
         return {
-            **self._step(step), "label": label, "role": self.labels[label], "kind": self.kinds.get(label),
-            "readout": readout, "skill": skill.value, "low": skill.low, "high": skill.high,
-            **shown, "selectivity": selectivity.value, "selectivity_low": selectivity.low,
-            "selectivity_high": selectivity.high, "best": best,
-            "excess": excess.value, "excess_low": excess.low, "excess_high": excess.high, **_plain(scores),
-            "rows": self._balance(label, scores), "n": self.groups, "missing": ", ".join(absent),
-            "source": self.source, "level": self.level,
-        }  # fmt: skip
+            **self._step(step),
+            "label": label,
+            "role": self.labels[label],
+            "kind": self.kinds.get(label),
+            "readout": readout,
+            "skill": skill.value,
+            "low": skill.low,
+            "high": skill.high,
+            **shown,
+            "selectivity": selectivity.value,
+            "selectivity_low": selectivity.low,
+            "selectivity_high": selectivity.high,
+            "best": best,
+            "excess": excess.value,
+            "excess_low": excess.low,
+            "excess_high": excess.high,
+            **_plain(scores),
+            "rows": self._balance(label, scores),
+            "n": self.groups,
+            "missing": ", ".join(absent),
+            "source": self.source,
+            "level": self.level,
+        }
 
     def _balance(self, label: str, scores: GroupedScores) -> str:
         """How many rows each class has, such as "False 600, True 200"."""

@@ -38,7 +38,7 @@ from dit_lens.tasks.base import Label, Level
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Place = tuple[int, str]
+StepReadout = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,26 @@ def stream_probes(
         A task whose settings cannot be saved with the probes.
     """
     card_of_task(task)
-    sides = [task.sample(int(x), seed=seed, split=s) if isinstance(x, int | np.integer) else list(x)
-             for x, s in ((train, "train"), (test, "test"))]  # fmt: skip
+    sides = [
+        task.sample(int(x), seed=seed, split=s) if isinstance(x, int | np.integer) else list(x)
+        for x, s in ((train, "train"), (test, "test"))
+    ]
     require_disjoint(*([instance.id for instance in side] for side in sides))
     visit = plan_visit(
-        model, task, sides[0], steps=steps, layers=layers, frames=frames, level=level, pool=pool, source=source,
-        controls=controls, seed=seed, batch=batch, random_seed=random_seed,
-    )  # fmt: skip
+        model,
+        task,
+        sides[0],
+        steps=steps,
+        layers=layers,
+        frames=frames,
+        level=level,
+        pool=pool,
+        source=source,
+        controls=controls,
+        seed=seed,
+        batch=batch,
+        random_seed=random_seed,
+    )
     found = targets_of(task, [*sides[0], *sides[1]], visit.rows, labels)
     count = len(sides[0])
     known = {name: _only(label, slice(count)) for name, label in found.items()}
@@ -139,9 +152,9 @@ def stream_probes(
 
 def _accumulated(
     model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, questions: Sequence[Question]
-) -> tuple[dict[Place, Moments], Run]:
+) -> tuple[dict[StepReadout, Moments], Run]:
     """Moments of every place over the training instances, and the last run."""
-    moments: dict[Place, Moments] = {}
+    moments: dict[StepReadout, Moments] = {}
 
     def adding(rows: slice) -> Sink:
         y = targets(questions, rows).flatten(0, 1)
@@ -176,8 +189,8 @@ def _asked(questions: Sequence[Question], labels: Mapping[str, Label]) -> list[A
 
 
 def _solved(
-    questions: Sequence[Question], moments: Mapping[Place, Moments], alpha: float
-) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
+    questions: Sequence[Question], moments: Mapping[StepReadout, Moments], alpha: float
+) -> tuple[dict[StepReadout, Tensor], dict[StepReadout, Tensor]]:
     """At each place coefficients (K, D) and intercepts (K,) whose outputs answer the questions."""
     coef, intercept = {}, {}
     for place, train in moments.items():
@@ -209,9 +222,16 @@ def _only(label: Label, rows: slice) -> Label:
 
 
 def _card(
-    model: VideoDiT, task: Any, visit: Visit, run: Run, asked: Sequence[Asked], alpha: float, pool: str | Pool,
-    seed: int, sides: Mapping[str, Sequence[Any]],
-) -> dict[str, Any]:  # fmt: skip
+    model: VideoDiT,
+    task: Any,
+    visit: Visit,
+    run: Run,
+    asked: Sequence[Asked],
+    alpha: float,
+    pool: str | Pool,
+    seed: int,
+    sides: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:
     layers = indices(visit.layers, model.layers, "layer")
     readouts = ["embed", *map(layer_name, layers)]
     return {

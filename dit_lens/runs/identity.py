@@ -45,8 +45,9 @@ def _adapters(module: nn.Module) -> tuple[Any, ...]:
     parts: Iterable[Any] = module.modules()
     return tuple(
         (str(part.active_adapters), sorted(part.scaling.items()), str(part.merged_adapters), part.disable_adapters)
-        for part in parts if hasattr(part, "scaling") and hasattr(part, "merged_adapters")
-    )  # fmt: skip
+        for part in parts
+        if hasattr(part, "scaling") and hasattr(part, "merged_adapters")
+    )
 
 
 def _sample(module: Any, name: str, parameter: nn.Parameter) -> bytes:

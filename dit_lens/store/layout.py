@@ -16,10 +16,19 @@ from dit_lens.sites.site import Site
 
 #: The names of safetensors for the dtypes that a store takes.
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -52,9 +61,10 @@ class Part:
     def difference(self, other: Part) -> str:
         """What another part of the same site has that this one has not, in words; empty where they agree."""
         pairs = {
-            "shape (rows left out)": (self.shape, other.shape), "dtype": (self.dtype, other.dtype),
+            "shape (rows left out)": (self.shape, other.shape),
+            "dtype": (self.dtype, other.dtype),
             "sigma, alpha, expert": (self._noise, other._noise),
-        }  # fmt: skip
+        }
         return "; ".join(f"{name} {b}, the store has {a}" for name, (a, b) in pairs.items() if a != b)
 
 

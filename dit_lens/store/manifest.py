@@ -175,9 +175,15 @@ def _part(data: Any) -> Part:
         raise Malformed(f"{data['site']!r} is not the canonical string of a site, which is {str(place)!r}")
     noise = {name: optional(data, name, float) for name in ("sigma", "alpha")}
     site = Site(
-        place.step, place.branch, place.layer, place.component, place.stream, place.head,
-        **noise, expert=optional(data, "expert", str),
-    )  # fmt: skip
+        step=place.step,
+        branch=place.branch,
+        layer=place.layer,
+        component=place.component,
+        stream=place.stream,
+        head=place.head,
+        **noise,
+        expert=optional(data, "expert", str),
+    )
     part = Part(site, get(data, "dtype", str), shape(data, "shape"))
     if part.dtype not in DTYPES:
         raise Malformed(f"{site}: unknown dtype {part.dtype!r}; one of {', '.join(DTYPES)}")
@@ -189,9 +195,14 @@ def _part(data: Any) -> Part:
 def _entry(data: Mapping[str, Any], manifest: Manifest) -> Entry:
     rows = tuple(_row(row) for row in get(data, "rows", list))
     entry = Entry(
-        get(data, "key", str), get(data, "run", str), get(data, "file", str), count(data, "bytes"),
-        get(data, "header_sha256", str), rows, get(data, "settings", dict),
-    )  # fmt: skip
+        key=get(data, "key", str),
+        run_id=get(data, "run", str),
+        file=get(data, "file", str),
+        size=count(data, "bytes"),
+        sha256=get(data, "header_sha256", str),
+        rows=rows,
+        settings=get(data, "settings", dict),
+    )
     if entry.file != (expected := shard_name(len(manifest.entries))):
         raise Malformed(f"names the file {entry.file!r}; it must be {expected!r}")
     if entry.key in manifest.keys:
@@ -212,15 +223,26 @@ def _row(data: Any) -> Row:
 def layout_line(layout: Layout) -> bytes:
     sites = [
         {
-            "site": str(p.site), "dtype": p.dtype, "shape": list(p.shape), "row_bytes": p.row_bytes,
-            "sigma": _float(p.site.sigma), "alpha": _float(p.site.alpha), "expert": p.site.expert,
+            "site": str(p.site),
+            "dtype": p.dtype,
+            "shape": list(p.shape),
+            "row_bytes": p.row_bytes,
+            "sigma": _float(p.site.sigma),
+            "alpha": _float(p.site.alpha),
+            "expert": p.site.expert,
         }
         for p in layout.parts
-    ]  # fmt: skip
+    ]
     sampling = None if layout.sampling is None else dict(layout.sampling)
-    return strict.line({
-        "kind": "layout", "schema": SCHEMA, "model": layout.model_id, "sampling": sampling, "sites": sites,
-    })  # fmt: skip
+    return strict.line(
+        {
+            "kind": "layout",
+            "schema": SCHEMA,
+            "model": layout.model_id,
+            "sampling": sampling,
+            "sites": sites,
+        }
+    )
 
 
 def _float(value: float | None) -> float | None:
@@ -229,10 +251,19 @@ def _float(value: float | None) -> float | None:
 
 def entry_line(entry: Entry) -> bytes:
     rows = [{"instance": row.instance, "seed": row.seed} for row in entry.rows]
-    return strict.line({
-        "kind": "run", "schema": SCHEMA, "key": entry.key, "run": entry.run_id, "file": entry.file,
-        "bytes": entry.size, "header_sha256": entry.sha256, "rows": rows, "settings": dict(entry.settings),
-    })  # fmt: skip
+    return strict.line(
+        {
+            "kind": "run",
+            "schema": SCHEMA,
+            "key": entry.key,
+            "run": entry.run_id,
+            "file": entry.file,
+            "bytes": entry.size,
+            "header_sha256": entry.sha256,
+            "rows": rows,
+            "settings": dict(entry.settings),
+        }
+    )
 
 
 def prepare(folder: Path, at: int) -> None:

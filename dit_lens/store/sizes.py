@@ -91,8 +91,10 @@ class Summary:
     components: pd.DataFrame
 
     def __str__(self) -> str:
-        lines = [f"{readable(self.size):>9}  {self.folder}: {self.runs:,} runs, {self.rows:,} rows of "
-                 f"{self.instances:,} instances, {self.sites:,} sites; {readable(self.free)} free"]  # fmt: skip
+        lines = [
+            f"{readable(self.size):>9}  {self.folder}: {self.runs:,} runs, {self.rows:,} rows of "
+            f"{self.instances:,} instances, {self.sites:,} sites; {readable(self.free)} free"
+        ]
         for part in self.components.itertuples():
             lines.append(f"{readable(int(str(part.bytes))):>9}  {part.component}/{part.stream}, {part.sites} sites")
         return "\n".join(lines)
@@ -159,15 +161,33 @@ def summary(folder: Path, manifest: Manifest) -> Summary:
     table = frame(manifest)
     parts = table.groupby(["component", "stream"], sort=False).agg(sites=("site", "size"), bytes=("bytes", "sum"))
     return Summary(
-        folder, len(manifest.entries), len(rows), len({row.instance for row in rows}), len(table),
-        sum(entry.size for entry in manifest.entries), free(folder), parts.reset_index(),
-    )  # fmt: skip
+        folder=folder,
+        runs=len(manifest.entries),
+        rows=len(rows),
+        instances=len({row.instance for row in rows}),
+        sites=len(table),
+        size=sum(entry.size for entry in manifest.entries),
+        free=free(folder),
+        components=parts.reset_index(),
+    )
 
 
 COLUMNS: Sequence[str] = (
-    "site", "step", "sigma", "alpha", "expert", "branch", "layer", "component", "stream", "head", "dtype", "shape",
-    "rows", "bytes",
-)  # fmt: skip
+    "site",
+    "step",
+    "sigma",
+    "alpha",
+    "expert",
+    "branch",
+    "layer",
+    "component",
+    "stream",
+    "head",
+    "dtype",
+    "shape",
+    "rows",
+    "bytes",
+)
 
 
 ROW_COLUMNS = ("key", "run", "instance", "seed")
@@ -178,10 +198,24 @@ def frame(manifest: Manifest) -> pd.DataFrame:
     rows = sum(len(entry.rows) for entry in manifest.entries)
     parts = manifest.layout.parts if manifest.layout else ()
     table = [
-        (str(p.site), p.site.step, p.site.sigma, p.site.alpha, p.site.expert, p.site.branch, p.site.layer,
-         p.site.component, p.site.stream, p.site.head, p.dtype, p.shape, rows, rows * p.row_bytes)
+        (
+            str(p.site),
+            p.site.step,
+            p.site.sigma,
+            p.site.alpha,
+            p.site.expert,
+            p.site.branch,
+            p.site.layer,
+            p.site.component,
+            p.site.stream,
+            p.site.head,
+            p.dtype,
+            p.shape,
+            rows,
+            rows * p.row_bytes,
+        )
         for p in parts
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(table, columns=list(COLUMNS)).astype({"layer": "Int64", "head": "Int64"})
 
 

@@ -140,8 +140,10 @@ class View:
         unique, back = np.unique(rows, return_inverse=True)
         shards = np.searchsorted(self._ends, unique, side="right")
         breaks = np.flatnonzero((np.diff(unique) != 1) | (np.diff(shards) != 0)) + 1
-        parts = [self._piece(int(shards_[0]), piece, inner) for piece, shards_ in zip(
-            np.split(unique, breaks), np.split(shards, breaks), strict=True)]  # fmt: skip
+        parts = [
+            self._piece(int(shards_[0]), piece, inner)
+            for piece, shards_ in zip(np.split(unique, breaks), np.split(shards, breaks), strict=True)
+        ]
         whole = torch.cat(parts)
         return whole if np.array_equal(rows, unique) else whole[torch.from_numpy(back.reshape(-1))]
 

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dit_lens.errors import TaskError
+from dit_lens.files.video import Video
+from dit_lens.results.arrays import Bools, Floats
 
 Split = Literal["train", "val", "test"]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Video = NDArray[np.uint8]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+
+#: More than the first of a candidate that is drawn is alive; less than the second of it is not yet decided.
+ALIVE, DECIDED = 0.15, 0.85
 
 #: What one value of a label belongs to.
 Level = Literal["clip", "frame", "cell", "token"]

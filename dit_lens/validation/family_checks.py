@@ -167,8 +167,10 @@ def check_identity(subject: Subject) -> str:
         tokens = Tokens(frames=free) if chosen == ("latents",) and geometry.fixed_frames else Tokens()
         run = subject.run([Patch(subject.base, Sites(chosen, stream=stream, tokens=tokens))])
         if not torch.equal(run.latents, subject.base.latents):
-            raise Failed(f"patching {'+'.join(chosen)} with its own moved the final latents by "
-                         f"{float((run.latents - subject.base.latents).abs().max()):.1e}")  # fmt: skip
+            raise Failed(
+                f"patching {'+'.join(chosen)} with its own moved the final latents by "
+                f"{float((run.latents - subject.base.latents).abs().max()):.1e}"
+            )
     return f"{', '.join(parts)}, embed, model_input, velocity, latents: the same bits"
 
 

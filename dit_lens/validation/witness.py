@@ -79,9 +79,13 @@ def observed(subject: Subject) -> Observed:
         _by_row(pipeline, subject.architecture.shared_image),
     ):
         output = pipeline(
-            prompt=inputs.prompts, generator=inputs.generators(), output_type="latent", return_dict=False,
-            **inputs.image_argument(), **settings,
-        )[0]  # fmt: skip
+            prompt=inputs.prompts,
+            generator=inputs.generators(),
+            output_type="latent",
+            return_dict=False,
+            **inputs.image_argument(),
+            **settings,
+        )[0]
     seen.latents = output
     return seen
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dit_lens.results.intervals import Floats, bootstrap_weights, percentile_interval
+from dit_lens.results.arrays import Floats
+from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 from tests.benchmarks.cases import Case, Side
 from tests.benchmarks.memory import peak_bytes
 

@@ -10,7 +10,9 @@ import pytest
 from dit_lens.errors import EvidenceError, TaskError
 from dit_lens.tasks import TASKS, Maze, Permanence, task_named
 from dit_lens.tasks.maze import render
-from dit_lens.tasks.reading import ANSWER_RULES, read_answers, read_ends, read_ink, read_shares
+from dit_lens.tasks.maze.alive import read_ink
+from dit_lens.tasks.puzzles.shares import read_shares
+from dit_lens.tasks.reading import ANSWER_RULES, read_answers, read_ends
 
 NAMES = [*TASKS, "two-goal maze:4"]
 #: Tasks whose pictures can be taken apart into their candidates' last frames.

@@ -11,7 +11,7 @@ from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.analysis.behaviours.correction import Correction, self_correction
 from dit_lens.analysis.behaviours.memory import WorkingMemory, working_memory
 from dit_lens.analysis.behaviours.order import PerceptionOrder, perception_before_action
-from dit_lens.analysis.behaviours.paths import MultiPath, multi_path, undecided_cells
+from dit_lens.analysis.behaviours.paths import MultiPath, multi_path
 from dit_lens.analysis.behaviours.surveys import Survey, survey
 
 __all__ = [
@@ -28,6 +28,5 @@ __all__ = [
     "perception_before_action",
     "self_correction",
     "survey",
-    "undecided_cells",
     "working_memory",
 ]

@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.errors import EvidenceError
+from dit_lens.files.video import Video
 from dit_lens.lens.steps import step_lens
 from dit_lens.model import VideoDiT
 from dit_lens.tasks.base import title_of
-
-Video = NDArray[np.uint8]
 
 #: The seed of a chain's first instance, apart from those of the runs that are probed.
 CHAIN_SEED = 10_000

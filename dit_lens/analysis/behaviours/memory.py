@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dit_lens.analysis.behaviours.chain import distinct
 from dit_lens.analysis.behaviours.config import BehaviourConfig
@@ -40,14 +39,14 @@ from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.collect import collect
 from dit_lens.probing.rows.data import ProbeData
+from dit_lens.results.arrays import Bools, Ints
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval
 from dit_lens.results.plots import heatmap
-from dit_lens.tasks.base import Bools, Label, title_of
+from dit_lens.tasks.base import Label, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Ints = NDArray[np.int64]
 TARGETS = ("position", "colour")
 
 
@@ -190,9 +189,15 @@ def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = 
             f"{task.name}: in no latent frame do {4 * config.folds} of {len(instances)} instances hide an object"
         )
     data = collect(
-        model, task, instances, steps=config.probe_steps, frames=frames, labels=["hidden"], seed=config.seed,
+        model,
+        task,
+        instances,
+        steps=config.probe_steps,
+        frames=frames,
+        labels=["hidden"],
+        seed=config.seed,
         batch=config.batch,
-    )  # fmt: skip
+    )
     grids, peaks = {}, []
     for place, frame in enumerate(frames):
         runs = np.flatnonzero(hidden[:, frame])

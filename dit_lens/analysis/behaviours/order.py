@@ -42,7 +42,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dit_lens.analysis.behaviours.chain import Chain, chain_of, distinct
 from dit_lens.analysis.behaviours.config import BehaviourConfig
@@ -51,6 +50,7 @@ from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.collect import collect
+from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval, weighted_means
 from dit_lens.results.plots import curves
 from dit_lens.tasks.base import title_of
@@ -59,8 +59,6 @@ from dit_lens.tasks.reading import read_ends
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 #: What the picture shows, and what has to be worked out.
 ENDS, PATH = ("start", "goal", "goal_red", "goal_purple"), "on_path"

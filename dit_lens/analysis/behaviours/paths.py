@@ -26,23 +26,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dit_lens.analysis.behaviours.chain import Chain
+from dit_lens.errors import EvidenceError
+from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, mean_interval, wilson
 from dit_lens.results.plots import curves
-from dit_lens.tasks.maze import Maze
-from dit_lens.tasks.maze import boards as maze_boards
-from dit_lens.tasks.reading import read_ink, read_shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-#: More than the first of a thing is alive; less than the second of it is not yet decided.
-ALIVE, DECIDED = 0.15, 0.85
 
 
 @dataclass(frozen=True)
@@ -101,60 +93,6 @@ def multi_path(chain: Chain) -> MultiPath:
     EvidenceError
         The task has no candidates that a picture can be taken apart into.
     """
-    if isinstance(chain.task, Maze):
-        return MultiPath(chain, _of_mazes(chain))
-    shares = [read_shares(chain.task, chain.frames[:, g, -1], instance) for g, instance in enumerate(chain.instances)]
-    alive = [(s.weights > ALIVE).sum(axis=1) * s.readable for s in shares]
-    readable = np.stack([s.readable for s in shares], axis=1)
-    return MultiPath(chain, {"alive": np.stack(alive, axis=1).astype(np.float64), "readable": readable.astype(float)})
-
-
-def _of_mazes(chain: Chain) -> dict[str, Floats]:
-    task, instances = chain.task, list(chain.instances)
-    boards = maze_boards.concatenate([instance.board for instance in instances])
-    ink = read_ink(task, chain.frames[:, :, -1], instances)
-    inked, final = ink > ALIVE, task.read_answer(chain.frames[-1, :, -1])
-    branches = np.stack([count_branches(boards.moves, cells, final) for cells in inked]).astype(np.float64)
-    if task.goals == 1:
-        alive = (branches + 1) * (inked.sum(axis=(2, 3)) >= 2)
-    else:
-        alive = np.stack([_goals_reached(boards, cells) for cells in inked])
-    undecided = undecided_cells(ink)
-    return {"alive": alive.astype(np.float64), "branches": branches, "undecided": undecided}
-
-
-def undecided_cells(ink: Floats) -> Floats:
-    """Number of cells of ink (..., n, n) that are neither empty nor inked: float (...)."""
-    return np.asarray(((ink > ALIVE) & (ink < DECIDED)).sum(axis=(-2, -1)), dtype=np.float64)
-
-
-def count_branches(moves: Bools, inked: Bools, trail: Bools) -> NDArray[np.int64]:
-    """Connected sets of inked cells off a trail that a legal move joins to it: int (B,).
-
-    Parameters
-    ----------
-    moves : bool array of shape (B, 4, n, n)
-        Legal moves, as `dit_lens.tasks.maze.boards.open_moves` gives them.
-    inked, trail : bool arrays of shape (B, n, n)
-    """
-    off = inked & ~trail
-    inside, beside = maze_boards.restrict(moves, off), np.zeros_like(off)
-    for move in range(4):
-        beside |= moves[:, move] & off & maze_boards.shift(trail, move, False)
-    counts = np.zeros(len(off), dtype=np.int64)
-    left = off.copy()
-    while left.any():
-        # The first cell that is left of each board, and all that it is connected with.
-        some = left.reshape(len(left), -1).argmax(axis=1)
-        start = np.stack(np.divmod(some, left.shape[-1]), axis=1)
-        found = (maze_boards.distances(inside, start) < maze_boards.UNREACHED) & left
-        counts += (found & beside).any(axis=(1, 2))
-        left &= ~found
-    return counts
-
-
-def _goals_reached(boards: maze_boards.Boards, inked: Bools) -> NDArray[np.int64]:
-    """Number of goals that inked cells (B, n, n) join to the start by legal moves: int (B,)."""
-    reached = maze_boards.distances(maze_boards.restrict(boards.moves, inked), boards.start) < maze_boards.UNREACHED
-    reached &= inked
-    return np.asarray(sum(maze_boards.at(reached, goal) for goal in np.moveaxis(boards.goals, 1, 0)), dtype=np.int64)
+    if not hasattr(chain.task, "alive"):
+        raise EvidenceError(f"{chain.title!r} has no candidates that a picture can be taken apart into")
+    return MultiPath(chain, chain.task.alive(chain.frames[:, :, -1], chain.instances))

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.data import ProbeData
+from dit_lens.results.arrays import Floats, Ints
 from dit_lens.results.intervals import bootstrap_weights
 from dit_lens.tasks.base import Label
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
 
 def probe_rows(
-    data: Mapping[int, ProbeData], labels: Mapping[str, Label], runs: Ints, rows: Ints,
-    folds: int | Sequence[int], seed: int,
-) -> ProbeGrid:  # fmt: skip
+    data: Mapping[int, ProbeData],
+    labels: Mapping[str, Label],
+    runs: Ints,
+    rows: Ints,
+    folds: int | Sequence[int],
+    seed: int,
+) -> ProbeGrid:
     """Probes of some rows of some runs, at every step and readout.
 
     Parameters
@@ -35,11 +37,13 @@ def probe_rows(
     """
     chosen = {
         step: replace(
-            part, labels=labels, groups=[part.instances[run] for run in runs],
+            part,
+            labels=labels,
+            groups=[part.instances[run] for run in runs],
             features={name: np.asarray(x)[runs[:, None], rows] for name, x in part.features.items()},
         )
         for step, part in data.items()
-    }  # fmt: skip
+    }
     return probe_grid(chosen, folds=folds, seed=seed)
 
 

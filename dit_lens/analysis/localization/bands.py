@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import Interval
 
-Floats = NDArray[np.float64]
 NAMES = ("perception", "reasoning", "consolidation")
 
 

@@ -64,9 +64,14 @@ def _shade(axis: Axes, verdict: Verdict) -> None:
     for i, (name, band) in enumerate(verdict.bands.items()):
         layers = band.layers
         axis.axvspan(
-            layers[0] - 0.4, layers[-1] + 0.4, ymin=0.03 * i, ymax=0.03 * i + 0.025,
-            color=BAND_COLOURS[name], label=name, linewidth=0,
-        )  # fmt: skip
+            layers[0] - 0.4,
+            layers[-1] + 0.4,
+            ymin=0.03 * i,
+            ymax=0.03 * i + 0.025,
+            color=BAND_COLOURS[name],
+            label=name,
+            linewidth=0,
+        )
 
 
 def plot_probe_heatmap(probes: ProbeGrid, label: str) -> Figure:

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from dit_lens.lens.depth import depth_lens
 from dit_lens.model import VideoDiT
+from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import mean_interval
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dit_lens.analysis.localization.bands import Curves, Thresholds, find_bands
 from dit_lens.analysis.localization.lens_curves import LensCurves, lens_curves
@@ -18,10 +17,9 @@ from dit_lens.model import VideoDiT
 from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.collect import collect
+from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, weighted_means
 from dit_lens.sites.select import Select, indices
-
-Floats = NDArray[np.float64]
 
 #: Labels that the bands are read from; a task's further labels are probed and reported too.
 PERCEPTION = ("wall_right", "wall_down", "wall_left", "wall_up", "start", "goal", "goal_red", "goal_purple")
@@ -58,9 +56,14 @@ def localize(
     _check_labels(task)
     probes = _probe(model, task, config)
     patching = patching_sweep(
-        model, task, task.pairs(config.pairs, seed=config.seed + 1), step=config.step,
-        flip_pairs=config.flip_pairs, seed=config.seed + 10_000, permute=config.permute,
-    )  # fmt: skip
+        model,
+        task,
+        task.pairs(config.pairs, seed=config.seed + 1),
+        step=config.step,
+        flip_pairs=config.flip_pairs,
+        seed=config.seed + 10_000,
+        permute=config.permute,
+    )
     instances = task.sample(config.lens_instances, seed=config.seed + 2)
     judged_on = _derange(instances) if config.permute else instances
     lens = lens_curves(model, task, instances, step=config.step, seed=config.seed + 20_000, judged_on=judged_on)
@@ -112,8 +115,10 @@ def _curves(
         return np.asarray(np.mean(above, axis=0))
 
     return Curves(
-        perception=excess("perception", PERCEPTION), reasoning=excess("reasoning", REASONING),
+        perception=excess("perception", PERCEPTION),
+        reasoning=excess("reasoning", REASONING),
         path=excess("reasoning", (ANSWER,)),
-        share=weighted_means(patching.share, of_pairs), unrelated=weighted_means(patching.unrelated, of_pairs),
+        share=weighted_means(patching.share, of_pairs),
+        unrelated=weighted_means(patching.unrelated, of_pairs),
         legality=weighted_means(lens.legality, of_lens),
-    )  # fmt: skip
+    )

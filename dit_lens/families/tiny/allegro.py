@@ -26,9 +26,15 @@ def _vae() -> AutoencoderKLAllegro:
 
 def _transformer() -> AllegroTransformer3DModel:
     return AllegroTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=24, num_layers=4, cross_attention_dim=48, caption_channels=32,
-        sample_height=16, sample_width=22, sample_frames=6,
-    ).eval()  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=24,
+        num_layers=4,
+        cross_attention_dim=48,
+        caption_channels=32,
+        sample_height=16,
+        sample_width=22,
+        sample_frames=6,
+    ).eval()
 
 
 def _text_to_video() -> AllegroPipeline:
@@ -39,9 +45,14 @@ def _text_to_video() -> AllegroPipeline:
 
 #: Token grid (6, 8, 11), two tiles. Without clean_caption the pipeline needs neither bs4 nor ftfy.
 _SETTINGS: dict[str, Any] = {
-    "height": 128, "width": 176, "num_frames": 24, "num_inference_steps": 3, "guidance_scale": 3.0,
-    "clean_caption": False, **SHORT,
-}  # fmt: skip
+    "height": 128,
+    "width": 176,
+    "num_frames": 24,
+    "num_inference_steps": 3,
+    "guidance_scale": 3.0,
+    "clean_caption": False,
+    **SHORT,
+}
 
 ALLEGRO_T2V = Tiny(
     "allegro", _text_to_video, two_prompts, _SETTINGS, ready=lambda pipeline: pipeline.vae.enable_tiling()

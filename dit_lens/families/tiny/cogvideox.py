@@ -22,10 +22,16 @@ _TEXT_WIDTH = 32
 
 #: As scripts/convert_cogvideox_to_diffusers.py of diffusers writes it for 2b.
 _SCHEDULE: dict[str, Any] = {
-    "snr_shift_scale": 3.0, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "clip_sample": False, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
-    "set_alpha_to_one": True, "timestep_spacing": "trailing",
-}  # fmt: skip
+    "snr_shift_scale": 3.0,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "set_alpha_to_one": True,
+    "timestep_spacing": "trailing",
+}
 
 
 def text() -> dict[str, Any]:
@@ -39,16 +45,25 @@ def text() -> dict[str, Any]:
 def _vae(scaling_factor: float) -> AutoencoderKLCogVideoX:
     """Compresses space by 8 and time by 4, as the real one."""
     return AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_height=48, sample_width=64,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        sample_height=48,
+        sample_width=64,
         scaling_factor=scaling_factor,
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def _transformer(**more: Any) -> CogVideoXTransformer3DModel:
     return CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, time_embed_dim=16, text_embed_dim=_TEXT_WIDTH, num_layers=4,
-        max_text_seq_length=16, **more,
-    ).eval()  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=16,
+        time_embed_dim=16,
+        text_embed_dim=_TEXT_WIDTH,
+        num_layers=4,
+        max_text_seq_length=16,
+        **more,
+    ).eval()
 
 
 def _one() -> CogVideoXPipeline:
@@ -64,9 +79,11 @@ def _one_and_a_half() -> CogVideoXPipeline:
         patch_size_t=2, use_rotary_positional_embeddings=True, sample_height=6, sample_width=8, sample_frames=9
     )
     return CogVideoXPipeline(
-        **text(), vae=_vae(0.7), transformer=transformer,
+        **text(),
+        vae=_vae(0.7),
+        transformer=transformer,
         scheduler=CogVideoXDPMScheduler(**{**_SCHEDULE, "snr_shift_scale": 1.0}),
-    )  # fmt: skip
+    )
 
 
 _SIZE = {"num_frames": 9, "num_inference_steps": 3, "guidance_scale": 3.0, **SHORT}

@@ -21,20 +21,32 @@ def _llama() -> LlamaModel:
     """Three layers: the pipeline takes the third last of the hidden states, and that should have seen attention."""
     return LlamaModel(
         LlamaConfig(
-            vocab_size=len(WORDS), hidden_size=_TEXT_WIDTH, intermediate_size=64, num_hidden_layers=3,
-            num_attention_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+            vocab_size=len(WORDS),
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
         )
-    )  # fmt: skip
+    )
 
 
 def _clip() -> CLIPTextModel:
     """Pools at the first ``</s>``."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(WORDS), hidden_size=_TEXT_WIDTH, intermediate_size=64, num_hidden_layers=1,
-            num_attention_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+            vocab_size=len(WORDS),
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
         )
-    )  # fmt: skip
+    )
 
 
 def _vae() -> AutoencoderKLHunyuanVideo:
@@ -46,10 +58,19 @@ def _vae() -> AutoencoderKLHunyuanVideo:
 
 def _transformer() -> HunyuanVideoTransformer3DModel:
     return HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=2,
-        num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=_TEXT_WIDTH,
-        pooled_projection_dim=_TEXT_WIDTH, rope_axes_dim=(4, 6, 6),
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        text_embed_dim=_TEXT_WIDTH,
+        pooled_projection_dim=_TEXT_WIDTH,
+        rope_axes_dim=(4, 6, 6),
+    )
 
 
 def _text_to_video() -> HunyuanVideoPipeline:
@@ -67,10 +88,18 @@ def _text_to_video() -> HunyuanVideoPipeline:
 
 #: Token grid (2, 3, 4). The default template belongs to the real tokenizer, of whose tokens 95 are cut off.
 HUNYUAN_VIDEO_T2V = Tiny(
-    "hunyuanvideo", _text_to_video, two_prompts,
+    "hunyuanvideo",
+    _text_to_video,
+    two_prompts,
     {
-        "height": 48, "width": 64, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": 6.0,
-        "true_cfg_scale": 3.0, "negative_prompt": "wall behind left", "max_sequence_length": 16,
+        "height": 48,
+        "width": 64,
+        "num_frames": 5,
+        "num_inference_steps": 3,
+        "guidance_scale": 6.0,
+        "true_cfg_scale": 3.0,
+        "negative_prompt": "wall behind left",
+        "max_sequence_length": 16,
         "prompt_template": {"template": "{}", "crop_start": 0},
     },
-)  # fmt: skip
+)

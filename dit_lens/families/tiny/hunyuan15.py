@@ -41,11 +41,18 @@ def _qwen() -> Qwen2_5_VLTextModel:
     """Three layers: the pipeline takes the third last of the hidden states, and that should have seen attention."""
     return Qwen2_5_VLTextModel(
         Qwen2_5_VLTextConfig(
-            vocab_size=len(WORDS), hidden_size=_TEXT_WIDTH, intermediate_size=64, num_hidden_layers=3,
-            num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+            vocab_size=len(WORDS),
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
             rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
         )
-    )  # fmt: skip
+    )
 
 
 def _byt5(tokenizer: ByT5Tokenizer) -> T5EncoderModel:
@@ -62,10 +69,20 @@ def _vae() -> AutoencoderKLHunyuanVideo15:
 def _transformer() -> HunyuanVideo15Transformer3DModel:
     """Is given the noisy latents, an image's latents and the mask of its frame; without an image those are zero."""
     return HunyuanVideo15Transformer3DModel(
-        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=4, num_refiner_layers=1,
-        patch_size=1, patch_size_t=1, text_embed_dim=_TEXT_WIDTH, text_embed_2_dim=_TEXT_WIDTH, image_embed_dim=16,
-        rope_axes_dim=(4, 6, 6), task_type="t2v",
-    )  # fmt: skip
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=4,
+        num_refiner_layers=1,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=_TEXT_WIDTH,
+        text_embed_2_dim=_TEXT_WIDTH,
+        image_embed_dim=16,
+        rope_axes_dim=(4, 6, 6),
+        task_type="t2v",
+    )
 
 
 def _text_to_video() -> HunyuanVideo15Pipeline:
@@ -89,6 +106,8 @@ def _text_to_video() -> HunyuanVideo15Pipeline:
 
 #: Token grid (2, 3, 4).
 HUNYUAN_VIDEO_15_T2V = Tiny(
-    "hunyuanvideo-1.5", _text_to_video, two_prompts,
+    "hunyuanvideo-1.5",
+    _text_to_video,
+    two_prompts,
     {"height": 48, "width": 64, "num_frames": 5, "num_inference_steps": 3},
-)  # fmt: skip
+)

@@ -22,21 +22,32 @@ CHANNELS = 16
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
     """As scripts/convert_ltx_to_diffusers.py and convert_ltx2_to_diffusers.py of diffusers write it."""
     return FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
         shift_terminal=0.1,
-    )  # fmt: skip
+    )
 
 
 #: Compresses space by 32 and time by 8, as the real ones of LTX-Video and LTX-2.
 COMPRESSION: dict[str, Any] = {
-    "latent_channels": CHANNELS, "block_out_channels": (8, 8, 8, 8), "layers_per_block": (1, 1, 1, 1, 1),
+    "latent_channels": CHANNELS,
+    "block_out_channels": (8, 8, 8, 8),
+    "layers_per_block": (1, 1, 1, 1, 1),
     "spatio_temporal_scaling": (True, True, True, True),
     "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
-    "decoder_block_out_channels": (8, 16, 32), "decoder_layers_per_block": (1, 1, 1, 1),
-    "decoder_spatio_temporal_scaling": (True, True, True), "decoder_inject_noise": (False, False, False, False),
-    "upsample_residual": (True, True, True), "upsample_factor": (2, 2, 2), "decoder_causal": False,
-    "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
-}  # fmt: skip
+    "decoder_block_out_channels": (8, 16, 32),
+    "decoder_layers_per_block": (1, 1, 1, 1),
+    "decoder_spatio_temporal_scaling": (True, True, True),
+    "decoder_inject_noise": (False, False, False, False),
+    "upsample_residual": (True, True, True),
+    "upsample_factor": (2, 2, 2),
+    "decoder_causal": False,
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
 
 
 def _vae() -> AutoencoderKLLTXVideo:
@@ -55,9 +66,14 @@ def with_statistics(vae: Any) -> Any:
 
 def _transformer() -> LTXVideoTransformer3DModel:
     return LTXVideoTransformer3DModel(
-        in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=2, attention_head_dim=24,
-        cross_attention_dim=48, caption_channels=32, num_layers=4,
-    ).eval()  # fmt: skip
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_attention_heads=2,
+        attention_head_dim=24,
+        cross_attention_dim=48,
+        caption_channels=32,
+        num_layers=4,
+    ).eval()
 
 
 def _text_to_video() -> LTXPipeline:
@@ -66,7 +82,12 @@ def _text_to_video() -> LTXPipeline:
 
 #: Token grid (2, 3, 4).
 SIZE: dict[str, Any] = {
-    "height": 96, "width": 128, "num_frames": 9, "num_inference_steps": 3, "guidance_scale": 3.0, **SHORT,
-}  # fmt: skip
+    "height": 96,
+    "width": 128,
+    "num_frames": 9,
+    "num_inference_steps": 3,
+    "guidance_scale": 3.0,
+    **SHORT,
+}
 
 LTX_VIDEO_T2V = Tiny("ltx-video", _text_to_video, two_prompts, SIZE)

@@ -18,14 +18,22 @@ with without_notices():  # diffusers' modules print them when they are imported
     from dit_lens.families.tiny.wan import WAN21_I2V, WAN21_T2V, WAN22_A14B, WAN22_TI2V, WAN22_TI2V_IMAGE
 
 _ALL = (
-    WAN21_T2V, WAN21_I2V, WAN22_A14B, WAN22_TI2V, WAN22_TI2V_IMAGE,
-    SKYREELS_T2V, SKYREELS_I2V,
+    WAN21_T2V,
+    WAN21_I2V,
+    WAN22_A14B,
+    WAN22_TI2V,
+    WAN22_TI2V_IMAGE,
+    SKYREELS_T2V,
+    SKYREELS_I2V,
     COSMOS_T2W,
-    HUNYUAN_VIDEO_T2V, HUNYUAN_VIDEO_15_T2V,
-    COGVIDEOX_10, COGVIDEOX_15,
+    HUNYUAN_VIDEO_T2V,
+    HUNYUAN_VIDEO_15_T2V,
+    COGVIDEOX_10,
+    COGVIDEOX_15,
     MOCHI_T2V,
     ALLEGRO_T2V,
-    LTX_VIDEO_T2V, LTX_2_T2V,
-)  # fmt: skip
+    LTX_VIDEO_T2V,
+    LTX_2_T2V,
+)
 
 TINY = {tiny.name: tiny for tiny in _ALL}

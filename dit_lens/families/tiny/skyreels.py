@@ -31,9 +31,12 @@ def _text_to_video() -> SkyReelsV2Pipeline:
 
 def _image_to_video() -> SkyReelsV2ImageToVideoPipeline:
     return SkyReelsV2ImageToVideoPipeline(
-        **text(), vae=vae(), scheduler=scheduler(5.0), transformer=_transformer(**SEEING),
+        **text(),
+        vae=vae(),
+        scheduler=scheduler(5.0),
+        transformer=_transformer(**SEEING),
         **image_encoder(CLIPVisionModelWithProjection),
-    )  # fmt: skip
+    )
 
 
 SKYREELS_T2V = Tiny("skyreels-v2", _text_to_video, two_prompts, {**SIZE, **SHORT})

@@ -36,25 +36,43 @@ def scheduler(flow_shift: float = 3.0) -> UniPCMultistepScheduler:
 def vae(channels: int = 16, **more: Any) -> AutoencoderKLWan:
     """Compresses space by 8 and time by 4, as the real one."""
     return AutoencoderKLWan(
-        base_dim=4, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.1] * channels, latents_std=[1.1] * channels, **more,
-    ).eval()  # fmt: skip
+        base_dim=4,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1] * channels,
+        latents_std=[1.1] * channels,
+        **more,
+    ).eval()
 
 
 def vae_22() -> AutoencoderKLWan:
     """Compresses space by 16: first 2 x 2 pixels to channels, then as before, with 48 channels of latents."""
     return vae(
-        48, is_residual=True, in_channels=12, out_channels=12, patch_size=2,
-        scale_factor_temporal=4, scale_factor_spatial=16,
-    )  # fmt: skip
+        48,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_temporal=4,
+        scale_factor_spatial=16,
+    )
 
 
 #: What the transformers of Wan and SkyReels-V2 are configured with.
 NARROW: dict[str, Any] = {
-    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16, "text_dim": _TEXT_WIDTH,
-    "freq_dim": 32, "ffn_dim": 48, "num_layers": 4, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "text_dim": _TEXT_WIDTH,
+    "freq_dim": 32,
+    "ffn_dim": 48,
+    "num_layers": 4,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 64,
-}  # fmt: skip
+}
 #: Of one that also attends to the tokens of a CLIP image encoder.
 SEEING: dict[str, Any] = {"in_channels": 36, "out_channels": 16, "image_dim": 24, "added_kv_proj_dim": 32}
 
@@ -66,9 +84,14 @@ def transformer(in_channels: int = 16, out_channels: int = 16, **more: Any) -> W
 def image_encoder(kind: Any = CLIPVisionModel) -> dict[str, Any]:
     """A CLIP of five tokens and its preprocessing."""
     config = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
         projection_dim=16,
-    )  # fmt: skip
+    )
     processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     return {"image_encoder": kind(config).eval(), "image_processor": processor}
 
@@ -86,9 +109,13 @@ def _image_to_video() -> WanImageToVideoPipeline:
 def _two_experts() -> WanPipeline:
     """Of three steps the first lies above the boundary."""
     return WanPipeline(
-        **text(), vae=vae(), scheduler=scheduler(), transformer=transformer(), transformer_2=transformer(),
+        **text(),
+        vae=vae(),
+        scheduler=scheduler(),
+        transformer=transformer(),
+        transformer_2=transformer(),
         boundary_ratio=0.875,
-    )  # fmt: skip
+    )
 
 
 def _token_times(kind: Any) -> Any:

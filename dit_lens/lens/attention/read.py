@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.engine.attention_calls import Met, attention_modules, watched
+from dit_lens.engine.attention_calls import AttentionCall, attention_modules, watched
 from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
 from dit_lens.interventions.base import Intervention
-from dit_lens.lens.attention.layout import Asked, cross_softmaxes, named, others_of_self, self_softmaxes
+from dit_lens.lens.attention.layout import Queries, cross_softmaxes, named, others_of_self, self_softmaxes
 from dit_lens.lens.attention.measure import Axis, Sums
 from dit_lens.lens.attention.result import Attention
 from dit_lens.model import VideoDiT
@@ -97,15 +97,24 @@ def attention(
     sought = "self" if kind == "self" else "cross"
     modules = attention_modules(stacked, chosen, sought, model.architecture.family)
     batch = range(len(run.rows) * len(call.branches))
-    asked = Asked(run.geometry.grid, places_of(queries, run), batch[call.rows(branch)], len(batch))
+    asked = Queries(run.geometry.grid, places_of(queries, run), batch[call.rows(branch)], len(batch))
     reading = _Reading(run, kind, heads, asked, region, keep_maps, budget, len(chosen))
     reading.check_region()
     with watched(modules, [c.nth for c in calls if c.expert == call.expert].index(call.nth), reading.see):
         model.replay(run, step, interventions)
     return Attention(
-        step, call.sigma, call.expert, branch, kind, tuple(chosen), reading.heads, run.rows, run.geometry.grid,
-        queries=asked.queries, **reading.tensors(),
-    )  # fmt: skip
+        step=step,
+        sigma=call.sigma,
+        expert=call.expert,
+        branch=branch,
+        kind=kind,
+        layers=tuple(chosen),
+        heads=reading.heads,
+        rows=run.rows,
+        grid=run.geometry.grid,
+        queries=asked.queries,
+        **reading.tensors(),
+    )
 
 
 def places_of(tokens: Tokens, run: Run) -> Tensor:
@@ -122,7 +131,7 @@ class _Reading:
     run: Run
     kind: str
     wanted: Select
-    asked: Asked
+    asked: Queries
     region: Tokens | None
     keep_maps: bool
     budget: int
@@ -135,11 +144,11 @@ class _Reading:
         if self.region is not None:
             self.region.resolve(self.run.geometry, "video" if self.kind == "self" else "text")
 
-    def see(self, met: Met) -> None:
-        axis, softmaxes = self._axis(met), self_softmaxes(met, self.asked)
+    def see(self, call: AttentionCall) -> None:
+        axis, softmaxes = self._axis(call), self_softmaxes(call, self.asked)
         if self.kind != "self":
-            softmaxes = cross_softmaxes(met, self.asked, self.kind)
-        query = met.given[0].query
+            softmaxes = cross_softmaxes(call, self.asked, self.kind)
+        query = call.given[0].query
         chosen = indices(self.wanted, query.shape[1], "head")
         if not self.sums:
             self.heads = tuple(chosen)
@@ -149,18 +158,18 @@ class _Reading:
         for row, softmax in softmaxes:
             sums[row].add(softmax, torch.tensor(chosen, device=device), self.budget)
         if not all(s.entropy.isfinite().all() for s in sums):
-            raise NotFinite(f"{self.kind}-attention of layer {met.layer} is not finite; its queries or keys are not")
+            raise NotFinite(f"{self.kind}-attention of layer {call.layer} is not finite; its queries or keys are not")
         self.sums.append([s.cpu() for s in sums])
 
-    def _axis(self, met: Met) -> Axis:
-        grid, device = self.asked.grid, met.given[0].key.device
+    def _axis(self, call: AttentionCall) -> Axis:
+        grid, device = self.asked.grid, call.given[0].key.device
         if self.kind == "self":
-            video, others, of = self.asked.tokens, others_of_self(met, self.asked), None
+            video, others, of = self.asked.tokens, others_of_self(call, self.asked), None
         else:
-            of = named(met).get("text" if self.kind == "cross" else "image")
+            of = named(call).get("text" if self.kind == "cross" else "image")
             if of is None:
-                reads = " and ".join(named(met))
-                raise UnsupportedModel(f"layer {met.layer}: this model's cross-attention reads {reads} and no image")
+                reads = " and ".join(named(call))
+                raise UnsupportedModel(f"layer {call.layer}: this model's cross-attention reads {reads} and no image")
             video, others = 0, of.key.shape[2]
         if self.region is None:
             return Axis(grid, video, others)

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 #: Measures of `Attention.frame` and the axes that they have besides layer, row, head and query frame.
 MEASURES = {
-    "frames": "key_frame", "uniform": "key_frame", "text": "position", "image": "position",
-    "region": None, "entropy": None, "entropy_share": None,
-}  # fmt: skip
+    "frames": "key_frame",
+    "uniform": "key_frame",
+    "text": "position",
+    "image": "position",
+    "region": None,
+    "entropy": None,
+    "entropy_share": None,
+}
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,11 @@ class Attention:
         measure = {"self": "frames", "cross": "text", "image": "image"}[self.kind] if measure is None else measure
         values = self._values(measure)
         axes: list[tuple[str, Sequence[int]]] = [
-            ("layer", self.layers), ("row", range(len(self.rows))), ("head", self.heads),
+            ("layer", self.layers),
+            ("row", range(len(self.rows))),
+            ("head", self.heads),
             ("query_frame", range(self.grid[0])),
-        ]  # fmt: skip
+        ]
         if (last := MEASURES[measure]) is not None:
             axes.append((last, range(values.shape[-1])))
         index = pd.MultiIndex.from_product([a for _, a in axes], names=[n for n, _ in axes])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError
@@ -19,13 +18,13 @@ from dit_lens.interventions.shapes import require_choice
 from dit_lens.lens.representation.hsic import FEWEST, Centred, estimates, require_enough, require_same_dtype
 from dit_lens.lens.representation.reading import PLACE, Reading, geometry_of, read
 from dit_lens.model import VideoDiT
+from dit_lens.results.arrays import Floats
 from dit_lens.results.plots import heatmap
 from dit_lens.sites.select import Select, indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float64]
 
 #: Bytes that the features may take in float64, in which CKA is computed, all steps and layers together.
 BUDGET = 2**33
@@ -197,9 +196,17 @@ def cka_features(
         return values
 
     reading, found = read(
-        model, inputs, seed, {"features": reduce},
-        steps=steps, layers=layers, component=component, branch=branch, stream=stream, **run_arguments,
-    )  # fmt: skip
+        model,
+        inputs,
+        seed,
+        {"features": reduce},
+        steps=steps,
+        layers=layers,
+        component=component,
+        branch=branch,
+        stream=stream,
+        **run_arguments,
+    )
     return Features(found["features"], samples, tuple(taken), reading)
 
 

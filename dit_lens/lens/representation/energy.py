@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError
 from dit_lens.lens.representation.reading import Reading, geometry_of, read
 from dit_lens.model import VideoDiT
+from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import mean_over_instances
 from dit_lens.results.plots import heatmap
 from dit_lens.runs.inputs import gather
@@ -22,9 +22,6 @@ from dit_lens.sites.select import Select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -192,9 +189,17 @@ def energy(
         shape = len(gather(inputs, seed).rows), *geometry_of(model, inputs, run_arguments).grid
         masks = {name: _region(name, mask, shape) for name, mask in regions.items()}
     reading, found = read(
-        model, inputs, seed, {"norm": "norm"},
-        steps=steps, layers=layers, component=component, branch=branch, stream=stream, **run_arguments,
-    )  # fmt: skip
+        model,
+        inputs,
+        seed,
+        {"norm": "norm"},
+        steps=steps,
+        layers=layers,
+        component=component,
+        branch=branch,
+        stream=stream,
+        **run_arguments,
+    )
     return Energy(found["norm"], reading, masks)
 
 

@@ -8,12 +8,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError, NotFinite
-
-Floats = NDArray[np.float64]
+from dit_lens.results.arrays import Floats
 
 #: Fewer leave the unbiased estimator without degrees of freedom.
 FEWEST = 4

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
@@ -18,13 +17,12 @@ from dit_lens.interventions.reduce import token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
 from dit_lens.lens.representation.reading import Reading, read
 from dit_lens.model import VideoDiT
+from dit_lens.results.arrays import Floats
 from dit_lens.results.plots import axes
 from dit_lens.sites.select import Select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,17 @@ class PCABasis:
         if model.id != fitted.model_id:
             raise MadeForAnother(f"this basis is of model {fitted.model_id}, the given model is {model.id}")
         reading, found = read(
-            model, inputs, seed, {"tokens": self._keep, "mean": token_mean},
-            steps=fitted.steps if steps is None else steps, layers=fitted.layers if layers is None else layers,
-            component=fitted.component, stream=fitted.stream, branch=branch or fitted.branch, **run_arguments,
-        )  # fmt: skip
+            model,
+            inputs,
+            seed,
+            {"tokens": self._keep, "mean": token_mean},
+            steps=fitted.steps if steps is None else steps,
+            layers=fitted.layers if layers is None else layers,
+            component=fitted.component,
+            stream=fitted.stream,
+            branch=branch or fitted.branch,
+            **run_arguments,
+        )
         kept = found["tokens"]
         chosen = [fitted.index_of("layer", layer) for layer in reading.layers]
         means = found["mean"].to("cpu", torch.float64) - self.centres[chosen][:, None]
@@ -279,9 +284,17 @@ def pca_map(
     # Both runs make the same random numbers, so that an iterator of seeds must be read once.
     seed = list(seed) if isinstance(seed, Iterable) else seed
     reading, found = read(
-        model, inputs, seed, {"fit": kept},
-        steps=steps, layers=layers, component=component, branch=branch, stream=stream, **run_arguments,
-    )  # fmt: skip
+        model,
+        inputs,
+        seed,
+        {"fit": kept},
+        steps=steps,
+        layers=layers,
+        component=component,
+        branch=branch,
+        stream=stream,
+        **run_arguments,
+    )
     basis = _fit(found["fit"].to(torch.float64).cpu(), components, layer_scale, reading)
     return basis.apply(model, inputs, seed, **run_arguments)
 

@@ -157,10 +157,18 @@ def _reading(run: Run, sites: Sequence[Site]) -> Reading:
     steps, layers = sorted(of_steps), sorted({s.layer for s in sites if s.layer is not None})
     assert first.branch is not None
     return Reading(
-        run.model_id, first.component, first.stream, first.branch, tuple(steps),
-        tuple(of_steps[s].sigma for s in steps), tuple(of_steps[s].expert for s in steps),
-        tuple(layers), tuple(run.geometry.layer(k).kind for k in layers), run.rows, run.geometry.grid,
-    )  # fmt: skip
+        model_id=run.model_id,
+        component=first.component,
+        stream=first.stream,
+        branch=first.branch,
+        steps=tuple(steps),
+        sigmas=tuple(of_steps[s].sigma for s in steps),
+        experts=tuple(of_steps[s].expert for s in steps),
+        layers=tuple(layers),
+        kinds=tuple(run.geometry.layer(k).kind for k in layers),
+        rows=run.rows,
+        grid=run.geometry.grid,
+    )
 
 
 def _stacked(reading: Reading, found: Mapping[Site, Tensor]) -> Tensor:

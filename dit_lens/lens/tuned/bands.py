@@ -13,18 +13,18 @@ import numpy as np
 from dit_lens.errors import InputError
 
 #: A noise level and the expert that is called at it, None in models of one.
-Level = tuple[float, str | None]
+NoiseLevel = tuple[float, str | None]
 
 
 @dataclass(frozen=True)
-class Band:
+class NoiseBand:
     """Noise levels low <= sigma < high of one expert.
 
     Examples
     --------
-    >>> print(Band(0.5, 0.9))
+    >>> print(NoiseBand(0.5, 0.9))
     sigma 0.5 to 0.9
-    >>> print(Band(0.875, float("inf"), "high_noise"))
+    >>> print(NoiseBand(0.875, float("inf"), "high_noise"))
     high_noise, sigma from 0.875
     """
 
@@ -44,11 +44,11 @@ class Band:
         return {"low": self.low, "high": None if self.high == inf else self.high, "expert": self.expert}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Band:
+    def from_json(cls, data: dict[str, Any]) -> NoiseBand:
         return cls(float(data["low"]), inf if data["high"] is None else float(data["high"]), data["expert"])
 
 
-def make_bands(levels: Iterable[Level], bands: int | Sequence[float]) -> tuple[Band, ...]:
+def make_bands(levels: Iterable[NoiseLevel], bands: int | Sequence[float]) -> tuple[NoiseBand, ...]:
     """Bands, the noisiest first, that cover all noise levels of every expert; none holds levels of two experts.
 
     Parameters
@@ -67,19 +67,19 @@ def make_bands(levels: Iterable[Level], bands: int | Sequence[float]) -> tuple[B
         raise InputError(f"bands={bands!r}: need at least one band, or the noise levels at which to divide")
     if edges is not None and not all(isfinite(edge) and edge > 0 for edge in edges):
         raise InputError(f"bands={bands!r}: edges are finite noise levels above 0")
-    found: list[Band] = []
+    found: list[NoiseBand] = []
     by_expert: dict[str | None, set[float]] = {}
     for sigma, expert in levels:
         by_expert.setdefault(expert, set()).add(sigma)
     for expert, sigmas in by_expert.items():
         cuts = _even(sorted(sigmas), bands) if isinstance(bands, int) else _used(sorted(sigmas), edges or [])
         ends = [0.0, *cuts, inf]
-        found += [Band(low, high, expert) for low, high in pairwise(ends)]
+        found += [NoiseBand(low, high, expert) for low, high in pairwise(ends)]
     order = list(by_expert)
     return tuple(sorted(found, key=lambda band: (order.index(band.expert), -band.low)))
 
 
-def band_of(bands: Sequence[Band], sigma: float, expert: str | None) -> int:
+def band_of(bands: Sequence[NoiseBand], sigma: float, expert: str | None) -> int:
     """Which band holds a noise level.
 
     Raises

@@ -15,7 +15,7 @@ from dit_lens.engine.gradients import frozen
 from dit_lens.errors import EvidenceError, InputError
 from dit_lens.interventions.capture import Capture
 from dit_lens.lens.representation.reading import require_step_count
-from dit_lens.lens.tuned.bands import Band, Level, band_of, make_bands
+from dit_lens.lens.tuned.bands import NoiseBand, NoiseLevel, band_of, make_bands
 from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.tuned_lens import Record, TunedLens
 from dit_lens.model import VideoDiT
@@ -29,7 +29,7 @@ from dit_lens.sites.sites import Sites
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 OBJECTIVES = ("residual", "velocity")
 #: (band, layer).
-Place = tuple[int, int]
+BandLayer = tuple[int, int]
 #: W (D, D) and b (D,) of x -> x + x W + b.
 Affine = tuple[Tensor, Tensor]
 #: Instances, each with the seed that it runs with.
@@ -37,7 +37,7 @@ Seeded = Sequence[tuple[Any, int]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class StepReading:
     """One step of B rows in one branch.
 
     Attributes
@@ -65,12 +65,12 @@ class Runs:
     batch: int = 16
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def levels(self, instance: Any) -> list[Level]:
+    def levels(self, instance: Any) -> list[NoiseLevel]:
         """Noise level and expert of every step of a run, of however many calls a step is made."""
         run = self.model.run(instance, decode=False, **self.arguments)
         return list({call.step: (call.sigma, call.expert) for call in run.calls}.values())
 
-    def readings(self, seeded: Seeded, what: str, layers: Select = "all") -> Iterator[Reading]:
+    def readings(self, seeded: Seeded, what: str, layers: Select = "all") -> Iterator[StepReading]:
         """Every step of a run of every instance; activations of two steps at most are in memory."""
         for part, seeds in tqdm(list(batches(seeded, self.batch)), desc=what, unit="batch"):
             run = self.model.run(part, seeds, record=True, decode=False, **self.arguments)
@@ -79,7 +79,7 @@ class Runs:
                 replay = self.model.replay(run, step, [Capture(sites)])
                 call = next(c for c in run.recorded(step) if self.branch in c.branches)
                 residuals = {int(site.layer or 0): x for site, x in replay.captures[""].items()}
-                yield Reading(call, residuals, replay.velocities[self.branch], replay.conditioning[self.branch])
+                yield StepReading(call, residuals, replay.velocities[self.branch], replay.conditioning[self.branch])
 
 
 def seeded_from(instances: Sequence[Any], first: int) -> list[tuple[Any, int]]:
@@ -210,19 +210,38 @@ def fit_tuned_lens(
         "validation": _velocity_errors(runs, held_out, found, maps, "errors, validation"),
     }
     errors = [
-        _entry(place, found[place[0]], penalty[place], maps[place], learned[place], judged[place],
-               {part: of_part[place] for part, of_part in shown.items()})
+        _entry(
+            place,
+            found[place[0]],
+            penalty[place],
+            maps[place],
+            learned[place],
+            judged[place],
+            {part: of_part[place] for part, of_part in shown.items()},
+        )
         for place in maps
-    ]  # fmt: skip
+    ]
     record = Record(
-        model.id, model.architecture.family, model.layers, model.architecture.width(model.pipeline.transformer),
-        found, objective, _tasks(train), _ids(train), _ids(validation), (seed, seed + count),
-        (seed + count, seed + count + len(validation)), _plain(arguments), tuple(errors), versions(), branch,
-    )  # fmt: skip
+        model_id=model.id,
+        family=model.architecture.family,
+        layers=model.layers,
+        width=model.architecture.width(model.pipeline.transformer),
+        bands=found,
+        objective=objective,
+        tasks=_tasks(train),
+        train=_ids(train),
+        validation=_ids(validation),
+        train_seeds=(seed, seed + count),
+        validation_seeds=(seed + count, seed + count + len(validation)),
+        settings=_plain(arguments),
+        errors=tuple(errors),
+        versions=versions(),
+        branch=branch,
+    )
     return _of(record, maps)
 
 
-def _of(record: Record, maps: Mapping[Place, Affine]) -> TunedLens:
+def _of(record: Record, maps: Mapping[BandLayer, Affine]) -> TunedLens:
     """The lens of a record: the translators that are used."""
     used = [(e["band"], e["layer"]) for e in record.errors if e["used"]]
     matrices, biases = ({place: maps[place][i].float().contiguous() for place in used} for i in (0, 1))
@@ -248,7 +267,7 @@ def _check(
         raise EvidenceError(f"{len(shared)} instances are in both training and validation: {', '.join(shared[:3])}")
 
 
-def _check_enough(moments: Mapping[Place, ResidualSums], bands: Sequence[Band]) -> None:
+def _check_enough(moments: Mapping[BandLayer, ResidualSums], bands: Sequence[NoiseBand]) -> None:
     for (band, _), sums in moments.items():
         if sums.n <= len(sums.x):
             raise EvidenceError(
@@ -257,8 +276,8 @@ def _check_enough(moments: Mapping[Place, ResidualSums], bands: Sequence[Band]) 
 
 
 def _moments(
-    runs: Runs, seeded: Seeded, bands: Sequence[Band], layers: Sequence[int], what: str
-) -> dict[Place, ResidualSums]:
+    runs: Runs, seeded: Seeded, bands: Sequence[NoiseBand], layers: Sequence[int], what: str
+) -> dict[BandLayer, ResidualSums]:
     """Sufficient statistics of every band and layer."""
     width = runs.model.architecture.width(runs.model.pipeline.transformer)
     sums = {(band, layer): ResidualSums(width) for band in range(len(bands)) for layer in layers}
@@ -271,8 +290,8 @@ def _moments(
 
 
 def _ridge(
-    learned: Mapping[Place, ResidualSums], judged: Mapping[Place, ResidualSums], penalties: Sequence[float]
-) -> tuple[dict[Place, Any], dict[Place, Affine]]:
+    learned: Mapping[BandLayer, ResidualSums], judged: Mapping[BandLayer, ResidualSums], penalties: Sequence[float]
+) -> tuple[dict[BandLayer, Any], dict[BandLayer, Affine]]:
     """For each place the penalty whose solution errs least on the validation runs, and that solution."""
     penalty, maps = {}, {}
     for place, sums in learned.items():
@@ -282,8 +301,8 @@ def _ridge(
 
 
 def _descend(
-    runs: Runs, passes: Sequence[Seeded], bands: Sequence[Band], maps: Mapping[Place, Any], rate: float
-) -> dict[Place, Affine]:
+    runs: Runs, passes: Sequence[Seeded], bands: Sequence[NoiseBand], maps: Mapping[BandLayer, Any], rate: float
+) -> dict[BandLayer, Affine]:
     """Gradient steps on the squared error of the velocity, one for every step of every batch of runs."""
     free = {place: [x.float().clone().requires_grad_() for x in of_place] for place, of_place in maps.items()}
     optimizer = torch.optim.Adam([x for of_place in free.values() for x in of_place], lr=rate)
@@ -303,7 +322,7 @@ def _descend(
     return {place: (matrix.detach(), bias.detach()) for place, (matrix, bias) in free.items()}
 
 
-def _loss(model: VideoDiT, reading: Reading, layer: int, parameters: Sequence[Tensor]) -> Tensor:
+def _loss(model: VideoDiT, reading: StepReading, layer: int, parameters: Sequence[Tensor]) -> Tensor:
     """Squared error of the velocity that a translated residual shows, relative to the model's own."""
     shown = model.read_out(reading.call, _translated(reading.residuals[layer], parameters), reading.conditioning)
     own = reading.velocity.float()
@@ -318,8 +337,8 @@ def _translated(residual: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _velocity_errors(
-    runs: Runs, seeded: Seeded, bands: Sequence[Band], maps: Mapping[Place, Affine], what: str
-) -> dict[Place, tuple[float, float]]:
+    runs: Runs, seeded: Seeded, bands: Sequence[NoiseBand], maps: Mapping[BandLayer, Affine], what: str
+) -> dict[BandLayer, tuple[float, float]]:
     """Relative squared error of the velocity, plain and tuned, of every band and layer."""
     sums = {place: np.zeros(3) for place in maps}
     layers = sorted({layer for _, layer in maps})
@@ -335,14 +354,24 @@ def _velocity_errors(
 
 
 def _entry(
-    place: Place, band: Band, penalty: Any, affine: Affine, learned: ResidualSums, judged: ResidualSums,
+    place: BandLayer,
+    band: NoiseBand,
+    penalty: Any,
+    affine: Affine,
+    learned: ResidualSums,
+    judged: ResidualSums,
     velocity: Mapping[str, tuple[float, float]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """One row of the record."""
     row: dict[str, Any] = {
-        "band": place[0], "sigma_low": band.low, "sigma_high": band.to_json()["high"], "expert": band.expert,
-        "layer": place[1], "used": bool(velocity["validation"][1] < velocity["validation"][0]), "penalty": penalty,
-    }  # fmt: skip
+        "band": place[0],
+        "sigma_low": band.low,
+        "sigma_high": band.to_json()["high"],
+        "expert": band.expert,
+        "layer": place[1],
+        "used": bool(velocity["validation"][1] < velocity["validation"][0]),
+        "penalty": penalty,
+    }
     for part, sums in (("train", learned), ("validation", judged)):
         row |= {f"residual_{part}_plain": sums.error(), f"residual_{part}_tuned": sums.error(*affine)}
         row |= {f"velocity_{part}_plain": velocity[part][0], f"velocity_{part}_tuned": velocity[part][1]}

@@ -56,9 +56,12 @@ class ResidualSums:
         if matrix is not None and bias is not None:
             w, b = matrix.double(), bias.double()
             total += float(
-                (w * (self.xx @ w)).sum() - 2 * (w * self.xd).sum()
-                + 2 * (self.x @ w) @ b - 2 * self.d @ b + self.n * b @ b
-            )  # fmt: skip
+                (w * (self.xx @ w)).sum()
+                - 2 * (w * self.xd).sum()
+                + 2 * (self.x @ w) @ b
+                - 2 * self.d @ b
+                + self.n * b @ b
+            )
         return total / self.n / self.power
 
     def solutions(self, penalties: Sequence[float]) -> Iterator[tuple[float, Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
 from dit_lens.files.shipped import organism_names, shipped
 from dit_lens.files.weights import read_weights, write_weights
-from dit_lens.lens.tuned.bands import Band, band_of
+from dit_lens.lens.tuned.bands import NoiseBand, band_of
 from dit_lens.model import VideoDiT
 
 FILE = "tuned_lens.safetensors"
@@ -30,7 +30,7 @@ class Record:
     model_id, family : str
     layers, width : int
         Blocks L and channels D.
-    bands : tuple of Band
+    bands : tuple of NoiseBand
     component, stream, branch : str
         What is translated: the residual stream of the video, in one guidance branch.
     objective : "residual" or "velocity"
@@ -51,7 +51,7 @@ class Record:
     family: str
     layers: int
     width: int
-    bands: tuple[Band, ...]
+    bands: tuple[NoiseBand, ...]
     objective: str
     tasks: tuple[str, ...]
     train: tuple[str, ...]
@@ -74,7 +74,7 @@ class Record:
             raise ValueError("'used' is true or false")
         names = ("tasks", "train", "validation", "train_seeds", "validation_seeds", "errors")
         lists = {name: tuple(data[name]) for name in names}
-        return cls(**{**data, **lists, "bands": tuple(Band.from_json(band) for band in data["bands"])})
+        return cls(**{**data, **lists, "bands": tuple(NoiseBand.from_json(band) for band in data["bands"])})
 
 
 @dataclass(frozen=True)

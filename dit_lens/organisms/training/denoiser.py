@@ -56,9 +56,10 @@ class Trainer:
         self.trained = nn.ModuleDict(parts)
         small = ("patch_embedding", "condition_embedder", "proj_out", "scale_shift_table")
         self.optimiser = MuonAdamW(
-            self.trained, self.recipe.stages[0].learning_rate,
+            self.trained,
+            self.recipe.stages[0].learning_rate,
             keep_adamw=("text_encoder", *(f"transformer.{name}" for name in small)),
-        )  # fmt: skip
+        )
         self.ema = Ema(self.trained, self.recipe.ema)
         self._batches: Iterator[Encoded] | None = None
         self._current: Encoded | None = None
@@ -81,10 +82,16 @@ class Trainer:
         if self._batches is None:
             self._batches = encoded_batches(
                 Batches(
-                    self.pipeline.vae, config.frame_local_vae, recipe.stages, recipe.batch, config.frames,
-                    self.preset.seed, step, recipe.reuse,
+                    vae=self.pipeline.vae,
+                    frame_local=config.frame_local_vae,
+                    stages=recipe.stages,
+                    batch=recipe.batch,
+                    frames=config.frames,
+                    seed=self.preset.seed,
+                    first=step,
+                    every=recipe.reuse,
                 )
-            )  # fmt: skip
+            )
         if self._current is None or step % recipe.reuse == 0:
             target, condition, prompts = next(self._batches)
             self._current = Encoded(target.to(self.preset.device), condition.to(self.preset.device), prompts)
@@ -113,9 +120,10 @@ class Trainer:
         different, index = np.unique(prompts, return_inverse=True)
         with torch.set_grad_enabled(self.recipe.train_text):
             embeds, _ = self.pipeline.encode_prompt(
-                different.tolist(), do_classifier_free_guidance=False,
+                different.tolist(),
+                do_classifier_free_guidance=False,
                 max_sequence_length=self.preset.config.max_prompt_tokens,
-            )  # fmt: skip
+            )
         text: Tensor = embeds[torch.from_numpy(index).to(embeds.device)]
         return text
 

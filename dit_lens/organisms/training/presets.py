@@ -127,22 +127,35 @@ _MAZE_GPU = Preset(
             Stage(1500, {"maze:4": 1.0}),
             Stage(12000, {"maze:4": 0.1, "maze:5": 0.1, "maze:6": 0.5, "maze:7": 0.3}),
         ),
-        batch=128, warmup=300, check_every=500, check_count=128,
+        batch=128,
+        warmup=300,
+        check_every=500,
+        check_count=128,
     ),
     device="cuda",
     autocast=True,
-)  # fmt: skip
+)
 
 #: The autoencoder of the puzzles learns cells in random arrangements first, then as the tasks arrange them. In mazes,
 #: the hardest, cells join at their walls.
 _GLYPHS = {"glyphs:4": 0.5, "glyphs:6": 0.1, "two-goal maze:4": 0.4}
 _CELLS = {
-    "glyphs:4": 0.1, "two-goal maze:4": 0.4, "move:4": 0.1, "sort:4": 0.1, "permanence:4": 0.1, "pattern:4": 0.1,
+    "glyphs:4": 0.1,
+    "two-goal maze:4": 0.4,
+    "move:4": 0.1,
+    "sort:4": 0.1,
+    "permanence:4": 0.1,
+    "pattern:4": 0.1,
     "tictactoe:3": 0.1,
-}  # fmt: skip
+}
 _PUZZLES = {
-    "two-goal maze:4": 0.28, "move:4": 0.2, "sort:4": 0.2, "permanence:4": 0.12, "pattern:4": 0.12, "tictactoe:3": 0.08,
-}  # fmt: skip
+    "two-goal maze:4": 0.28,
+    "move:4": 0.2,
+    "sort:4": 0.2,
+    "permanence:4": 0.12,
+    "pattern:4": 0.12,
+    "tictactoe:3": 0.08,
+}
 
 _PUZZLES_CPU = Preset(
     config=OrganismConfig(vae_base=24, frame_local_vae=True),

@@ -13,8 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.fit.moments import CONSTANT
-
-Floats = NDArray[np.float64]
+from dit_lens.results.arrays import Floats
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -20,8 +20,6 @@ from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.select import Select, indices
 from dit_lens.tasks.base import Level, Task
 
-Floats = NDArray[np.float32]
-
 
 def collect(
     model: VideoDiT,
@@ -81,11 +79,22 @@ def collect(
         A source that this model cannot be given.
     """
     visit = plan_visit(
-        model, task, instances, steps=steps, layers=layers, frames=frames, level=level, pool=pool, source=source,
-        controls=controls, seed=seed, batch=batch, random_seed=random_seed,
-    )  # fmt: skip
+        model,
+        task,
+        instances,
+        steps=steps,
+        layers=layers,
+        frames=frames,
+        level=level,
+        pool=pool,
+        source=source,
+        controls=controls,
+        seed=seed,
+        batch=batch,
+        random_seed=random_seed,
+    )
     targets = None if decode else targets_of(task, instances, visit.rows, labels)  # refused before anything runs
-    found: dict[int, dict[str, list[Floats]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[int, dict[str, list[NDArray[np.float32]]]] = defaultdict(lambda: defaultdict(list))
     shown = []
     for run in visit.runs(model, task, instances, lambda _: _keeping(found), decode=decode):
         shown.append(run.frames)
@@ -99,11 +108,16 @@ def collect(
     names = [instance.id for instance in instances]
     return {
         step: ProbeData(
-            {name: np.concatenate(parts) for name, parts in found[step].items()} | still,
-            targets, names, source, level, last.schedule.sigma(step), last.experts[step],
+            features={name: np.concatenate(parts) for name, parts in found[step].items()} | still,
+            labels=targets,
+            groups=names,
+            source=source,
+            level=level,
+            sigma=last.schedule.sigma(step),
+            expert=last.experts[step],
         )
         for step in visit.steps
-    }  # fmt: skip
+    }
 
 
 def plan_visit(
@@ -135,7 +149,7 @@ def plan_visit(
     return Visit(chosen, rows, layers, tuple(controls), source, seed, batch, random_seed=random_seed)
 
 
-def _keeping(found: dict[int, dict[str, list[Floats]]]) -> Sink:
+def _keeping(found: dict[int, dict[str, list[NDArray[np.float32]]]]) -> Sink:
     """Collects features on the CPU."""
 
     def keep(step: int, readout: str, features: Tensor) -> None:

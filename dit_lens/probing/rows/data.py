@@ -124,8 +124,7 @@ def check_data(data: Mapping[int, ProbeData]) -> None:
         _check_kinds(step, part)
         if len(part.instances) != part.runs:
             raise EvidenceError(f"step {step} has {part.runs} runs and groups for {len(part.instances)}")
-        if group_numbers(part.instances).tolist() != group_numbers(
-            first.instances).tolist():  # fmt: skip
+        if group_numbers(part.instances).tolist() != group_numbers(first.instances).tolist():
             raise EvidenceError(f"step {step} has {part.runs} runs of other instances than the {first.runs} before")
         if (part.source, part.level) != (first.source, first.level):
             raise EvidenceError(

@@ -95,14 +95,24 @@ class Visit:
         return self._twins[model.id]
 
     def _run(
-        self, model: VideoDiT, twin: VideoDiT | None, task: Any, part: Sequence[Any], seeds: list[int], sink: Sink,
+        self,
+        model: VideoDiT,
+        twin: VideoDiT | None,
+        task: Any,
+        part: Sequence[Any],
+        seeds: list[int],
+        sink: Sink,
         decode: bool,
-    ) -> Run:  # fmt: skip
+    ) -> Run:
         writers = state_writers(model, task, part, seeds, self.source)
         run = model.run(
-            list(part), seeds, interventions=[*writers, *self._readers(self.steps, sink)], decode=decode,
-            record=twin is not None, stop_after=None if decode else max(self.steps),
-        )  # fmt: skip
+            list(part),
+            seeds,
+            interventions=[*writers, *self._readers(self.steps, sink)],
+            decode=decode,
+            record=twin is not None,
+            stop_after=None if decode else max(self.steps),
+        )
         for step in self.steps if twin is not None else ():
             assert twin is not None
             twin.replay(run, step, self._readers([step], lambda s, name, x: sink(s, f"random/{name}", x), given=False))

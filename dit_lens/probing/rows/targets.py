@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from dit_lens.errors import EvidenceError
+from dit_lens.files.video import Video
 from dit_lens.probing.rows.rows import Rows
-from dit_lens.tasks.base import Label, Video
+from dit_lens.tasks.base import Label
 
 
 def labels_of(task: Any, instances: Sequence[Any], latent_frames: int, frames: Video | None = None) -> dict[str, Label]:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.base import Bools, Ints, Split
+from dit_lens.results.arrays import Bools, Ints
+from dit_lens.tasks.base import Split
 
 #: Row and column step of each move, in the order right, down, left, up.
 MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))

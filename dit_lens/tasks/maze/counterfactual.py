@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dit_lens.tasks.base import Bools, Split
+from dit_lens.results.arrays import Bools
+from dit_lens.tasks.base import Split
 from dit_lens.tasks.maze.boards import Boards, goals_fit, in_split, lengths, name_other, second_goal_cells
 
 

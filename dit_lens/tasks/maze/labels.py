@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_lens.tasks.base import Bools, Ints, Label
+from dit_lens.results.arrays import Bools, Ints
+from dit_lens.tasks.base import Label
 from dit_lens.tasks.latent_frames import over_latent_frames, pixel_frames
 from dit_lens.tasks.maze.boards import MOVES, Boards, distances, mark, open_moves, shortest_path_cells
 from dit_lens.tasks.maze.render import GOAL_NAMES, walk

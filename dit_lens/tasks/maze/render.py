@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dit_lens.tasks.base import Floats, Ints, Video
+from dit_lens.files.video import Video
+from dit_lens.results.arrays import Floats, Ints
 from dit_lens.tasks.maze.boards import Boards
 
 CELL = 8

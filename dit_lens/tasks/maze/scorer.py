@@ -24,7 +24,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dit_lens.tasks.base import Bools, Floats, Video
+from dit_lens.files.video import Video
+from dit_lens.results.arrays import Bools, Floats
 from dit_lens.tasks.maze.boards import UNREACHED, Boards, at, distances, restrict, shift
 from dit_lens.tasks.maze.render import (
     AGENT,

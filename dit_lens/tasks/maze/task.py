@@ -13,14 +13,12 @@ import pandas as pd
 from PIL import Image
 
 from dit_lens.errors import TaskError
+from dit_lens.files.video import Video
+from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.base import (
-    Bools,
-    Floats,
-    Ints,
     Label,
     Pair,
     Split,
-    Video,
     check_frames,
     check_videos,
     describe_task,
@@ -29,6 +27,7 @@ from dit_lens.tasks.base import (
 )
 from dit_lens.tasks.floors import null_floors
 from dit_lens.tasks.maze import counterfactual
+from dit_lens.tasks.maze.alive import paths_alive
 from dit_lens.tasks.maze.boards import (
     Boards,
     concatenate,
@@ -298,6 +297,21 @@ class Maze:
     def judge_answer(self, answers: Bools, instances: Sequence[MazeInstance]) -> tuple[Floats, Floats]:
         """The rules *legal* and *complete* of answers (B, n, n) as `read_answer` gives them: two float arrays (B,)."""
         return judge_trails(answers, self._boards(instances))
+
+    def alive(self, images: Video, instances: Sequence[MazeInstance]) -> dict[str, Floats]:
+        """How many paths pictures show at once, each float (S, B).
+
+        *Ink* is how much of trail or agent a cell shows. "branches" are the connected sets of inked cells off the trail
+        of the last picture from which a legal move leads onto it. "alive" is 1, for the trail, and one for each branch;
+        it is 0 where fewer than two cells are inked. With two goals it counts those that are reached through inked
+        cells. "undecided" counts cells that are neither empty nor inked.
+
+        Parameters
+        ----------
+        images : uint8 array of shape (S, B, height, width, 3)
+            Last frames of the instances at S steps, the final one last.
+        """
+        return paths_alive(self, images, list(instances))
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
         """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.floors.null_floors`."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Video = NDArray[np.uint8]
+from dit_lens.files.video import Video
+from dit_lens.results.arrays import Ints
 
 CELL = 8
 UNREADABLE = -1

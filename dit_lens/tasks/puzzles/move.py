@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.base import Bools, Floats, Ints
+from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES
 from dit_lens.tasks.puzzles.glyphs import numbers as glyph_numbers
 from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, concatenate, distinct, in_order, length, take
@@ -198,8 +198,9 @@ class Move(Puzzle):
         walks = self._walks(scenes).astype(np.float64)
         return {
             f"{which}_{axis}": ("reasoning", walks[:, :, k, a])
-            for k, which in enumerate(("first", "second")) for a, axis in enumerate(("row", "column"))
-        }  # fmt: skip
+            for k, which in enumerate(("first", "second"))
+            for a, axis in enumerate(("row", "column"))
+        }
 
     def prompt(self, scene: Mapping[str, Any]) -> str:
         colours = [list(COLOURS)[scene["ring_colours"][target]] for target in scene["assign"]]

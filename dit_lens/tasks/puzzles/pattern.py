@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dit_lens.tasks.base import Bools, Floats, Ints
+from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, GAP, NAMES, NUMBER, SIZES
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, distinct, length
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, PuzzleInstance, Scenes, distinct, length
 
 _LONGEST = 4
 #: Glyph of each colour and size: int (5, 3).
@@ -154,6 +154,21 @@ class Pattern(Puzzle):
 
     def candidates(self, scene: Mapping[str, Any]) -> tuple[Hashable, ...]:
         return tuple(self._name(scene, symbol) for symbol in range(len(SIZES if scene["by_size"] else COLOURS)))
+
+    def outcomes(self, instance: PuzzleInstance) -> Ints:
+        """The candidates of `Puzzle.outcomes`: the symbols of the period; five colours would not be independent."""
+        scene = instance.scene
+        phase, period = int(scene["gap"][0] % scene["period"][0]), int(scene["period"][0])
+        ways = []
+        for symbol in scene["symbols"][0, :period]:
+            symbols = scene["symbols"].copy()
+            symbols[0, phase] = symbol
+            ways.append({"symbols": symbols})
+        codes, gap = self._ends_of(instance, ways), int(scene["gap"][0])
+        # Another symbol in the period would change its other cells too: only the gap's is taken.
+        filled = np.repeat(codes[:1], len(codes), axis=0)
+        filled.reshape(len(codes), -1)[:, gap] = codes.reshape(len(codes), -1)[:, gap]
+        return filled
 
     def necessary_steps(self, scene: Mapping[str, Any]) -> int:
         """One: the gap is filled."""

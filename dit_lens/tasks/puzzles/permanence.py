@@ -24,9 +24,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.base import Bools, Floats, Ints
+from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, distinct, in_order, length
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, PuzzleInstance, Scenes, distinct, in_order, length
 
 _OBJECTS = 2
 #: Glyph of each colour and shape: int (5, 3).
@@ -187,6 +187,12 @@ class Permanence(Puzzle):
 
     def candidates(self, scene: Mapping[str, Any]) -> tuple[Hashable, ...]:
         return (*(self._name(scene, i) for i in range(_OBJECTS)), "nothing")
+
+    def outcomes(self, instance: PuzzleInstance) -> Ints:
+        """The candidates of `Puzzle.outcomes`: either object outside, or the mover gone."""
+        mover = instance.scene["mover"]
+        ways = [(np.zeros_like(mover), True), (np.ones_like(mover), True), (mover, False)]
+        return self._ends_of(instance, [{"mover": who, "out": np.array([out])} for who, out in ways])
 
     def necessary_steps(self, scene: Mapping[str, Any]) -> int:
         """Cells that the object crosses."""

@@ -25,15 +25,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from dit_lens.errors import TaskError
+from dit_lens.errors import EvidenceError, TaskError
+from dit_lens.files.video import Video
+from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.base import (
-    Bools,
-    Floats,
-    Ints,
+    ALIVE,
     Label,
     Pair,
     Split,
-    Video,
     check_frames,
     check_videos,
     describe_task,
@@ -43,6 +42,7 @@ from dit_lens.tasks.base import (
 from dit_lens.tasks.floors import null_floors
 from dit_lens.tasks.latent_frames import over_latent_frames
 from dit_lens.tasks.puzzles.glyphs import CELL, paint, read
+from dit_lens.tasks.puzzles.shares import NO_CANDIDATES, read_shares
 
 Scenes = dict[str, NDArray[Any]]
 #: Name of a label to its role and its values, bool or float of shape (B, T, n, n), or (B, n, n) if it never changes.
@@ -318,6 +318,36 @@ class Puzzle:
         many = instance_of_each(frames, instances)
         check_videos(self, frames, len(many), CELL * self.side, CELL * self.side)
         return PuzzleScores(self.judge(read(frames, self.size), self._scenes(many)), self.weights)
+
+    def outcomes(self, instance: PuzzleInstance) -> Ints:
+        """Glyph numbers of the first frame, then of the last frame under each candidate answer: int (1 + K, n, n).
+
+        Raises
+        ------
+        EvidenceError
+            The task has no list of candidates that pictures can be taken apart into.
+        """
+        raise EvidenceError(f"{self.name!r} {NO_CANDIDATES}")
+
+    def alive(self, images: Video, instances: Sequence[PuzzleInstance]) -> dict[str, Floats]:
+        """How many candidate answers pictures show at once, each float (S, B): "alive", and whether it is "readable".
+
+        A candidate is alive where more than `ALIVE` of it is drawn, none where the picture is no mixture of them.
+
+        Parameters
+        ----------
+        images : uint8 array of shape (S, B, height, width, 3)
+            Last frames of the instances at S steps.
+        """
+        shares = [read_shares(self, images[:, b], instance) for b, instance in enumerate(instances)]
+        alive = [(s.weights > ALIVE).sum(axis=1) * s.readable for s in shares]
+        readable = np.stack([s.readable for s in shares], axis=1)
+        return {"alive": np.stack(alive, axis=1).astype(np.float64), "readable": readable.astype(np.float64)}
+
+    def _ends_of(self, instance: PuzzleInstance, ways: Sequence[Scenes]) -> Ints:
+        """The first frame of an instance and the last ones of what becomes of its scene with some variables changed."""
+        videos = self.codes(concatenate([instance.scene | way for way in ways]))
+        return np.concatenate([videos[:1, 0], videos[:, -1]])
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
         """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.floors.null_floors`."""

@@ -26,10 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.base import Bools, Floats, Ints
+from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES
 from dit_lens.tasks.puzzles.glyphs import numbers as glyph_numbers
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, concatenate, distinct, length, take
+from dit_lens.tasks.puzzles.puzzle import (
+    Facts,
+    Maps,
+    Puzzle,
+    PuzzleInstance,
+    Scenes,
+    concatenate,
+    distinct,
+    length,
+    take,
+)
 
 _BAR = glyph_numbers("bar")
 #: Colour of each bar glyph, -1 for what is no bar. The last entry is that of ``UNREADABLE``.
@@ -193,6 +203,11 @@ class Sort(Puzzle):
         """The answers up and down, without one that takes more or fewer moves than was asked for."""
         ways = (_way(scene, descending) for descending in (False, True))
         return tuple(self._moves(way) for way in ways if self._allowed(way)[0])
+
+    def outcomes(self, instance: PuzzleInstance) -> Ints:
+        """The candidates of `Puzzle.outcomes`: sorted up and down, as far as the bars are not so at first."""
+        codes = self._ends_of(instance, [{"descending": np.array([down])} for down in (False, True)])
+        return codes[[0, *(1 + np.flatnonzero((codes[1:] != codes[:1]).any(axis=(1, 2))))]]
 
     def necessary_steps(self, scene: Mapping[str, Any]) -> int:
         """Moves, one for each pair of bars in the wrong order."""

@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dit_lens.tasks.base import Bools, Floats, Ints
+from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import NUMBER, SLOT
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, length
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, PuzzleInstance, Scenes, length
 
 _EMPTY, _X, _O = range(3)
 #: What a square shows, by the number of its state.
@@ -132,6 +132,14 @@ class TicTacToe(Puzzle):
     def candidates(self, scene: Mapping[str, Any]) -> tuple[Hashable, ...]:
         """The empty squares."""
         return tuple(self._square(square) for square in np.flatnonzero(scene["board"] == _EMPTY).tolist())
+
+    def outcomes(self, instance: PuzzleInstance) -> Ints:
+        """The candidates of `Puzzle.outcomes`: the named player's mark on each empty square."""
+        board, mark = instance.scene["board"][0], _GLYPH[int(instance.scene["player"][0])]
+        squares = np.flatnonzero(board == 0)
+        codes = np.repeat(_GLYPH[board][None], 1 + len(squares), axis=0)
+        codes.reshape(len(codes), -1)[1 + np.arange(len(squares)), squares] = mark
+        return codes
 
     def necessary_steps(self, scene: Mapping[str, Any]) -> int:
         """One: the move wins."""

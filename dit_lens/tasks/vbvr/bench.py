@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 
 from dit_lens.errors import TaskError
-from dit_lens.files.video import read_video
-from dit_lens.tasks.base import Video
+from dit_lens.files.video import Video, read_video
 
 SPLITS = ("In-Domain_50", "Out-of-Domain_50")
 #: The split of what `read_questions` reads.
@@ -22,8 +21,12 @@ TASK_NAME = re.compile(r"[A-Z]-\d+_.+_data-(generator|pipeline)")
 #: The official scorers take no result whose name is not five digits.
 INDEX = re.compile(r"\d{5}")
 FIRST, FINAL, TRUTH, PROMPT, METADATA = (
-    "first_frame.png", "final_frame.png", "ground_truth.mp4", "prompt.txt", "metadata.json",
-)  # fmt: skip
+    "first_frame.png",
+    "final_frame.png",
+    "ground_truth.mp4",
+    "prompt.txt",
+    "metadata.json",
+)
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,10 @@ def read_bench(folder: str | Path, tasks: Sequence[str] | None = None) -> list[V
         raise TaskError(f"{folder}: is no VBVR-Bench folder, it has neither {SPLITS[0]}/ nor {SPLITS[1]}/")
     samples = [
         VbvrSample(split, task.name, sample.name, sample)
-        for split in splits for task in _folders(folder / split) for sample in _folders(task)
-    ]  # fmt: skip
+        for split in splits
+        for task in _folders(folder / split)
+        for sample in _folders(task)
+    ]
     for name in tasks or ():
         if not any(_is_named(sample.task, name) for sample in samples):
             known = ", ".join(sorted({sample.task for sample in samples}))

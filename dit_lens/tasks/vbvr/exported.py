@@ -146,7 +146,9 @@ def score_results(
         raise TaskError("\n".join([f"{len(problems)} of {len(samples)} results cannot be scored", *problems]))
     scores = task.score(np.stack(videos), matched)
     places = {
-        "split": [s.split for s in samples], "task": [s.task for s in samples], "index": [s.index for s in samples],
+        "split": [s.split for s in samples],
+        "task": [s.task for s in samples],
+        "index": [s.index for s in samples],
         "id": [i.id for i in matched],
-    }  # fmt: skip
+    }
     return pd.DataFrame(places | {"total": scores.total, "strict": scores.strict} | dict(scores.rules))

@@ -11,9 +11,8 @@ import numpy as np
 
 from dit_lens.errors import TaskError
 from dit_lens.files.atomic import write_atomic
-from dit_lens.files.video import FPS, read_video, write_video
+from dit_lens.files.video import FPS, Video, read_video, write_video
 from dit_lens.runs.identity import describe
-from dit_lens.tasks.base import Video
 from dit_lens.tasks.vbvr.bench import VbvrSample
 
 

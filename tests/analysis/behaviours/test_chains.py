@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 import dit_lens as dl
 from dit_lens.analysis.behaviours import Chain, Correction, decoded_chain, multi_path, self_correction
 from dit_lens.analysis.behaviours.chain import distinct
-from dit_lens.analysis.behaviours.paths import count_branches
 from dit_lens.errors import EvidenceError
 from dit_lens.tasks import Maze, Move, Pattern, Permanence, TicTacToe
+from dit_lens.tasks.maze.alive import count_branches
 from dit_lens.tasks.maze.boards import open_moves
 
 

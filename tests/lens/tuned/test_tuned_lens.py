@@ -20,7 +20,7 @@ import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError, StoreError
 from dit_lens.files.weights import write_weights
 from dit_lens.lens.depth import depth_lens
-from dit_lens.lens.tuned.bands import Band, band_of, make_bands
+from dit_lens.lens.tuned.bands import NoiseBand, band_of, make_bands
 from dit_lens.lens.tuned.compare import FIRST_SEED, compare_lenses
 from dit_lens.lens.tuned.fit import Runs, fit_tuned_lens, seeded_from, train_tuned_lens
 from dit_lens.lens.tuned.sums import ResidualSums
@@ -115,7 +115,7 @@ def test_bands_cover_every_noise_level_of_every_expert_and_straddle_none() -> No
     # An edge on which the experts meet, one below all levels, and one between two levels of one expert.
     bands = make_bands(levels, (0.8, 0.1, 0.5))
     assert [(b.low, b.high, b.expert) for b in bands] == [(0.0, inf, "high"), (0.5, inf, "low"), (0.0, 0.5, "low")]
-    assert all(Band.from_json(json.loads(json.dumps(b.to_json()))) == b for b in bands)
+    assert all(NoiseBand.from_json(json.loads(json.dumps(b.to_json()))) == b for b in bands)
     with pytest.raises(InputError, match=r"no band holds sigma 0\.7; there are: high, sigma from 0"):
         band_of(bands, 0.7, None)
     with pytest.raises(InputError, match="no band holds sigma nan"):
