@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
@@ -27,6 +26,7 @@ from dit_lens.engine.vae import decode, encode, video_shape
 from dit_lens.errors import InputError, MadeForAnother, UnsupportedModel
 from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
+from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.identity import model_id, run_id, weights_state
@@ -273,7 +273,7 @@ class VideoDiT:
         *,
         from_layer: int = 0,
     ) -> Gradients:
-        """Derivative of a metric of one denoising step by the activations at some sites.
+        """Derivative of a metric of one denoising step with respect to the activations at some sites.
 
         The step is replayed alone with gradients switched on, every other with none: what attribution patching needs
         (Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
@@ -285,14 +285,14 @@ class VideoDiT:
         metric : callable (Replay) -> Tensor of no shape
             From its ``x0hat``, ``guided`` or ``velocities``.
         sites : Sites
-            Activations by which to derive, after the interventions.
+            Activations to differentiate with respect to, after the interventions.
         interventions, from_layer
             As in `replay`.
 
         Raises
         ------
         InputError, MadeForAnother
-            The step was not recorded, the metric is no scalar, or the run is of another model.
+            The step was not recorded, the metric is no scalar, or another model made the run.
         UnsupportedModel
             Gradient checkpointing is enabled.
         """
@@ -319,7 +319,7 @@ class VideoDiT:
         return read_out(self.architecture, self.experts[call.expert], call, residual, conditioning)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch: int = 32, frames: Select = "all") -> NDArray[np.uint8]:
+    def decode(self, latents: Tensor, batch: int = 32, frames: Select = "all") -> Video:
         """Frames of sampler latents, as the pipeline decodes them: uint8 (B, T, height, width, 3).
 
         Parameters
@@ -345,7 +345,7 @@ class VideoDiT:
         return decode(self.pipeline, self.architecture, latents, batch, frames)
 
     @torch.no_grad()
-    def encode(self, frames: NDArray[np.uint8], batch: int = 32) -> Tensor:
+    def encode(self, frames: Video, batch: int = 32) -> Tensor:
         """Sampler latents (B, C, F, H, W) of videos: the mean of the VAE's posterior, scaled as `Run.latents`, float32.
 
         Parameters

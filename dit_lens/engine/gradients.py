@@ -19,7 +19,7 @@ Metric = Callable[[Replay], Tensor]
 
 @dataclass(frozen=True)
 class Gradients:
-    """A metric of one denoising step and its derivative by the activations at some sites.
+    """A metric of one denoising step and its derivative with respect to the activations at some sites.
 
     Attributes
     ----------

@@ -99,9 +99,8 @@ class Walk:
             return []
         for term in terms:
             needed |= self._needs(term, layer)
-        if any(
-            not p.reads_only for place in self._wants(layer, *TERM_COMPONENTS, "head") for p, _ in self._visits(place)
-        ):
+        places = self._wants(layer, *TERM_COMPONENTS, "head")
+        if any(not p.reads_only for place in places for p, _ in self._visits(place)):
             edited = {t.stream for t in terms}
             needed |= {r.event for r in block.readers if r.stream in edited}
         return [e for e in block.events if e in needed]
@@ -183,17 +182,18 @@ class Walk:
 
     def _bypassed(self, layer: int) -> bool:
         """Whether the whole block can be left out: its update is bypassed in all streams and branches."""
-        if not any(p.skips for place in self._wants(layer, "delta") for p, _ in self._visits(place)):
+        wanted = [p for place in self._wants(layer, "delta") for p, _ in self._visits(place)]
+        if not any(p.skips for p in wanted) or not all(p.skips or p.reads_only for p in wanted):
             return False
         streams = [s.name for s in self.layers[layer][2].streams]
-        return all(
-            any(
-                p.skips and site.branch == branch and p.intervention.sites.tokens.is_all
-                for p, site in self._visits((layer, "delta", stream, None))
-            )
-            for stream in streams
-            for branch in self.call.branches
-        ) and all(p.skips or p.reads_only for place in self._wants(layer, "delta") for p, _ in self._visits(place))
+        return all(self._skipped(layer, stream, branch) for stream in streams for branch in self.call.branches)
+
+    def _skipped(self, layer: int, stream: str, branch: str) -> bool:
+        """Whether some bypass covers every token of a block's update in one stream and branch."""
+        return any(
+            p.skips and site.branch == branch and p.intervention.sites.tokens.is_all
+            for p, site in self._visits((layer, "delta", stream, None))
+        )
 
     def _skip(self, envoy: Any, block: Block, layer: int, met: Met) -> None:
         """Answer a bypassed block with its own input."""

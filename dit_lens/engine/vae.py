@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, NotFinite
 from dit_lens.families.base import Architecture
 from dit_lens.families.common import temporal_factor
+from dit_lens.files.video import Video
 from dit_lens.sites.select import Select, indices
 
 
-def decode(pipeline: Any, architecture: Architecture, latents: Tensor, batch: int, frames: Select) -> NDArray[np.uint8]:
+def decode(pipeline: Any, architecture: Architecture, latents: Tensor, batch: int, frames: Select) -> Video:
     """Frames of latents (B, C, F, H, W), uint8 (B, T, height, width, 3); see `VideoDiT.decode`."""
     if latents.ndim != 5 or not len(latents) or batch < 1:
         given = f"{tuple(latents.shape)} in batches of {batch}"
@@ -51,7 +51,7 @@ def video_shape(frames: Any) -> tuple[int, ...]:
     return shape
 
 
-def encode(pipeline: Any, architecture: Architecture, frames: NDArray[np.uint8], batch: int) -> Tensor:
+def encode(pipeline: Any, architecture: Architecture, frames: Video, batch: int) -> Tensor:
     """Latents (B, C, F, H, W) of videos, uint8 (B, T, height, width, 3), in float32; see `VideoDiT.encode`."""
     if batch < 1 or not len(frames):
         raise InputError(f"encode: {len(frames)} videos in batches of {batch}; need at least one of each")

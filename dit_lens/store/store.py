@@ -143,7 +143,7 @@ class Store:
         return [s for s in sites if all(_matches(getattr(s, name), want) for name, want in asked.items())]
 
     def __getitem__(self, site: Site | str) -> View:
-        """The activations at a site, all rows: an array of which only what is asked for is read.
+        """The activations at a site, all rows: an array that reads only what is asked for.
 
         Raises
         ------
@@ -271,7 +271,7 @@ class Store:
         Parameters
         ----------
         what : Run, dict from site to Tensor of shape (B, ...), or list of Capture
-            What will be added, of which one stands for all, or captures of runs that are not made yet.
+            One example of what will be added, or captures of runs that are not made yet.
         runs : int
         name : str, optional
             Of the captures of a run that will be kept, as for `add`.

@@ -1,4 +1,4 @@
-"""One site of a store as an array, of which only what is asked for is read."""
+"""One site of a store as an array that reads only what is asked for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError
+from dit_lens.results.arrays import Ints
 from dit_lens.runs.inputs import Row
 from dit_lens.sites.site import Site
 from dit_lens.store.layout import DTYPES, Layout
@@ -60,7 +61,7 @@ class View:
         return np.array([row.instance for row in self.rows], dtype=str)
 
     @cached_property
-    def _ends(self) -> NDArray[np.int64]:
+    def _ends(self) -> Ints:
         """Where each shard's rows end."""
         return np.cumsum([len(entry.rows) for entry in self._entries], dtype=np.int64)
 
@@ -120,7 +121,7 @@ class View:
         found = self._read(np.atleast_1d(rows), read)[(slice(None), *then)]
         return found if rows.ndim else found[0]
 
-    def _row_numbers(self, index: Any) -> NDArray[np.int64]:
+    def _row_numbers(self, index: Any) -> Ints:
         """Rows that an index of the first axis picks, each in 0..rows-1."""
         if index is Ellipsis:
             index = slice(None)
@@ -132,7 +133,7 @@ class View:
             raise IndexError(f"{self}: rows are picked by a number, a slice or one axis of numbers")
         return np.asarray(picked)
 
-    def _read(self, rows: NDArray[np.int64], inner: tuple[Any, ...]) -> Tensor:
+    def _read(self, rows: Ints, inner: tuple[Any, ...]) -> Tensor:
         """Rows in the order asked for, read in as few pieces as they lie in."""
         if not len(rows):
             shape = [0, *torch.empty(self.shape[1:], dtype=self.torch_dtype, device="meta")[inner].shape]
@@ -147,7 +148,7 @@ class View:
         whole = torch.cat(parts)
         return whole if np.array_equal(rows, unique) else whole[torch.from_numpy(back.reshape(-1))]
 
-    def _piece(self, shard: int, rows: NDArray[np.int64], inner: tuple[Any, ...]) -> Tensor:
+    def _piece(self, shard: int, rows: Ints, inner: tuple[Any, ...]) -> Tensor:
         entry = self._entries[shard]
         start = int(self._ends[shard]) - len(entry.rows)
         where = (slice(int(rows[0]) - start, int(rows[-1]) - start + 1), *inner)
