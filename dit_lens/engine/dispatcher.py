@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_lens.engine.envoys import ACTIVE, Tree
 from dit_lens.engine.plan import Planned
 from dit_lens.engine.recorder import Recorder, Visitor
+from dit_lens.engine.sampler import Sampler
 from dit_lens.engine.traversal import Enough, Walk, dressed
-from dit_lens.errors import DidNotFire
+from dit_lens.errors import DidNotFire, InputError
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.replay import Resume
 from dit_lens.runs.schedule import Schedule
@@ -37,6 +39,8 @@ class Dispatcher:
     calls : the branches of each call of a step
     scales : dict from expert name to the numbers that combine the branches
     stop_after : int, or "last site", or None
+    sampler : Sampler or None
+        What the scheduler remembers, to be forgotten where the state is edited; None where a call is replayed.
     """
 
     pipeline: Any
@@ -49,11 +53,13 @@ class Dispatcher:
     record: bool = False
     stop_after: int | str | None = None
     resume: Resume | None = None
+    sampler: Sampler | None = None
     step: int = -1
     latents: Tensor | None = None
     _nth: int = 0
     _timestep: Any = None
     _velocities: dict[str, Tensor] = field(default_factory=dict)
+    _state: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
         self.recorder = Recorder()
@@ -91,13 +97,16 @@ class Dispatcher:
         call = self._next_call(expert, args, kwargs)
         kwargs = self.architecture.call_arguments(kwargs, len(self.context.rows) * len(call.branches))
         if self.resume is not None and call.step < self.resume.step:
-            output = self.resume.run.recorded(call.step)[call.nth].output
+            output = own(self.resume.run.recorded(call.step)[call.nth].output)
         else:
             output = self.run_call(call, forward, args, kwargs)
-        kept = {"args": args, "kwargs": dict(kwargs), "output": output} if self.record else {"kwargs": {}}
-        call = replace(call, **kept)
+        # What is kept is never memory that the pipeline or its scheduler may write to later.
+        kept = own(output) if self.record or self.plan else output
+        call = replace(call, kwargs={})
+        if self.record:
+            call = replace(call, args=own(args, self._state), kwargs=own(dict(kwargs), self._state), output=kept)
         self.recorder.calls.append(call)
-        self._velocities |= velocities(call, output)
+        self._velocities |= velocities(call, kept)
         return output
 
     def _next_call(self, expert: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -123,7 +132,13 @@ class Dispatcher:
 
     def _know_schedule(self) -> None:
         if self.context.schedule is None:
-            self.context.schedule = Schedule.of(self.pipeline.scheduler)
+            schedule = Schedule.of(self.pipeline.scheduler)
+            if schedule.steps != self.steps:
+                name = type(self.pipeline.scheduler).__name__
+                raise InputError(
+                    f"{name} makes {schedule.steps} steps where {self.steps} were asked for: ask for those"
+                )
+            self.context.schedule = schedule
 
     def sigma(self, step: int) -> float:
         """Before the pipeline has set its timesteps the state is pure noise."""
@@ -224,15 +239,19 @@ class Dispatcher:
 
     def _enter_step(self, step: int, packed: Tensor) -> Tensor:
         """Show the state before a step to the interventions at ``latents``, in the pipeline's own layout."""
+        made = state = self.architecture.unpack(packed, self.context.latent)
         if self.resume is not None and step <= self.resume.step:
-            before = self.resume.run.states[step].to(packed)
-            packed = self.architecture.pack(before, self.context.latent)
-        state = self.architecture.unpack(packed, self.context.latent)
+            state = self.resume.run.states[step].to(packed, copy=True)
         changed = self._visit_around(step, "latents", state)
-        self.latents = changed
+        self.latents = own(changed) if self.record or self.plan else changed
         if self.record:
-            self.recorder.states.append(changed)
-        return packed if changed is state else self.architecture.pack(changed, self.context.latent)
+            self.recorder.states.append(self.latents)
+        if changed is not made:
+            if step and self.sampler is not None:
+                self.sampler.restart((changed != made).flatten(1).any(dim=1).nonzero().flatten().tolist())
+            packed = self.architecture.pack(changed, self.context.latent)
+        self._state = packed
+        return packed
 
     def _visit_around(self, step: int, component: str, tensor: Tensor) -> Tensor:
         """Show a tensor that lives between calls to the interventions at its site, in the order of the list."""
@@ -265,6 +284,19 @@ class Dispatcher:
             if not planned.visited:
                 name, sites = type(planned.intervention).__name__, planned.intervention.sites
                 raise DidNotFire(f"{name} at [{sites}] never fired; {self.recorder.where()}")
+
+
+def own(nest: Any, shared: Tensor | None = None) -> Any:
+    """A nest of mappings and tuples with copies of its tensors; where ``shared`` is given, of those in its memory."""
+    if isinstance(nest, Tensor):
+        return nest.clone() if shared is None or _in_one_memory(nest, shared) else nest
+    if isinstance(nest, dict):  # of its own type: what a transformer returns can be indexed as well
+        return type(nest)(**{key: own(value, shared) for key, value in nest.items()})
+    return tuple(own(value, shared) for value in nest) if isinstance(nest, tuple) else nest
+
+
+def _in_one_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def velocities(call: Call, output: Any) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dit_lens.engine.dispatcher import Dispatcher
+from dit_lens.engine.sampler import Sampler
 from dit_lens.engine.traversal import Enough
 from dit_lens.runs.inputs import Inputs, split_rows
 
@@ -23,7 +24,13 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
         Whether to let the pipeline decode its latents to frames in [0, 1].
     """
     arguments = dispatcher.architecture.pipeline_arguments(dict(settings), len(inputs.rows))
-    with borrowed(pipeline, *_BORROWED), _stepping(pipeline, dispatcher) as callback:
+    generators = inputs.generators()
+    dispatcher.sampler = Sampler(pipeline.scheduler, generators)
+    with (
+        borrowed(pipeline, *_BORROWED),
+        dispatcher.sampler.active(),
+        _stepping(pipeline, dispatcher) as callback,
+    ):
         prepare = pipeline.prepare_latents
         pipeline.set_progress_bar_config(disable=True)
         pipeline.prepare_latents = dispatcher.prepared(
@@ -35,7 +42,7 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
             with dispatcher.active():
                 return pipeline(
                     prompt=inputs.prompts,
-                    generator=inputs.generators(),
+                    generator=generators,
                     return_dict=False,
                     output_type="np" if decode else "latent",
                     **callback,

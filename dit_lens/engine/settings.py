@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from dit_lens.errors import InputError, UnsupportedModel
@@ -39,10 +40,34 @@ def gather_settings(
     if unknown := set(settings) - set(signature):
         raise InputError(f"{type(pipeline).__name__} takes no {', '.join(sorted(unknown))}")
     _fill_size(pipeline, settings)
+    _count_steps(pipeline.scheduler, settings, arguments.get("num_inference_steps"))
     _check(pipeline, architecture, settings, inputs, takes_image="image" in signature)
     if reason := architecture.refuse(pipeline, settings):
         raise UnsupportedModel(f"{architecture.family}: {reason}")
     return settings
+
+
+def _count_steps(scheduler: Any, settings: dict[str, Any], asked: Any) -> None:
+    """Let a list of noise levels or of timesteps say how many steps there are, as it does in the pipelines.
+
+    Raises
+    ------
+    InputError
+        Both lists, one that is empty or holds no finite numbers, another number of steps besides, or a scheduler that
+        takes no such list.
+    """
+    lists = {name: settings[name] for name in ("sigmas", "timesteps") if settings.get(name) is not None}
+    if len(lists) > 1:
+        raise InputError("sigmas= and timesteps= both say what the steps are; give one of them")
+    for name, values in lists.items():
+        numbers = np.asarray(values.tolist() if hasattr(values, "tolist") else values)
+        if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+            raise InputError(f"{name}={values!r:.80}: need a list of finite numbers, one for each step")
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise InputError(f"{type(scheduler).__name__} takes no {name}; give steps=")
+        if asked is not None and asked != len(numbers):
+            raise InputError(f"steps={asked} and {len(numbers)} {name}: give one of them, or as many of both")
+        settings["num_inference_steps"] = len(numbers)
 
 
 def _fill_size(pipeline: Any, settings: dict[str, Any]) -> None:

@@ -82,6 +82,13 @@ def unpatchify_channels_last(patches: Tensor, grid: Grid, patch: tuple[int, int,
     return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
+def refuse_timesteps(pipeline: Any, settings: Settings) -> str | None:
+    """For pipelines that always give their scheduler noise levels of their own, and fail on timesteps beside them."""
+    if settings.get("timesteps") is None:
+        return None
+    return f"{type(pipeline).__name__} makes its own noise levels and takes no timesteps beside them; give steps="
+
+
 def posterior_mode(vae: Any, video: Tensor) -> Tensor:
     """What a VAE makes of a video (B, 3, T, height, width) in [-1, 1], nothing drawn: float32 (B, C, F, H, W)."""
     mode: Tensor = vae.encode(video.to(vae.dtype)).latent_dist.mode()

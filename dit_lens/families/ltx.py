@@ -20,6 +20,7 @@ from dit_lens.families.common import (
     gated_attention,
     patched_grid,
     posterior_mode,
+    refuse_timesteps,
     width_of_heads,
 )
 
@@ -59,7 +60,7 @@ BLOCK = Block(
 def refuse(pipeline: Any, settings: Settings) -> str | None:
     if settings.get("guidance_rescale", 0.0) > 0:
         return f"guidance_rescale={settings['guidance_rescale']} is not modelled; set it to 0"
-    return refuse_noisy_decoding(pipeline, settings)
+    return refuse_timesteps(pipeline, settings) or refuse_noisy_decoding(pipeline, settings)
 
 
 def refuse_noisy_decoding(pipeline: Any, settings: Settings) -> str | None:

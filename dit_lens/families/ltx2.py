@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.families.base import Architecture, Block, Met, Reader, Settings, Stream, Term
-from dit_lens.families.common import causal_latent, patched_grid, width_of_heads
+from dit_lens.families.common import causal_latent, patched_grid, refuse_timesteps, width_of_heads
 from dit_lens.families.ltx import (
     ATTENTION,
     FEED_FORWARD,
@@ -134,9 +134,9 @@ def _rescaled(combined: Tensor, cond: Tensor, share: float) -> Tensor:
 
 def refuse(pipeline: Any, settings: Settings) -> str | None:
     sigmas = settings.get("sigmas")
-    if sigmas is not None and (len(sigmas) != settings["num_inference_steps"] or sigmas[0] != 1):
-        return f"sigmas={sigmas!r}: give as many as num_inference_steps, from 1 on; a run starts at pure noise"
-    return refuse_noisy_decoding(pipeline, settings)
+    if sigmas is not None and sigmas[0] != 1:
+        return f"sigmas={sigmas!r}: the first must be 1, for a run starts at pure noise"
+    return refuse_timesteps(pipeline, settings) or refuse_noisy_decoding(pipeline, settings)
 
 
 def decode(pipeline: Any, latents: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from dit_lens.families.common import (
     patch_of,
     patched_grid,
     posterior_mode,
+    refuse_timesteps,
     unpatchify_channels_last,
     width_of_heads,
 )
@@ -138,6 +139,7 @@ MOCHI = _Mochi(
     decode=decode,
     encode=encode,
     guide=classifier_free_float32,
+    refuse=refuse_timesteps,
     late_timesteps=True,
     causal_decoder=True,
 )

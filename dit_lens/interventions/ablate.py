@@ -11,6 +11,7 @@ from torch import Tensor
 from dit_lens.errors import DonorError, InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
+    SIGMA_TOLERANCE,
     channel_axis,
     fitted,
     part_of,
@@ -18,6 +19,7 @@ from dit_lens.interventions.shapes import (
     require_captured,
     require_choice,
     require_rows,
+    require_sigma,
     require_whole,
     row_numbers,
 )
@@ -94,6 +96,7 @@ class Ablate:
         """The reference's rows, of the tokens that are ablated."""
         if isinstance(reference, Tensor):
             return reference
+        require_sigma("reference", reference, at.site, SIGMA_TOLERANCE)
         return part_of(reference[at.site], self.sites, at.site, at.geometry)
 
     def _mean(self, given: Tensor, site: Site) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dit_lens.errors import DonorError, InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
+    SIGMA_TOLERANCE,
     fitted,
     part_of,
     require_broadcast,
@@ -20,6 +21,7 @@ from dit_lens.interventions.shapes import (
     require_grid,
     require_number,
     require_rows,
+    require_sigma,
     require_whole,
     row_numbers,
 )
@@ -54,10 +56,10 @@ class Patch:
         at weight 0 and exactly the donor at 1.
     weight : float
     pair : "step" or "sigma"
-        With "sigma" a site takes the donor's capture whose noise level is nearest to its own, so that the two runs may
-        have different numbers of steps.
+        With "sigma" a site takes the donor's capture whose noise level is nearest to its own, so the two runs may have
+        different numbers of steps.
     sigma_tolerance : float
-        How far that level may be away, in units of sigma.
+        How far the donor's noise level may be away, in units of sigma; with "step" too.
 
     Notes
     -----
@@ -77,7 +79,7 @@ class Patch:
     mode: str = "replace"
     weight: float = 1.0
     pair: str = "step"
-    sigma_tolerance: float = 0.05
+    sigma_tolerance: float = SIGMA_TOLERANCE
 
     @classmethod
     def from_row(cls, row: int, sites: Sites, *, mode: str = "replace", weight: float = 1.0) -> Patch:
@@ -124,6 +126,7 @@ class Patch:
     def _paired(self, donor: Run, site: Site) -> Site:
         """The donor's site for a site of this run."""
         if self.pair == "step":
+            require_sigma("donor", donor, site, self.sigma_tolerance, ", or pair='sigma'")
             return site
         known = [
             (abs(s.sigma - site.sigma), s)

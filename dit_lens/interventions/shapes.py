@@ -17,6 +17,9 @@ from dit_lens.sites.site import Site, name_some
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import LATENT_COMPONENTS
 
+#: How far the noise levels of two runs may be apart where one gives the other its activation of the same step.
+SIGMA_TOLERANCE = 0.05
+
 
 def channel_axis(site: Site) -> int:
     """1 on the latent grid, (B, C, F, H, W), and -1 elsewhere, (B, ..., D)."""
@@ -99,6 +102,16 @@ def require_captured(what: str, run: Run, sites: Sequence[Site], geometry: Geome
 def require_grid(what: str, run: Run, geometry: Geometry) -> None:
     if run.geometry.grid != geometry.grid:
         raise DonorError(f"the {what}'s token grid {run.geometry.grid} is not this run's {geometry.grid}")
+
+
+def require_sigma(what: str, run: Run, site: Site, tolerance: float, hint: str = "") -> None:
+    """Refuse the capture of a step whose noise level is not this run's: the two runs have different schedules."""
+    theirs = run.sigma_at(site)
+    if theirs is not None and site.sigma is not None and abs(theirs - site.sigma) > tolerance:
+        raise DonorError(
+            f"{site} is at sigma {site.sigma:.4g}, the {what}'s at sigma {theirs:.4g}, further away than "
+            f"{tolerance:g}: give both runs the same schedule{hint}"
+        )
 
 
 def require_whole(what: str, given: Tensor, site: Site, geometry: Geometry) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
+from dit_lens.files.video import Video
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.ledger import Ledger
@@ -52,7 +52,7 @@ class Run:
     id: str
     model_id: str
     rows: tuple[Row, ...]
-    frames: NDArray[np.uint8] | None
+    frames: Video | None
     latents: Tensor
     schedule: Schedule
     geometry: Geometry
@@ -110,6 +110,15 @@ class Run:
         if site not in found:
             raise SiteError(f"{site} was not captured; {name_some(found)}")
         return found[site]
+
+    @cached_property
+    def _own_sites(self) -> dict[Site, Site]:
+        return {site: site for site in self.captures.get("", {})}
+
+    def sigma_at(self, site: Site) -> float | None:
+        """Noise level at which a site was captured; None where it was not, or has none."""
+        own = self._own_sites.get(site)
+        return None if own is None else own.sigma
 
     def captured(self, name: str = "") -> dict[Site, Tensor]:
         """All captures under a name, in the order in which they were made."""

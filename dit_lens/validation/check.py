@@ -23,7 +23,8 @@ __all__ = ["check", "check_family", "list_families"]
 def check(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport:
     """Check that a model does what its family's file says, on two rows of a small size, in seconds.
 
-    Layer count and order, token grid, guidance branches, the sum rule, heads, identity patches, full swaps, the
+    Layer count and order, token grid, guidance branches, the sum rule, heads, identity patches, full swaps of the
+    residual and of the sampler's state, the
     depth lens at the last layer, sigma and x0hat against the scheduler's own step, rows against single runs, and
     resuming. Real weights or random ones. The size is the smallest whose token grid has three different numbers.
 

@@ -14,6 +14,7 @@ from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.patch import Patch
 from dit_lens.lens.depth import depth_lens
 from dit_lens.runs.replay import Resume
+from dit_lens.runs.run import Run
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
@@ -180,7 +181,7 @@ def check_swap(subject: Subject) -> str:
     keep = Capture(Sites(("resid", "velocity"), steps=0, stream="video"))
     text = [Capture(Sites("resid", steps=0, stream=s)) for s in subject.base.geometry.streams if s != "video"]
     twins = subject.run([keep, *text], inputs=(subject.inputs[0],) * 2, seed=[11, 12], record=True, stop_after=0)
-    carried = any(b.carried for _, _, b in subject.architecture.layers(subject.model.pipeline.transformer))
+    carried = _carries(subject)
     worst = 0.0
     for layer in layers if not carried else layers[-1:]:
         sites = Sites("resid", steps=0, layers=layer, stream="all")
@@ -194,6 +195,37 @@ def check_swap(subject: Subject) -> str:
             ensure(not torch.equal(velocity, own), f"s00/{branch}/L{layer:02d}/resid: the swap changed nothing")
             worst = max(worst, error)
     return f"at {'every layer' if not carried else 'the last layer'}, worst {worst:.1f} units from the other row"
+
+
+def check_state_swap(subject: Subject) -> str:
+    """Given the other row's state in the middle of a run, a row ends where the other does: no memory undoes the edit.
+
+    Both rows have one prompt and one seed, so the noise that a sampler draws is the same too; they start from different
+    states. A sampler with a memory begins anew where its state is edited, so the end is compared with that of rows that
+    begin anew there at their own state, moved by the last bit.
+    """
+    if _carries(subject):
+        return "left out: this family's state has a stream that is not addressed"
+    geometry = subject.base.geometry
+    step, free = geometry.steps // 2, [f for f in range(geometry.latent_grid[0]) if f not in geometry.fixed_frames]
+    tokens = Tokens(frames=free) if geometry.fixed_frames else Tokens()
+    begin = Patch(subject.base, Sites("latents", steps=0, tokens=tokens))
+    sites = Sites("latents", steps=step, tokens=tokens)
+
+    def ends(*edits: Any) -> Run:
+        return subject.run([begin, *edits], inputs=(subject.inputs[0],) * 2, seed=[11, 11])
+
+    twins = ends(Capture(Sites("latents", steps=step)))
+    anew = ends(FromFunction(sites, lambda x, at: torch.nextafter(x, x + 1))).latents
+    swapped = ends(Patch(twins, sites, rows=(1, 0))).latents
+    apart, error = _ulps(anew[[1, 0]], anew, anew), _ulps(swapped, anew[[1, 0]], anew)
+    ensure(error <= 4096, f"s{step:02d}/-/-/latents swapped: {error:.0f} units from the other row's end")
+    ensure(apart > 100 * 4096, f"s{step:02d}/-/-/latents: the two rows end only {apart:.0f} units apart")
+    return f"at step {step}: {error:.0f} units from the other row's end, the two are {apart:.0e} apart"
+
+
+def _carries(subject: Subject) -> bool:
+    return any(b.carried for _, _, b in subject.architecture.layers(subject.model.pipeline.transformer))
 
 
 def check_depth_lens(subject: Subject) -> str:
@@ -289,6 +321,7 @@ CHECKS: Mapping[str, Callable[[Subject], str]] = {
     "heads": check_heads,
     "identity patch": check_identity,
     "full swap": check_swap,
+    "state swap": check_state_swap,
     "depth lens": check_depth_lens,
     "schedule": check_schedule,
     "rows": check_rows,

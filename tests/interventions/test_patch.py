@@ -130,6 +130,16 @@ def test_a_level_that_is_too_far_is_refused() -> None:
     )
 
 
+def test_a_donor_of_another_schedule_is_refused() -> None:
+    donor = make_run({SITE: OTHER}, sigmas=SIGMAS)
+    patch = dl.Patch(donor, RESID)
+    assert torch.equal(patched(patch, OWN, SITE, sigma=0.96), OTHER)
+    with pytest.raises(DonorError, match=r"is at sigma 0.5, the donor's at sigma 1, further away.*or pair='sigma'"):
+        patched(patch, OWN, SITE, sigma=0.5)
+    with pytest.raises(DonorError, match=r"the reference's at sigma 1, further away"):
+        patched(dl.Ablate(RESID, mode="mean", reference=donor), OWN, SITE, sigma=0.5)
+
+
 def test_a_sigma_donor_needs_the_same_place() -> None:
     donor = make_run({SITE: OTHER}, sigmas=SIGMAS)
     with pytest.raises(DonorError, match=r"captured no step of s00/cond/L01/resid/video.*there are s00/cond/L00"):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 import dit_lens as dl
@@ -62,8 +63,14 @@ def test_an_edit_of_latents_equals_the_plain_pipeline_with_a_callback_that_edits
 ) -> None:
     noise = torch.randn(subject.run().latents.shape, generator=torch.Generator().manual_seed(1))
 
-    def callback(_pipeline: Any, step: int, _timestep: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def callback(pipeline: Any, step: int, _timestep: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
         # The state of step 1 is what the callback at the end of step 0 hands on.
+        if step == 0 and isinstance(pipeline.scheduler, UniPCMultistepScheduler):
+            # What it remembers is of the path before the edit, and would undo it.
+            order = pipeline.scheduler.config.solver_order
+            vars(pipeline.scheduler).update(
+                model_outputs=[None] * order, timestep_list=[None] * order, lower_order_nums=0, last_sample=None
+            )
         return {"latents": given["latents"] + noise} if step == 0 else given
 
     add = Edit(dl.Sites("latents", steps=1), lambda state, at: state + noise)
