@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from dit_lens.errors import UnsupportedModel
@@ -137,17 +138,26 @@ class Sampler:
         if len(results) == 1:
             return results[0]
         order = torch.tensor([row for part in self._parts for row in part.rows]).argsort()
-        self.scheduler._step_index = self._parts[0].scheduler._step_index
+        if hasattr(self.scheduler, "_step_index"):
+            self.scheduler._step_index = self._parts[0].scheduler._step_index
         return tuple(torch.cat(of_parts)[order.to(of_parts[0].device)] for of_parts in zip(*results, strict=True))
 
     def _step_of(self, part: _Part, given: dict[str, Any]) -> Any:
         own = {name: _rows_of(value, part.rows) if name in _BY_ROW else value for name, value in given.items()}
         if isinstance(own.get("generator"), list):
             own["generator"] = [own["generator"][row] for row in part.rows]
-        if part.begins and "old_pred_original_sample" in own:
+        if part.begins and own.get("old_pred_original_sample") is not None:
+            _draw_as_if_looking_back(part.scheduler, own)
             own["old_pred_original_sample"] = None
         part.begins = False
         return self._kind.step(**own | {"self": part.scheduler})
+
+
+def _draw_as_if_looking_back(scheduler: Any, given: dict[str, Any]) -> None:
+    """Draw what CogVideoX's DPM step would: it draws twice and uses the second where it looks back, but at the end."""
+    sample = given["sample"]
+    if given["timestep"] >= scheduler.config.num_train_timesteps // scheduler.num_inference_steps:
+        randn_tensor(sample.shape, generator=given["generator"], device=sample.device, dtype=sample.dtype)
 
 
 def _rows_of(value: Any, rows: list[int]) -> Any:

@@ -11,10 +11,14 @@ import torch
 from diffusers import (
     CogVideoXDPMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
+    LMSDiscreteScheduler,
+    SASolverScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -116,6 +120,63 @@ def test_a_run_resumed_from_an_edited_record_is_that_run(name: str) -> None:
     for step in (MIDDLE, MIDDLE + 3):
         again = run(model, resume=dl.Resume(edited, step))
         assert torch.equal(again.latents, edited.latents)
+
+
+@pytest.mark.parametrize("name", ["UniPC", "UniPC of order 3", "DPM++", "DPM++ of order 3"])
+@pytest.mark.parametrize("step", [1, 2, 6, 9])
+def test_a_sampler_that_begins_anew_is_a_fresh_one_set_to_that_step(name: str, step: int) -> None:
+    used, fresh = SAMPLERS[name](), SAMPLERS[name]()
+    for scheduler in (used, fresh):
+        scheduler.set_timesteps(10)
+    draw = torch.Generator().manual_seed(0)
+    outputs = torch.randn(10, 2, 4, 3, 2, 2, generator=draw)
+    state = torch.randn(2, 4, 3, 2, 2, generator=draw)
+    for s in range(step):
+        state = used.step(outputs[s], used.timesteps[s], state, return_dict=False)[0]
+    Sampler(used, [torch.Generator()] * 2).restart([0, 1])
+    fresh.set_begin_index(step)
+    one = other = torch.randn(state.shape, generator=draw)
+    for s in range(step, 10):
+        one = used.step(outputs[s], used.timesteps[s], one, return_dict=False)[0]
+        other = fresh.step(outputs[s], fresh.timesteps[s], other, return_dict=False)[0]
+        assert torch.equal(one, other)
+
+
+def row(which: int, by: float) -> Tensor:
+    """What is added to one row of three."""
+    return by * torch.eye(3)[which].reshape(3, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["UniPC", "DPM++ of order 3", "SDE-DPM++"])
+def test_rows_that_are_edited_at_different_steps_are_what_they_would_be_alone(name: str) -> None:
+    sde = lambda: DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++")  # noqa: E731
+    model = wan(SAMPLERS.get(name, sde)())
+    second = Edit(dl.Sites("latents", steps=[4, 12]), lambda x, at: x + row(1, at.site.step / 8))
+    third = Edit(STATE, lambda x, at: x + row(2, 1.0))
+    seeds = (5, 6, 7)
+    plain, both = run(model, seeds=seeds).latents, run(model, second, third, seeds=seeds).latents
+    assert distance(both[:1], plain[:1]) < 1e-5
+    for edit, changed in ((second, 1), (third, 2)):
+        assert distance(run(model, edit, seeds=seeds).latents[changed], both[changed]) < 1e-5
+        assert distance(both[changed], plain[changed]) > 0.01
+
+
+def test_cogvideox_does_not_look_back_behind_an_edit_and_its_noise_stays_the_same() -> None:
+    tiny = TINY["cogvideox-1.5"]
+    model, settings = dl.VideoDiT(tiny.build()), {**tiny.settings, "decode": False, "num_inference_steps": 6}
+    edit = Edit(dl.Sites("latents", steps=3), lambda x, at: x + 1e-4 * torch.tensor([0, 1.0]).view(2, 1, 1, 1, 1))
+    plain, edited = (model.run(tiny.inputs()[0], [5, 6], interventions=i, **settings).latents for i in ([], [edit]))
+    assert distance(edited[:1], plain[:1]) < 1e-5
+    # Noise of another draw would move the edited row by about the norm of the state itself.
+    assert 1e-3 < distance(edited[1:], plain[1:]) < 0.3
+
+
+@pytest.mark.parametrize("make", [DEISMultistepScheduler, LMSDiscreteScheduler, SASolverScheduler, IPNDMScheduler])
+def test_other_samplers_with_a_memory_are_refused_by_name(make: Callable[[], Any]) -> None:
+    model = wan(SAMPLERS["Euler"]())
+    model.pipeline.scheduler = make()
+    with pytest.raises(UnsupportedModel, match=f"{make.__name__}.*its step is not known; known are FlowMatchEuler"):
+        run(model)
 
 
 def test_the_check_of_the_state_fails_where_the_sampler_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
