@@ -48,7 +48,7 @@ def refuse(pipeline: Any, settings: Settings) -> str | None:
     for name, tile, step in zip(("num_frames", "height", "width"), vae.kernel, vae.stride, strict=True):
         if settings[name] < tile or (settings[name] - tile) % step:
             return f"{name}={settings[name]} is not {tile} + {step} k; the VAE's tiles would leave the rest blank"
-    return None
+    return common.refuse_timesteps(pipeline, settings)
 
 
 def head(transformer: Any, residual: Tensor, conditioning: Mapping[str, Any], grid: Grid) -> Tensor:

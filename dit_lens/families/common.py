@@ -83,10 +83,12 @@ def unpatchify_channels_last(patches: Tensor, grid: Grid, patch: tuple[int, int,
 
 
 def refuse_timesteps(pipeline: Any, settings: Settings) -> str | None:
-    """For pipelines that always give their scheduler noise levels of their own, and fail on timesteps beside them."""
+    """For pipelines that set their scheduler to noise levels of their own, whatever timesteps they are given."""
     if settings.get("timesteps") is None:
         return None
-    return f"{type(pipeline).__name__} makes its own noise levels and takes no timesteps beside them; give steps="
+    return (
+        f"{type(pipeline).__name__} sets its scheduler to noise levels of its own and takes no timesteps; give steps="
+    )
 
 
 def posterior_mode(vae: Any, video: Tensor) -> Tensor:

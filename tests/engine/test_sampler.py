@@ -301,9 +301,22 @@ def test_steps_that_cannot_be_known_are_refused(given: dict[str, Any], message: 
     ("name", "given", "message"),
     [
         ("ltx-2", {"sigmas": [1.0], "timesteps": [1000]}, "sigmas= and timesteps= both say what the steps are"),
-        ("ltx-2", {"timesteps": [999, 500]}, "LTX2Pipeline makes its own noise levels and takes no timesteps"),
-        ("ltx-video", {"timesteps": [999, 500]}, "LTXPipeline makes its own noise levels and takes no timesteps"),
-        ("mochi", {"timesteps": [999, 500]}, "MochiPipeline makes its own noise levels and takes no timesteps"),
+        (
+            "ltx-2",
+            {"timesteps": [999, 500]},
+            "LTX2Pipeline sets its scheduler to noise levels of its own",
+        ),
+        (
+            "ltx-video",
+            {"timesteps": [999, 500]},
+            "LTXPipeline sets its scheduler to noise levels of its own",
+        ),
+        (
+            "mochi",
+            {"timesteps": [999, 500]},
+            "MochiPipeline sets its scheduler to noise levels of its own",
+        ),
+        ("allegro", {"timesteps": [999, 500]}, "EulerAncestralDiscreteScheduler takes no timesteps; give steps="),
         ("cogvideox-1.0", {"timesteps": [999, 500]}, "CogVideoXDDIMScheduler takes no timesteps; give steps="),
         ("wan2.1-t2v", {"sigmas": [1.0, 0.5]}, "WanPipeline takes no sigmas"),
     ],
@@ -313,6 +326,25 @@ def test_lists_that_a_pipeline_would_fail_on_are_refused(name: str, given: dict[
     settings = {key: value for key, value in tiny.settings.items() if key != "num_inference_steps"}
     with pytest.raises((InputError, UnsupportedModel), match=message):
         dl.VideoDiT(tiny.build(), defaults=settings).run("blue", 0, **given)
+
+
+def test_allegro_takes_no_timesteps_whatever_its_scheduler_takes() -> None:
+    tiny = TINY["allegro"]
+    pipeline = tiny.build()
+    pipeline.scheduler = EulerDiscreteScheduler()
+    settings = {key: value for key, value in tiny.settings.items() if key != "num_inference_steps"}
+    with pytest.raises(UnsupportedModel, match="AllegroPipeline sets its scheduler to noise levels of its own"):
+        dl.VideoDiT(pipeline, defaults=settings).run("blue", 0, timesteps=[900, 500])
+
+
+def test_timesteps_make_as_many_steps_as_there_are() -> None:
+    tiny = TINY["cogvideox-1.0"]
+    pipeline = tiny.build()
+    pipeline.scheduler = DDPMScheduler(clip_sample=False)
+    settings = {key: value for key, value in tiny.settings.items() if key != "num_inference_steps"}
+    found = dl.VideoDiT(pipeline, defaults=settings).run("blue", 0, timesteps=[900, 700, 500, 200], decode=False)
+    assert [call.timestep for call in found.calls] == [900, 700, 500, 200]
+    assert found.geometry.steps == 4
 
 
 def test_a_scheduler_that_makes_other_steps_than_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +391,3 @@ def test_nothing_that_is_kept_is_what_a_sampler_changes_in_place(name: str) -> N
     assert torch.equal(ours.latents, plain.latents)
     assert torch.equal(replay.x0hat, plain_replay.x0hat)
     assert torch.equal(resumed.latents, ours.latents)
-
-
-def test_euler_draws_nothing_and_remembers_nothing() -> None:
-    assert not {EulerDiscreteScheduler.__name__, "FlowMatchEulerDiscreteScheduler"} & {*MEMORY, *DRAWING}
