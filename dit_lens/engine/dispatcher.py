@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dit_lens.engine.envoys import ACTIVE, Tree
 from dit_lens.engine.plan import Planned
-from dit_lens.engine.recorder import Recorder, Visitor
+from dit_lens.engine.recorder import Copies, Recorder, Visitor
 from dit_lens.engine.sampler import Sampler
 from dit_lens.engine.traversal import Enough, Walk, dressed
 from dit_lens.errors import DidNotFire, InputError
@@ -59,13 +58,16 @@ class Dispatcher:
     _nth: int = 0
     _timestep: Any = None
     _velocities: dict[str, Tensor] = field(default_factory=dict)
-    _state: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
         self.recorder = Recorder()
         self.visitor = Visitor(self.context, self.recorder)
         self.architecture = self.context.architecture
         self.steps = self.context.geometry.steps
+        around = any(site.component in ("latents", "guided", "velocity") for p in self.plan for site in p.sites)
+        #: Whether states and predictions are of use after the scheduler's step, which may write to them.
+        self._looks_back = self.record or around
+        self._copies = Copies()
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -97,17 +99,16 @@ class Dispatcher:
         call = self._next_call(expert, args, kwargs)
         kwargs = self.architecture.call_arguments(kwargs, len(self.context.rows) * len(call.branches))
         if self.resume is not None and call.step < self.resume.step:
-            output = own(self.resume.run.recorded(call.step)[call.nth].output)
+            output = self.resume.run.recorded(call.step)[call.nth].output
         else:
             output = self.run_call(call, forward, args, kwargs)
-        # What is kept is never memory that the pipeline or its scheduler may write to later.
-        kept = own(output) if self.record or self.plan else output
         call = replace(call, kwargs={})
         if self.record:
-            call = replace(call, args=own(args, self._state), kwargs=own(dict(kwargs), self._state), output=kept)
+            call = replace(call, args=self._copies(args), kwargs=self._copies(dict(kwargs)), output=output)
         self.recorder.calls.append(call)
-        self._velocities |= velocities(call, kept)
-        return output
+        self._velocities |= velocities(call, output)
+        # A scheduler may write to what it is given: not to what is kept here, nor to a record's or a donor's tensors.
+        return Copies()(output) if self._looks_back or self.resume is not None else output
 
     def _next_call(self, expert: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """Name the call. Pipelines set ``_current_timestep`` to a new object once a step, whatever calls they make."""
@@ -223,7 +224,7 @@ class Dispatcher:
             self._visit_around(step, "guided", self._guided())
         state = kwargs["latents"]
         if step + 1 < self.steps and step != self.stop_after:
-            state = self._enter_step(step + 1, state)
+            return {"latents": self._enter_step(step + 1, state)}
         self.latents = self.architecture.unpack(state, self.context.latent)
         if step + 1 == self.steps:
             self.latents = self.context.finish(self.latents)
@@ -243,15 +244,14 @@ class Dispatcher:
         if self.resume is not None and step <= self.resume.step:
             state = self.resume.run.states[step].to(packed, copy=True)
         changed = self._visit_around(step, "latents", state)
-        self.latents = own(changed) if self.record or self.plan else changed
+        self.latents = changed.clone() if self._looks_back else changed
         if self.record:
             self.recorder.states.append(self.latents)
-        if changed is not made:
-            if step and self.sampler is not None:
-                self.sampler.restart((changed != made).flatten(1).any(dim=1).nonzero().flatten().tolist())
-            packed = self.architecture.pack(changed, self.context.latent)
-        self._state = packed
-        return packed
+        if changed is made:
+            return packed
+        if step and self.sampler is not None:
+            self.sampler.restart((changed != made).flatten(1).any(dim=1).nonzero().flatten().tolist())
+        return self.architecture.pack(changed.clone(), self.context.latent)
 
     def _visit_around(self, step: int, component: str, tensor: Tensor) -> Tensor:
         """Show a tensor that lives between calls to the interventions at its site, in the order of the list."""
@@ -284,19 +284,6 @@ class Dispatcher:
             if not planned.visited:
                 name, sites = type(planned.intervention).__name__, planned.intervention.sites
                 raise DidNotFire(f"{name} at [{sites}] never fired; {self.recorder.where()}")
-
-
-def own(nest: Any, shared: Tensor | None = None) -> Any:
-    """A nest of mappings and tuples with copies of its tensors; where ``shared`` is given, of those in its memory."""
-    if isinstance(nest, Tensor):
-        return nest.clone() if shared is None or _in_one_memory(nest, shared) else nest
-    if isinstance(nest, dict):  # of its own type: what a transformer returns can be indexed as well
-        return type(nest)(**{key: own(value, shared) for key, value in nest.items()})
-    return tuple(own(value, shared) for value in nest) if isinstance(nest, tuple) else nest
-
-
-def _in_one_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def velocities(call: Call, output: Any) -> dict[str, Tensor]:

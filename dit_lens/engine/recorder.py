@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_lens.engine.plan import Planned
 from dit_lens.errors import DonorError, InputError, NotFinite
@@ -87,6 +87,33 @@ class Recorder:
         return f"visited so far: {some(self.visited)}" if self.visited else "no site visited yet"
 
 
+class Copies:
+    """Copies of the tensors in a nest of mappings, lists and tuples.
+
+    A tensor that comes again unchanged, as the text does at every call, is copied once.
+    """
+
+    def __init__(self) -> None:
+        self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __call__(self, nest: Any) -> Any:
+        if isinstance(nest, Tensor):
+            return self._copy(nest)
+        if isinstance(nest, dict):  # of its own type: what a transformer returns can be indexed as well
+            return type(nest)(**{key: self(value) for key, value in nest.items()})
+        return type(nest)(map(self, nest)) if type(nest) in (list, tuple) else nest
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if tensor.is_inference():  # its changes are not counted
+            return tensor.clone()
+        version, copy = self._made.get(tensor, (-1, tensor))
+        if version != tensor._version:
+            copy = tensor.clone()
+            self._made[tensor] = (tensor._version, copy)
+        made: Tensor = copy
+        return made
+
+
 def _on_its_way(tensor: Tensor) -> bool:
     """Whether a copy from an accelerator into this memory may still be under way."""
     return torch.cuda.is_initialized() and tensor.is_pinned()
@@ -108,7 +135,11 @@ class Visitor:
         part = tokens.take(activation, site.component)
         planned.visited += 1
         self.recorder.visited[site] = None
-        keep = partial(self.recorder.keep, site)
+
+        def keep(name: str, tensor: Tensor) -> None:
+            shared = tensor.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
+            self.recorder.keep(site, name, tensor.clone() if shared else tensor)
+
         new = planned.intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
         if new is None:
             return None

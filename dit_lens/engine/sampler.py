@@ -89,6 +89,7 @@ class Sampler:
 
         @functools.wraps(kind.step)
         def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            kwargs = sampler._seeded(kwargs)
             return sampler._step(args, kwargs) if self is sampler.scheduler else kind.step(self, *args, **kwargs)
 
         self.scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
@@ -128,9 +129,12 @@ class Sampler:
             setattr(scheduler, name, _rows_of(getattr(part.scheduler, name), places))
         return _Part(rows, scheduler, part.begins)
 
+    def _seeded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a step that draws noise, with a generator for each row where it was given none."""
+        draws = self._kind.__name__ in DRAWING and kwargs.get("generator") is None
+        return kwargs | {"generator": self.generators} if draws else kwargs
+
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._kind.__name__ in DRAWING and kwargs.get("generator") is None:
-            kwargs = kwargs | {"generator": self.generators}
         if len(self._parts) == 1 and not self._parts[0].begins:
             return self._kind.step(self.scheduler, *args, **kwargs)
         given = inspect.signature(self._kind.step).bind(self.scheduler, *args, **kwargs).arguments
