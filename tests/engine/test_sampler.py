@@ -108,8 +108,20 @@ def test_reading_and_writing_back_the_same_bits_forget_nothing(name: str) -> Non
     clean = run(model, dl.Capture(STATE), record=True)
     assert torch.equal(run(model, dl.Patch(clean, STATE)).latents, clean.latents)
     assert torch.equal(run(model, Edit(STATE, lambda x, at: x.clone())).latents, clean.latents)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_nothing_is_left_on_the_scheduler_also_after_an_error(name: str) -> None:
+    model = wan(SAMPLERS[name]())
     kind = type(model.pipeline.scheduler)
-    assert vars(kind).get("step") is not None
+
+    def fail(x: Tensor, at: Any) -> Tensor:
+        assert type(model.pipeline.scheduler).__name__ == kind.__name__
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run(model, Edit(STATE, fail))
+    assert type(model.pipeline.scheduler) is kind
     assert "step" not in vars(model.pipeline.scheduler)
 
 
