@@ -39,14 +39,18 @@ def write_page(
     figures : mapping from name to Figure
         They are closed.
     tables : mapping from heading to text set in columns, optional
+        The first stands before the figures, the others after them.
     """
-    parts = [f"<h2>{html.escape(name)}</h2>\n<pre>{html.escape(table)}</pre>" for name, table in (tables or {}).items()]
+    columns = [
+        f"<h2>{html.escape(name)}</h2>\n<pre>{html.escape(lines)}</pre>" for name, lines in (tables or {}).items()
+    ]
+    parts = columns[:1]
     for name, figure in figures.items():
         png = png_bytes(figure)
         write_atomic(path.with_name(f"{path.stem}-{name}.png"), png)
-        title_of, source = html.escape(name), base64.b64encode(png).decode()
-        parts.append(f'<h2>{title_of}</h2>\n<img alt="{title_of}" src="data:image/png;base64,{source}">')
-    page = _PAGE.format(title=html.escape(title), text=html.escape(text), parts="\n".join(parts))
+        heading, source = html.escape(name), base64.b64encode(png).decode()
+        parts.append(f'<h2>{heading}</h2>\n<img alt="{heading}" src="data:image/png;base64,{source}">')
+    page = _PAGE.format(title=html.escape(title), text=html.escape(text), parts="\n".join(parts + columns[1:]))
     return write_atomic(path, page.encode())
 
 
