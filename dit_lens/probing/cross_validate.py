@@ -102,12 +102,13 @@ def probe_grid(
     return grid
 
 
-Readout = tuple[int, str, NDArray[Any]]
+#: Step, name of the readout, and its features.
+ReadFeatures = tuple[int, str, NDArray[Any]]
 
 
 def _batches(
     data: Mapping[int, ProbeData], groups: NDArray[np.int64], seed: int, shuffled: bool, work: _Work
-) -> Iterator[tuple[list[Question], list[Readout]]]:
+) -> Iterator[tuple[list[Question], list[ReadFeatures]]]:
     """Places (step, readout, features) that share labels and width, as many as fit into memory at once."""
     for steps in _same_labels(data):
         labels = data[steps[0]].labels
@@ -163,7 +164,7 @@ class _Work:
     def at_once(self) -> int:
         return AT_ONCE.get(self.device.type, AT_ONCE["cuda"])
 
-    def score(self, questions: Sequence[Question], places: Sequence[Readout]) -> None:
+    def score(self, questions: Sequence[Question], places: Sequence[ReadFeatures]) -> None:
         """Fit and score all questions at all of these places."""
         order = np.argsort(self.fold, kind="stable")  # the runs of a fold lie together
         predicted = self._predict(questions, places, order)
@@ -181,7 +182,7 @@ class _Work:
                 self.grid.scores[step, readout, question.name, question.control] = of_place
 
     def _predict(
-        self, questions: Sequence[Question], places: Sequence[Readout], order: NDArray[np.int64]
+        self, questions: Sequence[Question], places: Sequence[ReadFeatures], order: NDArray[np.int64]
     ) -> NDArray[Any]:
         """Held-out answers (questions, P, rows), the rows in ``order``."""
         x, means = self._features(places, order)
@@ -203,7 +204,7 @@ class _Work:
                 predicted[q, :, part] = question.answer(scores, train, linear, middle, x[:, part])
         return predicted.cpu().numpy()
 
-    def _features(self, places: Sequence[Readout], order: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _features(self, places: Sequence[ReadFeatures], order: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features of some places (P, rows, D) less their means, the runs in ``order``, and those means (P, D).
 
         Without their means, because float32 scores would else be differences of large numbers.

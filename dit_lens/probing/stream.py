@@ -38,6 +38,7 @@ from dit_lens.tasks.base import Label, Level
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: Step and name of a readout.
 StepReadout = tuple[int, str]
 
 

@@ -32,6 +32,7 @@ from dit_lens.errors import EvidenceError
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, mean_interval, wilson
 from dit_lens.results.plots import curves
+from dit_lens.tasks.puzzles.shares import NO_CANDIDATES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,5 +95,5 @@ def multi_path(chain: Chain) -> MultiPath:
         The task has no candidates that a picture can be taken apart into.
     """
     if not hasattr(chain.task, "alive"):
-        raise EvidenceError(f"{chain.title!r} has no candidates that a picture can be taken apart into")
+        raise EvidenceError(f"{getattr(chain.task, 'name', chain.task)!r} {NO_CANDIDATES}")
     return MultiPath(chain, chain.task.alive(chain.frames[:, :, -1], chain.instances))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dit_lens.errors import TaskError
+from dit_lens.files.video import Video
 from dit_lens.tasks import Maze, MazeInstance, MazeScores
 from dit_lens.tasks.maze.boards import Boards
 from dit_lens.tasks.maze.render import PALETTE, read_centres, read_walls, render_video
@@ -19,7 +20,6 @@ from tests.tasks import reference
 
 RULES = ("legal", "complete", "continuous", "walls")
 CELL = 8
-Video = np.ndarray
 
 #: A hand-made 4 x 4 maze: a serpentine path along the top, down, and back, with the walls that make it one.
 #:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dit_lens.errors import TaskError
+from dit_lens.files.video import Video
 from dit_lens.tasks import Maze, MazeInstance, Pair
 from dit_lens.tasks.maze.boards import Boards, in_split, lengths, name_other
 from dit_lens.tasks.maze.render import (
@@ -36,7 +37,6 @@ from tests.tasks.maze.test_scorer import LAYOUT_DOWN, LAYOUT_RIGHT, PATH, RULES,
 SPLITS = ("train", "val", "test")
 KINDS = ("prompt", "goal", "wall")
 LENGTHS = (3, 10)
-Video = np.ndarray
 
 #: The serpentine of the scorer's tests: red at cell 4, at the end of the way back, and purple two rows below the way.
 #:
