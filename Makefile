@@ -45,4 +45,4 @@ $(VENV)/.installed-%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf docs/_build docs/auto_examples docs/sg_execution_times.rst build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build docs/auto_examples docs/sg_execution_times.rst build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

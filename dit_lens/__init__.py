@@ -7,7 +7,7 @@ Everything public is a name of this module; the modules below it may change with
 is first asked for, so that ``import dit_lens`` itself takes no time.
 """
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -255,14 +255,14 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.store.store import Store
     from dit_lens.validation.check import check
     from dit_lens.validation.report import CheckReport
+else:  # type checkers must not see it: they would take any name for a public one
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(_MODULES[name])
-    if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
-    raise AttributeError(f"module 'dit_lens' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return _import_module(_MODULES[name])
+        if name in _WHERE:
+            return getattr(_import_module(_WHERE[name]), name)
+        raise AttributeError(f"module 'dit_lens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -64,7 +64,7 @@ class VideoDiT:
     layers : int
         Blocks L on the one layer axis.
     twin_of : str or None
-        Id of the model whose runs this one replays as its own; `dit_lens.probing.random_twin` sets it.
+        Id of the model whose runs this one replays as its own; `dit_lens.random_twin` sets it.
     """
 
     def __init__(

@@ -93,12 +93,31 @@ def _is_typing(node: ast.If) -> bool:
     return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def above(path: Path) -> set[str]:
+    """The packages that hold a module; for the ``__init__`` of a package, those that hold the package."""
+    parts = ("dit_lens", *path.relative_to(PACKAGE).parts[: -2 if path.name == "__init__.py" else -1])
+    return {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_module_imports_the_package_that_holds_it(path: Path) -> None:
-    if path.name != "__init__.py":
-        parts = ("dit_lens", *path.relative_to(PACKAGE).parts[:-1])
-        above = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
-        assert not above & set(imports(path))
+    assert not above(path) & set(imports(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_module_imports_by_a_text(path: Path) -> None:
+    """The contract cannot see such an import; that of a package of others is none of its business."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    texts = [a.value for c in calls if "import" in ast.unparse(c.func) for a in c.args if isinstance(a, ast.Constant)]
+    assert not [text for text in texts if str(text).startswith("dit_lens")]
+
+
+def test_every_folder_of_modules_is_a_room() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_nothing_else_lies_loose() -> None:

@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import types
@@ -71,6 +72,39 @@ SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("probes/*.py")])
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_examples_and_scripts_use_public_names_alone(script: Path) -> None:
     assert private_names(script.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("dl.Sites('resid'); dl.tasks.Maze(5)", "Success"),
+        ("dl.Sitez('resid')", 'Module has no attribute "Sitez"'),
+        ("dl.lens.steps", 'Module has no attribute "lens"'),
+    ],
+)
+def test_type_checkers_refuse_a_name_that_is_not_public(code: str, said: str, tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    script = tmp_path / "script.py"
+    script.write_text(f"import dit_lens as dl\n\n{code}\n")
+    options = ["--strict", "--ignore-missing-imports", "--cache-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mypy", *options, str(script)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert said in done.stdout, done.stdout
+
+
+def test_docstrings_name_what_is_there() -> None:
+    sources = [*Path(str(dit_lens.__file__)).parent.rglob("*.py"), *ROOT.glob("docs/**/*.md")]
+    named = {name for path in sources for name in re.findall(r"`(dit_lens(?:\.\w+)+)`", path.read_text())}
+    assert len(named) > 5
+    assert [name for name in sorted(named) if not _is_there(name)] == []
+
+
+def _is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def test_importing_the_package_imports_no_other() -> None:

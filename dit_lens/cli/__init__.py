@@ -60,6 +60,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return f"dit-lens {version('dit-lens')}"
+    """Of the code that runs, which need not be the package that is installed."""
+    return f"dit-lens {vars(sys.modules['dit_lens'])['__version__']}"

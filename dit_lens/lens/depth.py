@@ -33,7 +33,7 @@ MEASURES = ("velocity_cosine", "velocity_distance", "x0hat_cosine", "x0hat_dista
 
 
 class Translator(Protocol):
-    """What maps the residual stream after a block to an estimate of the last one; see `dit_lens.lens.TunedLens`."""
+    """What maps the residual stream after a block to an estimate of the last one; see `dit_lens.TunedLens`."""
 
     @property
     def name(self) -> str:

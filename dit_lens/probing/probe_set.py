@@ -40,7 +40,7 @@ class ProbeSet:
         shuffled, with the outputs that answer them), ``sites``, ``sigmas``, ``experts``, ``train`` and ``test`` (their
         instances), ``scores`` (the table, with all controls), ``versions``, ``date``.
     coef, intercept : dicts from (step, readout) to tensors of shape (K, D) and (K,)
-        Readouts as in `dit_lens.probing.collect`. Files keep them in single precision.
+        Readouts as in `dit_lens.collect`. Files keep them in single precision.
     """
 
     card: Mapping[str, Any]

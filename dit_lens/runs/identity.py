@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -72,8 +73,10 @@ def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: S
 @cache
 def versions() -> dict[str, str]:
     """Versions of dit_lens and of the packages whose internals it relies on, as installed."""
-    names = {"dit_lens": "dit-lens"} | {name: name for name in ("torch", "diffusers", "nnsight", "transformers")}
-    return {name: importlib.metadata.version(package) for name, package in names.items()}
+    names = ("torch", "diffusers", "nnsight", "transformers")
+    # Of the code that runs, which need not be the package that is installed.
+    own = {"dit_lens": str(vars(sys.modules["dit_lens"])["__version__"])}
+    return own | {name: importlib.metadata.version(name) for name in names}
 
 
 def describe(value: Any) -> str:
