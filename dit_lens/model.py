@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached
 from dit_lens.engine.head_inputs import outputs_of, rows_of
 from dit_lens.engine.modes import refuse_modes
 from dit_lens.engine.pipeline import drive
-from dit_lens.engine.plan import check_reached, check_stop, make_plan
+from dit_lens.engine.plan import check_reached, check_stop, listed, make_plan
 from dit_lens.engine.read_out import read_out
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.engine.vae import decode, encode, video_shape
@@ -29,7 +29,7 @@ from dit_lens.families.registry import architecture_of
 from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
-from dit_lens.runs.identity import model_id, run_id, weights_state
+from dit_lens.runs.identity import DECODERS, model_id, run_id, setup_of
 from dit_lens.runs.inputs import Inputs, gather
 from dit_lens.runs.replay import Replay, Resume
 from dit_lens.runs.run import Run
@@ -88,7 +88,6 @@ class VideoDiT:
             self.experts = {"high_noise": self.pipeline.transformer, "low_noise": second}
         self.layers = len(self.architecture.blocks(self.pipeline.transformer))
         self.twin_of: str | None = None
-        self._known_as: tuple[Any, str] = (None, "")
 
     def __repr__(self) -> str:
         name = type(self.pipeline).__name__
@@ -100,16 +99,25 @@ class VideoDiT:
 
     @property
     def id(self) -> str:
-        """Hash of the transformers' configuration, of a sample of their weights and of the adapters that are on."""
-        state = weights_state(self.experts.values())
-        if state != self._known_as[0]:
-            self._known_as = (state, model_id(self.experts.values()))
-        return self._known_as[1]
+        """Hash of the transformers' configuration, of a sample of their weights and of the adapters that are on.
+
+        The sample meets every row and every column of every weight, and is read anew each time.
+        """
+        return model_id(self.experts.values())
+
+    @property
+    def setup(self) -> dict[str, str]:
+        """What makes a run besides the transformers' weights: a hash of every other part of the pipeline, by name."""
+        return setup_of(self.pipeline, self.experts.values())
+
+    def full_id(self) -> str:
+        """The same of every value of the weights: what changes with any of them, and takes as long as reading them."""
+        return model_id(self.experts.values(), whole=True)
 
     def require_own(self, run: Run) -> None:
         """Raise `MadeForAnother` for a run of another model, or of this one with other weights or adapters."""
-        if run.model_id not in (self.id, self.twin_of):
-            raise MadeForAnother(f"the run was made by model {run.model_id}, this is {self.id}")
+        if run.model_id not in (own_id := self.id, self.twin_of):
+            raise MadeForAnother(f"the run was made by model {run.model_id}, this is {own_id}")
 
     @torch.no_grad()
     def run(
@@ -119,7 +127,7 @@ class VideoDiT:
         *,
         steps: int | None = None,
         guidance_scale: float | None = None,
-        interventions: Sequence[Intervention] = (),
+        interventions: Iterable[Intervention] = (),
         body: Body | None = None,
         decode: bool = True,
         record: bool = False,
@@ -138,7 +146,7 @@ class VideoDiT:
             Denoising steps S.
         guidance_scale : float, optional
             Above 1, the run has a branch "uncond" besides "cond" (in the families that guide so).
-        interventions : list of Intervention
+        interventions : iterable of Intervention
             At one site they apply in the order of the list; across sites the model's execution order rules.
         body : callable (call, dit), optional
             Plain nnsight code, run inside the trace of every denoiser call with ``dit`` the transformer's envoy. It
@@ -162,9 +170,12 @@ class VideoDiT:
         DidNotFire, NotFinite
             As soon as it is known, naming the sites visited.
         """
-        started, own_id = time.perf_counter(), self.id
+        started, own_id, interventions = time.perf_counter(), self.id, listed(interventions)
         refuse_modes(self.experts.values(), pipeline=self.pipeline)
         gathered = gather(inputs, seed)
+        whole_setup = self.setup
+        idle = DECODERS - {"vae"} if gathered.images is not None else DECODERS
+        setup = {name: part for name, part in whole_setup.items() if name not in idle}
         arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | pipeline_arguments
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, arguments)
         geometry = geometry_of(self.pipeline, self.architecture, settings)
@@ -173,7 +184,7 @@ class VideoDiT:
         plan = make_plan(interventions, geometry, gathered.rows)
         check_stop(stop_after, geometry, plan)
         if resume is not None:
-            resume.check(own_id, context, settings)
+            resume.check(own_id, setup, context, settings)
             check_reached(resume, plan)
         dispatcher = Dispatcher(
             pipeline=self.pipeline,
@@ -197,9 +208,11 @@ class VideoDiT:
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
+        what = [dispatcher.scales, *interventions, body, stop_after, resume]
         return Run(
-            id=run_id(own_id, gathered.rows, settings, [dispatcher.scales, *interventions, body]),
+            id=run_id(own_id, whole_setup, gathered.rows, settings, what),
             model_id=own_id,
+            setup=setup,
             rows=gathered.rows,
             frames=frames,
             latents=latents,
@@ -213,7 +226,7 @@ class VideoDiT:
         )
 
     @torch.no_grad()
-    def replay(self, run: Run, step: int, interventions: Sequence[Intervention] = (), *, from_layer: int = 0) -> Replay:
+    def replay(self, run: Run, step: int, interventions: Iterable[Intervention] = (), *, from_layer: int = 0) -> Replay:
         """Do one denoising step of a recorded run again, alone, with other interventions.
 
         Without interventions the velocities are the run's, bit for bit.
@@ -222,7 +235,7 @@ class VideoDiT:
         ----------
         run : Run made with ``record=True``
         step : int
-        interventions : list of Intervention
+        interventions : iterable of Intervention
         from_layer : int
             Answer the blocks before this one with the residual streams that the run captured after block
             ``from_layer - 1`` (see `Resume`).
@@ -234,15 +247,15 @@ class VideoDiT:
         """
         return self._replay(run, step, interventions, from_layer)
 
-    def _replay(self, run: Run, step: int, interventions: Sequence[Intervention], from_layer: int) -> Replay:
+    def _replay(self, run: Run, step: int, interventions: Iterable[Intervention], from_layer: int) -> Replay:
         self.require_own(run)
         calls = run.recorded(step)
         refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled(), pipeline=self.pipeline)
         context: Context = calls[0].context
-        plan = make_plan(interventions, run.geometry, run.rows)
+        plan = make_plan(listed(interventions), run.geometry, run.rows)
         resume = Resume(run, step, from_layer) if from_layer else None
         if resume is not None:
-            resume.check(self.id, context, run.settings)
+            resume.check(run.model_id, run.setup, context, run.settings)
             check_reached(resume, plan, first=step)
         dispatcher = Dispatcher(None, context, self._trees, plan, resume=resume)
         for tree in self._trees.values():
@@ -269,7 +282,7 @@ class VideoDiT:
         step: int,
         metric: Metric,
         sites: Sites,
-        interventions: Sequence[Intervention] = (),
+        interventions: Iterable[Intervention] = (),
         *,
         from_layer: int = 0,
     ) -> Gradients:
@@ -298,7 +311,7 @@ class VideoDiT:
         """
         watch = Watch(sites.at(steps=step))
         with torch.enable_grad(), frozen(self.experts.values()):
-            replay = self._replay(run, step, [*interventions, watch], from_layer)
+            replay = self._replay(run, step, [*listed(interventions), watch], from_layer)
             value = metric(replay)
             if not isinstance(value, Tensor) or value.ndim:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -3,9 +3,9 @@
     python probes/train_layer_probes.py --config probes/maze.toml --out runs/probes/maze
     python probes/train_layer_probes.py --model puzzles --task sort --labels height rank --steps 0 5 --out runs/sort
 
-A configuration file says the same as the options, which overrule it. Writes ``OUT.safetensors`` (weights) and
-``OUT.json`` (what they are of, how they were fitted, and their scores on unseen instances). Nothing is kept of the
-activations: see `dit_lens.probing.stream`.
+A configuration file says the same as the options, which overrule it. Writes ``OUT.safetensors``: the
+weights and their card (what they are of, how they were fitted, and their scores on unseen instances). Nothing is kept
+of the activations: see `dit_lens.probing.stream`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
     path = result.probes.save(out)
 
     print(result.grid.summary())
-    print(f"{path} ({path.stat().st_size / 1e6:.2f} MB), {path.with_suffix('.json')}")
+    print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python probes/train_tuned_lens.py --model maze --out runs/tuned
 
-Writes ``tuned_lens.safetensors`` (the translators) and ``tuned_lens.json`` (the training record), and prints the errors
-of the plain and the tuned lens on the validation runs. With a folder or a hub id in the place of an organism's name,
+Writes ``tuned_lens.safetensors`` (the translators and the training record), and prints the errors of the plain and the
+tuned lens on the validation runs. With a folder or a hub id in the place of an organism's name,
 give the tasks. `probes/evaluate_tuned_lens.py` shows both lenses on held-out runs.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
     shown = [c for c in tuned.frame().columns if "validation" in c]
     table = tuned.frame()[["band", "layer", "used", "penalty", *shown]]
     print(table.rename(columns=lambda c: c.replace("_validation", "")).to_string(index=False, float_format="%.3g"))
-    print(f"{path}, {path.with_suffix('.json')}")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,19 @@ class Planned:
 
     def at_step(self, step: int, component: str) -> list[Site]:
         return [s for s in self._by_call.get((step, None), []) if s.component == component]
+
+
+def listed(interventions: Iterable[Intervention]) -> tuple[Intervention, ...]:
+    """Interventions that can be gone through more than once.
+
+    Raises
+    ------
+    InputError
+        One that stands alone.
+    """
+    if isinstance(interventions, Iterable):
+        return tuple(interventions)
+    raise InputError(f"interventions={interventions!r:.80}: need a list of interventions, if only of one")
 
 
 def make_plan(interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dit_lens.errors import StoreError
@@ -31,6 +34,42 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty folder that takes the place of ``folder`` when the block has ended, and goes away if it fails.
+
+    What was there before lies beside it for the moment between two renames; a kill in that moment is mended by the next
+    call.
+
+    Raises
+    ------
+    StoreError
+        It cannot be replaced; what was there before is left as it was.
+    """
+    folder = Path(folder)
+    new, old = (folder.with_name(f".{folder.name}.{which}") for which in ("part", "old"))
+    try:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (new, old):
+            if left.exists():
+                shutil.rmtree(left)
+        make_folder(new)
+        try:
+            yield new
+            for path in new.rglob("*"):
+                sync(path)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be replaced: {error.strerror or error}") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -37,7 +37,7 @@ class Lock:
             os.close(file)
             if not isinstance(error, BlockingIOError):
                 raise StoreError(f"{path} cannot be locked: {error.strerror}") from error
-            raise StoreError(f"{folder}: {holder or 'another process'} is writing to this store") from error
+            raise StoreError(f"{folder}: {holder or 'another process'} is writing to this folder") from error
         self._file = file
         _HELD.add(self)
         os.ftruncate(file, 0)

@@ -1,4 +1,4 @@
-"""JSON that is taken literally or not at all: no key twice, no NaN, no field of another type."""
+"""JSON that is taken literally or not at all: no key twice, no NaN, no field of another type, none that is unknown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -111,3 +113,80 @@ def parse_line(text: bytes) -> dict[str, Any]:
 
 def _text(data: dict[str, Any]) -> bytes:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+
+
+def typed(value: Any, kind: Any, name: str) -> Any:
+    """A value of JSON as a type annotation describes it: a dataclass of its fields, lists as the tuples they stand for.
+
+    No field is left out, not even one with a default, and none is unknown.
+
+    Parameters
+    ----------
+    kind : annotation
+        Of None, bool, int (a size: from 0 to 2**63 - 1), float (also a whole number), str (not empty), Any, literals,
+        unions, lists, tuples, dicts of texts, typed dicts and dataclasses.
+    name : str
+        Where the value stands, for the message.
+
+    Raises
+    ------
+    Malformed
+        Names the field that is missing, unknown or of another type.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _one_of(value, arguments, name)
+    if origin is Literal and any(value == a and type(value) is type(a) for a in arguments):
+        return value
+    if origin in (list, tuple) and isinstance(value, list):
+        return _sequence(value, origin, arguments, name)
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {key: typed(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+    if isinstance(kind, type) and isinstance(value, dict) and hasattr(kind, "__annotations__"):
+        return _record(value, kind, name)
+    if kind in (None, type(None)) and value is None:
+        return None
+    if kind is float and type(value) in (int, float) and abs(value) < HUGE:
+        return float(value)
+    if kind is int and type(value) is int and 0 <= value < HUGE:
+        return value
+    if kind in (bool, str) and type(value) is kind and value != "":
+        return value
+    raise Malformed(f"field {name!r} is {value!r:.60}; need {_named(kind)}")
+
+
+def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    # A whole number is tried as one before it is taken for a float.
+    for kind in sorted(kinds, key=lambda kind: kind is float):
+        try:
+            return typed(value, kind, name)
+        except Malformed as error:
+            inner = error
+    plain = all(kind in (None, type(None), bool, int, float, str) for kind in kinds)
+    raise Malformed(f"field {name!r} is {value!r:.60}; need {' or '.join(map(_named, kinds))}") if plain else inner
+
+
+def _sequence(value: list[Any], origin: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    same = origin is list or kinds[1:] == (...,)
+    if not same and len(kinds) != len(value):
+        raise Malformed(f"field {name!r} has {len(value)} items; need {len(kinds)}")
+    each = [kinds[0]] * len(value) if same else kinds
+    return origin(typed(item, kind, f"{name}.{i}") for i, (item, kind) in enumerate(zip(value, each, strict=True)))
+
+
+def _record(value: dict[str, Any], kind: Any, name: str) -> Any:
+    hints = get_type_hints(kind)
+    if is_dataclass(kind):
+        hints = {f.name: hints[f.name] for f in fields(kind)}
+    for what, names in (("is missing", hints.keys() - value.keys()), ("is unknown", value.keys() - hints.keys())):
+        if names:
+            raise Malformed(f"field {f'{name}.{min(names)}'!r} {what}")
+    found = {key: typed(item, hints[key], f"{name}.{key}") for key, item in value.items()}
+    return kind(**found)
+
+
+def _named(kind: Any) -> str:
+    plain = {int: "whole number from 0", float: "number", str: "text that is not empty", type(None): "null"}
+    return str(plain.get(kind) or getattr(kind, "__name__", kind))

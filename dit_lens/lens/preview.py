@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite
+from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, StoreError
 from dit_lens.families.common import temporal_factor
-from dit_lens.files.atomic import write_atomic
+from dit_lens.files import strict
 from dit_lens.files.shipped import organism_names, shipped
+from dit_lens.files.strict import Malformed
 from dit_lens.files.video import Video
+from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.model import VideoDiT
 from dit_lens.runs.identity import model_id
 from dit_lens.sites.select import Select, indices
@@ -87,6 +86,24 @@ class Scale:
         """The latent frame of each pixel frame, of so many latent frames."""
         rest = range(self.padding + 1, frames)
         return [self.padding] * self.first + [f for f in rest for _ in range(self.temporal)]
+
+
+class _Measured(TypedDict):
+    """`Quality` as JSON types, which have no infinity."""
+
+    cells: float | Literal["inf"]
+    cells_constant: float | Literal["inf"]
+    full: float | Literal["inf"]
+    full_constant: float | Literal["inf"]
+    full_averaged: float | Literal["inf"]
+    videos: int
+
+
+class _Card(TypedDict):
+    schema: Literal["dit_lens.preview/1"]
+    vae: str
+    scale: Scale
+    quality: _Measured
 
 
 @dataclass(frozen=True)
@@ -238,9 +255,9 @@ class Preview:
 
     def save(self, path: str | Path) -> Path:
         """Write it as safetensors, a few kilobytes, with the VAE's id and the measured quality."""
-        about = {"vae": self.vae, "scale": asdict(self.scale), "quality": self.quality._asdict()}
-        metadata = {"schema": SCHEMA, "about": json.dumps(about)}
-        return write_atomic(path, save({"weight": self.weight, "bias": self.bias}, metadata))
+        quality = {name: "inf" if value == math.inf else value for name, value in self.quality._asdict().items()}
+        record = {"schema": SCHEMA, "vae": self.vae, "scale": asdict(self.scale), "quality": quality}
+        return write_weights(Path(path), {"weight": self.weight, "bias": self.bias}, record)
 
     @classmethod
     def load(cls, name: str | Path) -> Preview:
@@ -249,23 +266,26 @@ class Preview:
         Raises
         ------
         InputError
-            No such file or organism, or a file of something else.
+            No such file or organism.
+        StoreError
+            The file is damaged, or holds something else.
         """
         path = shipped(str(name), "preview.safetensors") if name in organism_names() else Path(name)
         if not path.exists():
             there = ", ".join(n for n in organism_names() if shipped(n, "preview.safetensors").exists()) or "none"
             raise InputError(f"no preview {str(name)!r}; give a file, or an organism that has one: {there}")
+        tensors, record = read_weights(path)
         try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("schema") != SCHEMA:
-                    raise InputError(f"{path} is no preview of this version ({SCHEMA})")
-                about, weight, bias = json.loads(metadata["about"]), file.get_tensor("weight"), file.get_tensor("bias")
-            if weight.ndim != 2 or len(weight) != 3 or bias.shape != (3,):
-                raise InputError(f"{path}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} make no colours")
-            return cls(weight, bias, Scale(**about["scale"]), about["vae"], Quality(**about["quality"]))
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is no preview: {error}") from error
+            card: _Card = strict.typed(record, _Card, "record")
+        except Malformed as error:
+            raise StoreError(f"{path} is no preview of this version ({SCHEMA}): {error}") from error
+        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+        if shapes.keys() != {"weight", "bias"} or shapes["weight"][:-1] != (3,) or shapes["bias"] != (3,):
+            raise StoreError(f"{path} is no preview: tensors of shapes {shapes} make no colours")
+        if not all(torch.isfinite(x).all() for x in tensors.values()):
+            raise StoreError(f"{path} holds numbers that are not finite")
+        quality: dict[str, Any] = {n: math.inf if x == "inf" else x for n, x in card["quality"].items()}
+        return cls(tensors["weight"], tensors["bias"], card["scale"], card["vae"], Quality(**quality))
 
 
 def averaged(video: Video, scale: Scale, latent_frames: int) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from dit_lens.errors import InputError
+from dit_lens.errors import InputError, StoreError
 from dit_lens.families.notices import without_notices
-from dit_lens.files.atomic import write_atomic
+from dit_lens.files import strict
+from dit_lens.files.atomic import replacing_folder, write_atomic
 from dit_lens.files.shipped import CARD, ORGANISMS, organism_names
+from dit_lens.files.strict import Malformed
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import OrganismConfig, build_transformer
 from dit_lens.organisms.confine import confine
@@ -28,6 +31,26 @@ from dit_lens.tasks import task_named
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
+
+
+@dataclass(frozen=True)
+class Card:
+    """What says how to load and run an organism.
+
+    Attributes
+    ----------
+    defaults : dict
+        Arguments of its runs.
+    tasks : tuple of str
+        That it was trained on, as `dit_lens.tasks.task_named` reads them, the default first.
+    vae_of : str or None
+        The shipped organism whose autoencoder it shares.
+    """
+
+    config: OrganismConfig
+    defaults: dict[str, int | float]
+    tasks: tuple[str, ...]
+    vae_of: str | None
 
 
 def load_organism(
@@ -58,10 +81,10 @@ def load_organism(
         No such organism or checkpoint; the message names those there are.
     """
     place, card = _card(name, folder)
-    config = _config(card)
+    config = card.config
     # The weights are kept in half precision to be small; they run in single precision.
     with _without_progress_bars(), without_notices():
-        shared = {} if card.get("vae_of") is None else {"vae": _vae(card["vae_of"])}
+        shared = {} if card.vae_of is None else {"vae": _vae(card.vae_of)}
         pipeline = DiffusionPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True, **shared)
     if checkpoint is not None:
         _load_checkpoint(pipeline, place, checkpoint)
@@ -70,18 +93,18 @@ def load_organism(
             torch.manual_seed(seed)
             pipeline.transformer = build_transformer(config).eval()
     confine(pipeline.transformer, config.frame_attention, config.text_attention, config.latent_frames)
-    return VideoDiT(pipeline, defaults=card["defaults"])
+    return VideoDiT(pipeline, defaults=card.defaults)
 
 
 def organism_tasks(name: str = "puzzles", *, folder: str | Path | None = None) -> list[Any]:
     """The tasks that an organism was trained on, its default first."""
     _, card = _card(name, folder)
-    return [task_named(task) for task in card["tasks"]]
+    return [task_named(task) for task in card.tasks]
 
 
 def organism_config(name: str = "puzzles", *, folder: str | Path | None = None) -> OrganismConfig:
     """The architecture of an organism."""
-    return _config(_card(name, folder)[1])
+    return _card(name, folder)[1].config
 
 
 def organism_checkpoints(name: str = "puzzles", *, folder: str | Path | None = None) -> list[int]:
@@ -90,11 +113,17 @@ def organism_checkpoints(name: str = "puzzles", *, folder: str | Path | None = N
     return sorted(int(path.stem.removeprefix("step-")) for path in place.glob("checkpoints/step-*.safetensors"))
 
 
-def _card(name: str, folder: str | Path | None) -> tuple[Path, dict[str, Any]]:
+def _card(name: str, folder: str | Path | None) -> tuple[Path, Card]:
     place = Path(folder) if folder is not None else ORGANISMS / name
     if not (place / CARD).exists():
         raise InputError(f"no organism {name!r} in {place.parent}; there are: {', '.join(organism_names()) or 'none'}")
-    return place, json.loads((place / CARD).read_text())
+    try:
+        card: Card = strict.typed(strict.load((place / CARD).read_bytes()), Card, "card")
+    except (OSError, Malformed) as error:
+        raise StoreError(f"{place / CARD} is no card of an organism: {error}") from error
+    if card.vae_of is not None and card.vae_of not in organism_names():
+        raise StoreError(f"{place / CARD} shares the autoencoder of {card.vae_of!r}, which is no organism")
+    return place, card
 
 
 def _vae(name: str) -> AutoencoderKLWan:
@@ -124,11 +153,6 @@ def _without_progress_bars() -> Iterator[None]:
             part.enable_progress_bar()
 
 
-def _config(card: dict[str, Any]) -> OrganismConfig:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
-    return OrganismConfig(**values)
-
-
 def save_organism(
     pipeline: WanImageToVideoPipeline,
     config: OrganismConfig,
@@ -139,7 +163,7 @@ def save_organism(
 ) -> Path:
     """Write a pipeline as an organism, in half precision, with the card that says how to run it.
 
-    The card is written last: a folder without one is no organism.
+    The folder is replaced as a whole: a kill leaves the organism that was there before.
 
     Parameters
     ----------
@@ -153,14 +177,10 @@ def save_organism(
     for part in (small.transformer, small.vae, small.text_encoder):
         # Not ModelMixin.half, which warns of modules that compute in single precision: only the file is to be small.
         nn.Module.half(part)
-    small.save_pretrained(folder, safe_serialization=True)
-    if vae_of is not None:
-        shutil.rmtree(folder / "vae")
-    card = {
-        "config": vars(config),
-        "defaults": config.run_defaults | defaults,
-        "tasks": list(tasks),
-        "vae_of": vae_of,
-    }
-    write_atomic(folder / CARD, json.dumps(card, indent=1).encode())
+    card = Card(config, config.run_defaults | defaults, tuple(tasks), vae_of)
+    with replacing_folder(folder) as new:
+        small.save_pretrained(new, safe_serialization=True)
+        if vae_of is not None:
+            shutil.rmtree(new / "vae")
+        write_atomic(new / CARD, json.dumps(asdict(card), indent=1).encode())
     return folder

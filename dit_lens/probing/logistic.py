@@ -65,7 +65,7 @@ def logistic_from_store(
     EvidenceError
         A stored row of an instance that is not given, a regression label, or what `probe_grid` refuses.
     """
-    store.require_model(model.id)
+    store.require(model)
     rows, problems = _rows(store, model, task, instances, level, frames, pool)
     found = targets_of(task, problems, rows, labels)
     if labels is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
+from dit_lens.files import strict
 from dit_lens.files.shipped import ORGANISMS
+from dit_lens.files.strict import Malformed
 from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.interventions.steer import Steer
 from dit_lens.model import VideoDiT
@@ -27,6 +29,90 @@ from dit_lens.sites.sites import Sites
 from dit_lens.tasks import TASKS
 
 SCHEMA = 1
+
+
+class _Task(TypedDict):
+    name: str
+    options: dict[str, Any]
+
+
+class _Estimator(TypedDict):
+    kind: str
+    alpha: float
+
+
+class _Asked(TypedDict):
+    name: str
+    role: str
+    control: Literal["none", "shuffled"]
+    kind: Literal["binary", "classes", "regression"]
+    classes: list[Any]
+    names: list[str]
+    start: int
+    stop: int
+
+
+class _Side(TypedDict):
+    instances: int
+    ids: list[str]
+
+
+class _Score(TypedDict):
+    """A row of `ProbeGrid.table`; null where a control is missing, or a measure is not one of its kind of label."""
+
+    step: int
+    sigma: float
+    label: str
+    role: str
+    kind: str
+    readout: str
+    skill: float | None
+    low: float | None
+    high: float | None
+    shuffled: float | None
+    input: float | None
+    position: float | None
+    random: float | None
+    majority: float | None
+    selectivity: float | None
+    selectivity_low: float | None
+    selectivity_high: float | None
+    best: str | None
+    excess: float | None
+    excess_low: float | None
+    excess_high: float | None
+    accuracy: float | None
+    majority_accuracy: float | None
+    rows: str
+    n: int
+    missing: str | Literal[""]
+    source: str
+    level: str
+
+
+class _Card(TypedDict):
+    schema: Literal[1]
+    model_id: str
+    family: str
+    task: _Task
+    level: str
+    frames: list[int]
+    pool: str
+    source: str
+    controls: list[str]
+    random_seed: int
+    layers: list[int]
+    estimator: _Estimator
+    asked: list[_Asked]
+    sites: list[str]
+    sigmas: dict[str, float]
+    experts: dict[str, str | None]
+    seed: int
+    train: _Side
+    test: _Side
+    versions: dict[str, str]
+    date: str
+    scores: list[_Score]
 
 
 @dataclass(frozen=True)
@@ -211,7 +297,7 @@ class ProbeSet:
         return Steer(sites, self.direction(label, step, layer, answer), scale, **{"unit": "norm", **options})
 
     def save(self, path: str | Path) -> Path:
-        """Write ``path`` (safetensors) and, last and beside it, the card (``.json``), which names these weights."""
+        """Write the probes and their card to ``path`` (safetensors), whole or not at all."""
         path = Path(path).with_suffix(".safetensors")
         parts = {"coef": self.coef, "intercept": self.intercept}
         tensors = {
@@ -226,30 +312,59 @@ class ProbeSet:
         Raises
         ------
         InputError
-            No such files.
+            No such file.
         StoreError
-            Files that are damaged, are no probes, or do not belong together.
+            A file that is damaged, or whose card and weights are not those of probes.
         """
         path = Path(path).with_suffix(".safetensors")
-        if not path.exists() or not path.with_suffix(".json").exists():
-            raise InputError(f"no probes at {path}: need this file and {path.with_suffix('.json').name}")
+        if not path.exists():
+            raise InputError(f"no probes at {path}")
         tensors, card = read_weights(path)
         try:
-            if card["schema"] != SCHEMA:
-                raise StoreError(f"{path}: probes of schema {card['schema']}; this version reads {SCHEMA}")
-            found = cls(card, _part(tensors, "coef"), _part(tensors, "intercept"))
-            found._check(path)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: no probes ({error!r})") from error
+            found = cls(strict.typed(card, _Card, "card"), _part(tensors, "coef"), _part(tensors, "intercept"))
+            found._check()
+        except Malformed as error:
+            raise StoreError(f"{path} holds no probes: {error}") from error
         return found
 
-    def _check(self, path: Path) -> None:
-        outputs = max(a.stop for a in self.asked)
+    def _check(self) -> None:
+        """Refuse a card and weights that do not fit each other."""
+        card, asked = self.card, self.asked
+        ends = [0, *(a.stop for a in asked)]
+        wide = [len(a.classes) if a.kind == "classes" else 1 for a in asked]
+        if not asked or [a.start for a in asked] != ends[:-1] or [a.stop - a.start for a in asked] != wide:
+            raise Malformed("field 'card.asked' does not divide the outputs among its questions")
+        for a in asked:
+            right = {"binary": len(a.classes) == 2, "regression": not a.classes}.get(a.kind, len(a.classes) > 2)
+            if not right or not _are_classes(a.classes) or len(a.names) != len(a.classes):
+                raise Malformed(f"field 'card.asked' gives {a.name!r}, which is {a.kind}, the classes {a.classes}")
+        if self.coef.keys() != self.intercept.keys() or not self.coef:
+            raise Malformed("not every probe has a coefficient and an intercept")
         for place, coef in self.coef.items():
-            if coef.ndim != 2 or len(coef) != outputs or self.intercept[place].shape != (outputs,):
-                raise StoreError(
-                    f"{path}: probes of {place} have shape {tuple(coef.shape)}; the card names {outputs} outputs"
-                )
+            if coef.ndim != 2 or len(coef) != ends[-1] or tuple(self.intercept[place].shape) != (ends[-1],):
+                raise Malformed(f"probes of {place} have shape {tuple(coef.shape)}; the card names {ends[-1]} outputs")
+            if not (torch.isfinite(coef).all() and torch.isfinite(self.intercept[place]).all()):
+                raise Malformed(f"probes of {place} hold numbers that are not finite")
+        steps, own = [str(step) for step in self.steps], [layer_name(layer) for layer in card["layers"]]
+        if sorted(card["sigmas"]) != sorted(steps) or sorted(card["experts"]) != sorted(steps):
+            raise Malformed(f"fields 'card.sigmas' and 'card.experts' are not those of steps {', '.join(steps)}")
+        if min(card["sigmas"].values()) < 0:
+            raise Malformed(f"field 'card.sigmas' has a negative noise level: {card['sigmas']}")
+        if {r for r in self.readouts if _is_own(r)} != {"embed", *own}:
+            raise Malformed(f"field 'card.layers' is {card['layers']}; the probes are of {', '.join(self.readouts)}")
+        read = [(step, readout) for step in self.steps for readout in ("embed", *own)]
+        if card["sites"] != [str(site_of(step, readout)) for step, readout in read]:
+            raise Malformed(f"field 'card.sites' is not that of steps {', '.join(steps)} and their readouts")
+        told = [(row["label"], row["step"], row["readout"]) for row in card["scores"]]
+        if sorted(told) != sorted((label, *place) for label in self.labels for place in read):
+            raise Malformed("field 'card.scores' has not one row for every label, step and readout")
+        if not all(isclose(row["sigma"], card["sigmas"][str(row["step"])], abs_tol=1e-3) for row in card["scores"]):
+            raise Malformed("field 'card.scores' has other noise levels than 'card.sigmas'")
+        for side in ("train", "test"):
+            if len(card[side]["ids"]) != card[side]["instances"]:
+                raise Malformed(f"field 'card.{side}' names {len(card[side]['ids'])} of its instances")
+        if (known := TASKS.get(card["task"]["name"])) is not None:
+            strict.typed(card["task"]["options"], known, "card.task.options")
 
     def _at(self, step: int, readout: str) -> Tensor:
         if (step, readout) not in self.coef:
@@ -312,11 +427,18 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
 def _part(tensors: Mapping[str, Tensor], what: str) -> dict[tuple[int, str], Tensor]:
     found = {}
     for name, tensor in tensors.items():
-        place, _, part = name.rpartition("/")
-        step, _, readout = place.partition("/")
-        if part == what:
-            found[int(step.removeprefix("s")), readout] = tensor
+        parts = re.fullmatch(r"s(\d{2,})/(.+)/(coef|intercept)", name)
+        if parts is None:
+            raise Malformed(f"{name!r} is no name of a probe's weights")
+        if parts[3] == what:
+            found[int(parts[1]), parts[2]] = tensor
     return found
+
+
+def _are_classes(values: Sequence[Any]) -> bool:
+    """Whether these are different values of one kind that a label can have."""
+    kinds = {type(value) for value in values}
+    return kinds <= {bool, int, float, str} and len(kinds) < 2 and len(set(values)) == len(values)
 
 
 def _is_own(readout: str) -> bool:

@@ -1,4 +1,7 @@
-"""Names of models and runs: hashes of what made them."""
+"""Names of models and runs: hashes of what made them.
+
+docs/identity.md says what is seen, what is not, and what it costs.
+"""
 
 from __future__ import annotations
 
@@ -6,67 +9,64 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from dit_lens.runs.describe import describe
 from dit_lens.runs.inputs import Row
-from dit_lens.runs.run import Run
-from dit_lens.sites.sites import Sites
+from dit_lens.runs.weights import contents, submodules, tensors
+
+#: Parts of a pipeline that only decode: latents do not depend on them, unless the VAE encodes a picture.
+DECODERS = frozenset({"vae", "audio_vae", "vocoder"})
 
 
-def model_id(experts: Iterable[Any]) -> str:
-    """Hash of the transformers' configuration, of a sample of their weights and of the adapters that are on."""
+def model_id(experts: Iterable[Any], *, whole: bool = False) -> str:
+    """Hash of the transformers' configuration, weights and saved buffers, and of the adapters that are on.
+
+    Parameters
+    ----------
+    experts : transformers, or any other modules with a configuration
+    whole : bool
+        Every value of the weights instead of a sample.
+    """
     digest = hashlib.sha256()
     for module in experts:
-        # Private entries say where and by which version it was loaded, not what it is.
-        config = {k: v for k, v in module.config.items() if not k.startswith("_")}
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        for part in module.modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                digest.update(_sample(part, name, parameter))
-        digest.update(repr(_adapters(module)).encode())
+        for part in _parts_of(module, whole=whole):
+            digest.update(part)
     return digest.hexdigest()[:12]
 
 
-def weights_state(experts: Iterable[Any]) -> tuple[Any, ...]:
-    """What changes whenever the weights or the adapters do: cheap enough to ask at every run."""
+def setup_of(pipeline: Any, experts: Iterable[Any]) -> dict[str, str]:
+    """What makes a run besides the transformers' weights: a hash of each part of the pipeline, by its name.
+
+    ``pipeline`` is its own configuration, ``transformer`` what of the transformers is computed and not saved (tables of
+    positions, to half precision) and the kind of their attention processors; of the other parts the class and
+    configuration count, and the weights of those that have any.
+    """
     experts = list(experts)
-    weights = tuple((id(p), p._version) for module in experts for p in module.parameters())
-    return weights, tuple(_adapters(module) for module in experts)
+    names = {name: part for name, part in pipeline.components.items() if part is not None}
+    others = {name: part for name, part in names.items() if not any(part is expert for expert in experts)}
+    found = {name: _short([_kind(part), *_parts_of(part)]) for name, part in sorted(others.items())}
+    # The classes of the parts stand in the pipeline's configuration as pairs.
+    own = {name: value for name, value in _config(pipeline).items() if not isinstance(value, list | tuple)}
+    found["pipeline"] = _short([_kind(pipeline), describe(own).encode()])
+    found["transformer"] = _short(part for expert in experts for part in _computed(expert))
+    return found
 
 
-def _adapters(module: nn.Module) -> tuple[Any, ...]:
-    """Names and scales of the adapters that act in each adapted layer, and those that are fused into it."""
-    if not getattr(module, "_hf_peft_config_loaded", False):
-        return ()
-    parts: Iterable[Any] = module.modules()
-    return tuple(
-        (str(part.active_adapters), sorted(part.scaling.items()), str(part.merged_adapters), part.disable_adapters)
-        for part in parts
-        if hasattr(part, "scaling") and hasattr(part, "merged_adapters")
-    )
+def difference(setup: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """The first part in which two setups differ; empty where they do not."""
+    return next((name for name in sorted(setup.keys() | other.keys()) if setup.get(name) != other.get(name)), "")
 
 
-def _sample(module: Any, name: str, parameter: nn.Parameter) -> bytes:
-    """A few values, of an offloaded parameter from where accelerate keeps it."""
-    values: Any = parameter
-    if parameter.device.type == "meta":
-        kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-        if kept is None:
-            return str(tuple(parameter.shape)).encode()
-        values = kept[name]
-    sample: bytes = values.detach().flatten()[:64].float().cpu().numpy().tobytes()
-    return sample
-
-
-def run_id(model: str, rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]) -> str:
-    """Hash of a model, inputs, settings, what else makes the run (guidance, interventions, the body) and versions."""
-    given = [f"{name}={describe(value)}" for name, value in sorted(settings.items())]
-    content = [model, repr(tuple(rows)), given, [describe(w) for w in what], versions()]
+def run_id(
+    model: str, setup: Mapping[str, str], rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]
+) -> str:
+    """Hash of a model, its setup, inputs, settings, what else makes the run (guidance, interventions) and versions."""
+    content = [model, dict(setup), repr(tuple(rows)), describe(settings), [describe(w) for w in what], versions()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -79,19 +79,58 @@ def versions() -> dict[str, str]:
     return own | {name: importlib.metadata.version(name) for name in names}
 
 
-def describe(value: Any) -> str:
-    """A short text that is the same for the same intervention: runs by their id, tensors by a hash of their bytes."""
-    if isinstance(value, Run):
-        return f"run:{value.id}"
-    if isinstance(value, Tensor):
-        return f"tensor:{hashlib.sha256(value.detach().float().cpu().numpy().tobytes()).hexdigest()[:12]}"
-    if isinstance(value, Sites):
-        return str(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
-        return f"{type(value).__name__}({parts})"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {describe(v)}' for k, v in sorted(value.items(), key=str))}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(describe, value))}]"
-    return getattr(value, "__qualname__", repr(value))
+def _parts_of(part: Any, *, whole: bool = False) -> Iterator[bytes]:
+    """What there is to know of a part of a pipeline: configuration, settings made later, weights and adapters."""
+    yield describe(_config(part) | _later(part)).encode()
+    if isinstance(part, nn.Module):
+        yield from contents(tensors(part), whole=whole)
+        yield repr(_adapters(part)).encode()
+
+
+def _kind(part: Any) -> bytes:
+    return f"{type(part).__module__}.{type(part).__qualname__} ".encode()
+
+
+def _config(part: Any) -> dict[str, Any]:
+    """Configuration without what says where and by which version it was loaded, and without the dtype of the file."""
+    config = getattr(part, "config", part)
+    given = config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else {}
+    loaded = ("transformers_version", "torch_dtype", "dtype")
+    return {str(name): value for name, value in given.items() if not str(name).startswith("_") and name not in loaded}
+
+
+def _later(part: Any) -> dict[str, Any]:
+    """What can be set without changing the configuration, of schedulers, guiders and tokenizers."""
+    names = ("shift", "guidance_scale", "model_max_length", "truncation_side")
+    # Not through `hasattr`: diffusers gives configuration by attribute as well, and warns of it.
+    found = {name: getattr(part, name) for name in names if name in vars(part) or hasattr(type(part), name)}
+    return found | ({"words": len(part)} if hasattr(part, "get_vocab") else {})
+
+
+def _adapters(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Names and scales of the adapters that act in each adapted layer, and those that are fused into it."""
+    parts: Iterable[tuple[str, Any]] = submodules(module)
+    return [
+        (
+            path,
+            str(part.active_adapters),
+            sorted(part.scaling.items()),
+            str(part.merged_adapters),
+            part.disable_adapters,
+        )
+        for path, part in parts
+        if "scaling" in part.__dict__ and hasattr(part, "merged_adapters")
+    ]
+
+
+def _computed(expert: nn.Module) -> Iterator[bytes]:
+    yield from contents(tensors(expert, computed=True), half=True)
+    kept = [(path, part.__dict__) for path, part in submodules(expert)]
+    yield describe({path: type(own["processor"]) for path, own in kept if "processor" in own}).encode()
+
+
+def _short(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:12]

@@ -113,7 +113,8 @@ def _parse(item: Any) -> tuple[str, str, Image.Image | None, dict[str, Any]]:
         image = item.get("image")
         return _name(item["prompt"], image), item["prompt"], image, options
     if hasattr(item, "prompt"):
-        return getattr(item, "id", item.prompt), item.prompt, getattr(item, "image", None), {}
+        image = getattr(item, "image", None)
+        return getattr(item, "id", None) or _name(item.prompt, image), item.prompt, image, {}
     raise InputError(f"cannot run {type(item).__name__}; give a prompt, a mapping with 'prompt', or a task instance")
 
 
@@ -123,7 +124,8 @@ def _name(prompt: str, image: Any) -> str:
         return prompt
     if not isinstance(image, Image.Image):
         raise InputError(f"an input's image must be a PIL image, got {type(image).__name__}")
-    return f"{prompt} [{hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:12]}]"
+    content = f"{image.mode} {image.size} ".encode() + image.tobytes()
+    return f"{prompt} [{hashlib.sha256(content).hexdigest()[:12]}]"
 
 
 def split_rows(prepare: Any, *, shared_image: bool) -> Any:

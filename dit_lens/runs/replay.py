@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit_lens.errors import InputError
 from dit_lens.runs.call import Context
+from dit_lens.runs.identity import difference
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.run import Run
 from dit_lens.sites.site import Site
@@ -62,8 +63,13 @@ class Resume:
     step: int
     layer: int = 0
 
-    def check(self, model_id: str, context: Context, settings: Mapping[str, Any]) -> None:
+    def check(self, model_id: str, setup: Mapping[str, str], context: Context, settings: Mapping[str, Any]) -> None:
         """Refuse a record that is not of this run.
+
+        Parameters
+        ----------
+        model_id, setup, context, settings
+            Of this run.
 
         Raises
         ------
@@ -73,6 +79,8 @@ class Resume:
         run, geometry = self.run, context.geometry
         if run.model_id != model_id:
             raise InputError(f"resume: the record is of model {run.model_id}, this is {model_id}")
+        if part := difference(run.setup, setup):
+            raise InputError(f"resume: the record was made with another {part} than the pipeline has now")
         if run.rows != context.rows:
             raise InputError(f"resume: the record has rows {run.rows}, this run {context.rows}")
         names = sorted(set(run.settings) | set(settings))

@@ -29,9 +29,11 @@ class Run:
     Attributes
     ----------
     id : str
-        Hash of the model, the inputs, the settings, the interventions and the versions.
+        Hash of the model, its setup, the inputs, the settings, the interventions and the versions.
     model_id : str
-        Hash of the model alone.
+        Hash of the transformers alone.
+    setup : dict from part of the pipeline ("scheduler", "text_encoder", "pipeline" ...) to its hash
+        Without the parts that only decode: what the latents depend on besides the transformers' weights.
     rows : tuple of Row, B of them
     frames : uint8 array of shape (B, T, height, width, 3), or None where the run was not decoded
     latents : Tensor of shape (B, C, F, H, W)
@@ -51,6 +53,7 @@ class Run:
 
     id: str
     model_id: str
+    setup: Mapping[str, str]
     rows: tuple[Row, ...]
     frames: Video | None
     latents: Tensor

@@ -62,15 +62,15 @@ def job_of(
     InputError, NotFinite
         Names the site and what is wrong with it.
     """
-    captures, named, run_id, sampling = captures_of(run, name), key is not None, key, None
+    captures, named, run_id, sampling, setup = captures_of(run, name), key is not None, key, None, None
     if isinstance(run, Run):
         rows, model_id, settings, run_id = run.rows, run.model_id, run.settings, run.id
-        sampling = sampling_of(settings)
+        sampling, setup = sampling_of(settings), run.setup
     if not isinstance(key := run_id if key is None else key, str) or not key:
         raise InputError(f"key={key!r}: need a text that names the run")
     _check_rows(rows)
     _check(captures, len(rows))
-    layout = Layout.of(model_id or None, captures, sampling)
+    layout = Layout.of(model_id or None, captures, sampling, setup)
     tensors = {str(site): tensor.detach().cpu() for site, tensor in captures.items()}
     return Job(key, run_id or key, tuple(rows), plain(settings or {}), layout, tensors, tensor_versions(tensors), named)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother
+from dit_lens.runs.identity import difference
 from dit_lens.sites.site import Site
 
 #: The names of safetensors for the dtypes that a store takes.
@@ -76,6 +77,8 @@ class Layout:
     ----------
     model_id : str or None
         None for activations of no named model.
+    setup : dict or None
+        Of the runs (see `Run`); None where it is not known.
     parts : tuple of Part, in the order in which the run met them
     sampling : dict or None
         Number of steps and scales of guidance; None where they are not known.
@@ -84,6 +87,7 @@ class Layout:
     model_id: str | None
     parts: tuple[Part, ...]
     sampling: Mapping[str, Any] | None = None
+    setup: Mapping[str, str] | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Part]:
@@ -95,7 +99,11 @@ class Layout:
 
     @classmethod
     def of(
-        cls, model_id: str | None, tensors: Mapping[Site, Tensor], sampling: Mapping[str, Any] | None = None
+        cls,
+        model_id: str | None,
+        tensors: Mapping[Site, Tensor],
+        sampling: Mapping[str, Any] | None = None,
+        setup: Mapping[str, str] | None = None,
     ) -> Layout:
         """Of tensors whose first axis is rows.
 
@@ -107,7 +115,8 @@ class Layout:
         for site, tensor in tensors.items():
             if tensor.dtype not in NAMES:
                 raise InputError(f"{site} is {tensor.dtype}; a store takes {', '.join(map(str, NAMES))}")
-        return cls(model_id, tuple(Part(s, NAMES[t.dtype], tuple(t.shape[1:])) for s, t in tensors.items()), sampling)
+        parts = tuple(Part(site, NAMES[t.dtype], tuple(t.shape[1:])) for site, t in tensors.items())
+        return cls(model_id, parts, sampling, setup)
 
     def require(self, other: Layout) -> None:
         """Refuse a run that is of another kind than those of this store.
@@ -115,20 +124,34 @@ class Layout:
         Raises
         ------
         MadeForAnother
-            Of another model, or with other sites, shapes, noise levels, steps or scales of guidance.
+            Of another model or setup, or with other sites, shapes, noise levels, steps or scales of guidance.
         InputError
             With another dtype.
         """
-        require_model(self.model_id, other.model_id)
+        self.require_model(other.model_id, other.setup)
         self._require_sampling(other)
         missing, extra = self.by_name.keys() - other.by_name.keys(), other.by_name.keys() - self.by_name.keys()
         for what, sites in (("lacks", missing), ("also has", extra)):
             if sites:
                 raise MadeForAnother(f"this run {what} {_few(sites)}; all runs of a store have the same sites")
         for name, part in other.by_name.items():
-            if difference := self.by_name[name].difference(part):
-                kind = InputError if difference.startswith("dtype") and ";" not in difference else MadeForAnother
-                raise kind(f"{name}: this run has {difference}")
+            if differs := self.by_name[name].difference(part):
+                kind = InputError if differs.startswith("dtype") and ";" not in differs else MadeForAnother
+                raise kind(f"{name}: this run has {differs}")
+
+    def require_model(self, model_id: str | None, setup: Mapping[str, str] | None) -> None:
+        """Refuse another model, or the same with another scheduler or encoder.
+
+        Raises
+        ------
+        MadeForAnother
+            Names what differs.
+        """
+        if self.model_id != model_id:
+            own, given = _model(self.model_id), _model(model_id)
+            raise MadeForAnother(f"the store has activations of {own}, these are of {given}")
+        if self.setup is not None and setup is not None and (part := difference(self.setup, setup)):
+            raise MadeForAnother(f"the store has activations of runs with another {part} than the pipeline has now")
 
     def _require_sampling(self, other: Layout) -> None:
         a, b = self.sampling, other.sampling
@@ -137,11 +160,6 @@ class Layout:
         for name in sorted(a.keys() | b.keys()):
             if a.get(name) != b.get(name):
                 raise MadeForAnother(f"this run has {name}={b.get(name)}, the store has {a.get(name)}")
-
-
-def require_model(stored: str | None, given: str | None) -> None:
-    if stored != given:
-        raise MadeForAnother(f"the store has activations of {_model(stored)}, these are of {_model(given)}")
 
 
 def _model(name: str | None) -> str:

@@ -161,7 +161,10 @@ def _take(manifest: Manifest, data: dict[str, Any], number: int) -> None:
 
 def _layout(data: Mapping[str, Any]) -> Layout:
     parts = tuple(_part(item) for item in get(data, "sites", list))
-    layout = Layout(optional(data, "model", str) or None, parts, optional(data, "sampling", dict))
+    sampling, setup = optional(data, "sampling", dict), optional(data, "setup", dict)
+    for name in setup or {}:
+        get(setup or {}, name, str)
+    layout = Layout(optional(data, "model", str) or None, parts, sampling, setup)
     if not parts or len(layout.by_name) != len(parts):
         raise Malformed("no sites" if not parts else "a site stands twice")
     return layout
@@ -234,12 +237,14 @@ def layout_line(layout: Layout) -> bytes:
         for p in layout.parts
     ]
     sampling = None if layout.sampling is None else dict(layout.sampling)
+    setup = None if layout.setup is None else dict(layout.setup)
     return strict.line(
         {
             "kind": "layout",
             "schema": SCHEMA,
             "model": layout.model_id,
             "sampling": sampling,
+            "setup": setup,
             "sites": sites,
         }
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError, StoreError
 from dit_lens.interventions.capture import Capture
+from dit_lens.runs.identity import DECODERS
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
@@ -22,7 +23,7 @@ from dit_lens.store import manifest as manifests
 from dit_lens.store import sizes
 from dit_lens.store.dataset import ActivationDataset
 from dit_lens.store.job import captures_of, job_of, rows_of
-from dit_lens.store.layout import Layout, Part, require_model
+from dit_lens.store.layout import Layout, Part
 from dit_lens.store.shards import Shards
 from dit_lens.store.sizes import Dtypes, Forecast, Summary
 from dit_lens.store.view import View, require_int
@@ -57,6 +58,7 @@ class Store:
     ::
 
         with Store("activations") as store:
+            store.require(model)
             for maze in mazes:
                 if dl.Row(maze.id, 0) not in store:
                     store.add(model.run(maze, seed=0, interventions=[capture], decode=False))
@@ -171,15 +173,18 @@ class Store:
             raise SiteError(f"no sites were chosen of {self.folder}")
         return ActivationDataset({str(site): self[site] for site in chosen}, single)
 
-    def require_model(self, model_id: str) -> None:
-        """Refuse another model than the one whose activations these are.
+    def require(self, model: Any) -> None:
+        """Refuse another model than the one whose activations these are, or the same with another scheduler or encoder.
 
         Raises
         ------
         MadeForAnother
+            Names what differs.
         """
-        if self._manifest.layout is not None:
-            require_model(self.model_id, model_id)
+        if (layout := self._manifest.layout) is not None:
+            kept = layout.setup or {}
+            asked = {name: part for name, part in model.setup.items() if name in kept or name not in DECODERS}
+            layout.require_model(model.id, asked)
 
     def frame(self, of: str = "sites") -> pd.DataFrame:
         """A tidy table of what is in the store.
@@ -244,8 +249,8 @@ class Store:
         StoreError
             The folder cannot be written to, or an earlier run could not be written.
         MadeForAnother
-            The store has activations of another model, or of other sites, shapes, noise levels, numbers of steps or
-            scales of guidance.
+            The store has activations of another model or setup, or of other sites, shapes, noise levels, numbers of
+            steps or scales of guidance.
         InputError, NotFinite
             Another dtype, no captures, a key that is there already, NaN or infinity. Without ``key``, also a row that
             is there already: the runs then differ in their interventions or settings.

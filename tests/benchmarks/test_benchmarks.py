@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,15 @@ def test_a_resumed_run_does_its_share_of_the_forwards(measured: Any) -> None:
 
 
 def test_a_run_holds_no_more_than_the_reduced_tensors() -> None:
-    results = _results(_chosen(Bench(TINY), "nothing", "pooled"))
+    # Large enough that the peak is in the blocks, and not where the sample of the VAE's weights is hashed.
+    settings = TINY.settings | {"height": 2 * TINY.settings["height"], "width": 2 * TINY.settings["width"]}
+    results = _results(_chosen(Bench(replace(TINY, settings=settings)), "nothing", "pooled"))
     nothing, pooled = (results[name]["memory"] for name in ("nothing", "pooled"))
     captured = results["pooled"]["facts"]["expected bytes"]
     assert abs(nothing["above plain with a step callback"]) <= SMALL
     last = 32 * 4  # what the last block gives is captured after the peak
     assert captured - last <= pooled["above plain with a step callback"] <= captured + SMALL
-    assert pooled["above plain"] <= captured + 2 * STATE + SMALL  # see tests/benchmarks/memory.py
+    assert pooled["above plain"] <= captured + 2 * 4 * STATE + SMALL  # see tests/benchmarks/memory.py
 
 
 def _chosen(bench: Bench, *names: str) -> list[Case]:

@@ -16,10 +16,12 @@ from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError
+from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError, StoreError
 from dit_lens.families.tiny.pipelines import TINY
-from dit_lens.lens.preview import SCHEMA, Preview, Quality, Scale, averaged, psnr
+from dit_lens.files.weights import read_weights
+from dit_lens.lens.preview import Preview, Quality, Scale, averaged, psnr
 from dit_lens.organisms import organism_names, organism_tasks
+from tests.forged import rewrite, spoilt
 from tests.subjects import Subject
 
 
@@ -159,17 +161,36 @@ def test_files_that_are_no_preview(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no preview 'nowhere'.*maze, puzzles"):
         Preview.load("nowhere")
     assert "puzzles" in organism_names()
-    (tmp_path / "text").write_text("no tensors")
-    tensors = {"weight": torch.zeros(3, 8), "bias": torch.zeros(3)}
-    save_file(tensors, tmp_path / "other")
-    save_file(tensors, tmp_path / "empty", {"schema": SCHEMA, "about": "{}"})
-    about = json.dumps({"vae": "x", "scale": vars(Scale(8, 4, 1, 0)), "quality": Quality(1, 1, 1, 1, 1, 1)._asdict()})
-    save_file(
-        {"weight": torch.zeros(8, 3), "bias": torch.zeros(3)}, tmp_path / "turned", {"schema": SCHEMA, "about": about}
-    )
-    for name, message in {"text": "no preview", "other": SCHEMA, "empty": "vae|scale", "turned": r"\(8, 3\)"}.items():
-        with pytest.raises(InputError, match=message):
-            Preview.load(tmp_path / name)
+    path = Preview.load("puzzles").save(tmp_path / "preview.safetensors")
+    tensors, card = read_weights(path)
+    path.write_text("no tensors")
+    with pytest.raises(StoreError, match="ends after 10 bytes, within its header"):
+        Preview.load(path)
+    save_file(tensors, path)
+    with pytest.raises(StoreError, match="field 'record' is missing"):
+        Preview.load(path)
+    for given, message in (
+        ({"weight": torch.zeros(8, 3), "bias": torch.zeros(3)}, r"\(8, 3\)"),
+        ({"weight": torch.zeros(3, 8)}, "make no colours"),
+        ({name: x * math.nan for name, x in tensors.items()}, "not finite"),
+    ):
+        rewrite(path, card, given)
+        with pytest.raises(StoreError, match=message):
+            Preview.load(path)
+
+
+def test_no_wrong_card_is_read(tmp_path: Path) -> None:
+    path = Preview.load("puzzles").save(tmp_path / "preview.safetensors")
+    tensors, card = read_weights(path)
+    for change, _, given in spoilt(card):
+        rewrite(path, given, tensors)
+        if change.startswith("quality.") and change.endswith("= -1") and not change.startswith("quality.videos"):
+            Preview.load(path)  # decibels may be negative
+            continue
+        with pytest.raises(StoreError, match=r"is no preview of this version|cannot be read"):
+            Preview.load(path)
+    infinite = replace(Preview.load("puzzles"), quality=Quality(math.inf, 1, 2, 3, math.inf, 4))
+    assert Preview.load(infinite.save(path)).quality == infinite.quality
 
 
 def test_latents_that_cannot_be_drawn() -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError, StoreError
+from dit_lens.files.weights import read_weights
 from dit_lens.probing.evaluate import evaluate_probes
 from dit_lens.probing.probe_set import ProbeSet, load_probes, probe_names
 from dit_lens.probing.stream import stream_probes
 from dit_lens.tasks import Permanence
+from tests.forged import rewrite, spoilt
 
 LABELS = ["shape", "out", "steps"]
 
@@ -179,22 +182,61 @@ def test_files_that_are_no_probes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shipped are"):
         load_probes("nobody")
     path = probes().save(tmp_path / "set")
-    card = json.loads(path.with_suffix(".json").read_text())
-    spoilt = (
-        (card | {"schema": 99}, "schema 99"),
-        ({k: v for k, v in card.items() if k != "asked"}, "no probes.*asked"),
+    tensors, card = read_weights(path)
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        (card | {"schema": 99}, "field 'card.schema' is 99"),
+        ({k: v for k, v in card.items() if k != "asked"}, "holds no probes: field 'card.asked' is missing"),
+        (card | {"asked": card["asked"][:2]}, "the card names 4 outputs"),
+        (card | {"layers": [4]}, "field 'card.layers' is \\[4\\]; the probes are of embed, L03"),
     )
-    for given, match in spoilt:
-        path.with_suffix(".json").write_text(json.dumps(given))
+    for given, match in changes:
+        rewrite(path, given, tensors)
         with pytest.raises(StoreError, match=match):
             ProbeSet.load(path)
-    path.with_suffix(".json").write_text(json.dumps(card | {"asked": card["asked"][:2]}))
-    with pytest.raises(StoreError, match="the card names 4 outputs"):
+    rewrite(path, card, {name: x * np.nan for name, x in tensors.items()})
+    with pytest.raises(StoreError, match="hold numbers that are not finite"):
         ProbeSet.load(path)
-    path.with_suffix(".json").write_text(json.dumps(card))
+    rewrite(path, card, tensors)
+    ProbeSet.load(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StoreError, match="record of other weights"):
+    with pytest.raises(StoreError, match="ends after 100 bytes, within its header"):
         ProbeSet.load(path)
+
+
+#: Null where a control is missing or a measure is none of its kind of label; all but the texts may be negative.
+MEASURES = {"skill", "low", "high", "shuffled", "input", "position", "random", "majority", "selectivity",
+            "selectivity_low", "selectivity_high", "excess", "excess_low", "excess_high", "accuracy",
+            "majority_accuracy"}  # fmt: skip
+
+
+def _is_right(place: str, value: str) -> bool:
+    """Whether a value is one that a field may have, if not the one that it had."""
+    name = place.rpartition(".")[2]
+    if place.startswith("scores.") and name in MEASURES | {"best"}:
+        return value in ("None", "-1") and (value == "None" or name != "best")
+    if "classes." in place:
+        return value == "-1" or value.isdigit()
+    if place.startswith(("frames", "controls", "versions")):
+        return value in ("(left out)", "[]", "{}")
+    return (place, value) == ("estimator.alpha", "-1")
+
+
+def test_no_wrong_card_is_read(tmp_path: Path) -> None:
+    path = probes().save(tmp_path / "set")
+    tensors, card = read_weights(path)
+    tried = 0
+    for change, _, given in spoilt(card):
+        place, _, value = change.partition(" = ")
+        rewrite(path, given, tensors)
+        tried += 1
+        try:
+            ProbeSet.load(path)
+        except StoreError:
+            continue
+        assert _is_right(place, value), change
+    assert tried > 1000
+    rewrite(path, card, tensors)
+    assert ProbeSet.load(path).card == card
 
 
 def test_shipped_probes_are_of_the_shipped_models_and_small() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_dictionaries_of_no_named_model_go_together(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert (store.keys, store.model_id) == (["run-0", "run-1"], None)
     with pytest.raises(MadeForAnother, match="of no named model, these are of model abc"):
-        store.require_model("abc")
+        store.require(SimpleNamespace(id="abc", setup={}))
     with Store(tmp_path / "named") as named:
         add(named, 0)
         with pytest.raises(MadeForAnother, match=f"of model {MODEL}, these are of no named model"):
@@ -144,8 +145,8 @@ def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
         with pytest.raises(MadeForAnother, match=f"{MODEL}.*other"):
             add(store, 1, model_id="other")
         with pytest.raises(MadeForAnother):
-            store.require_model("other")
-        store.require_model(MODEL)
+            store.require(SimpleNamespace(id="other", setup={}))
+        store.require(SimpleNamespace(id=MODEL, setup={"scheduler": "any"}))
         add(store, 1)
     assert len(Store(tmp_path).keys) == 2
 

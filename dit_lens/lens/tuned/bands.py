@@ -6,14 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isfinite
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from dit_lens.errors import InputError
+from dit_lens.files import strict
 
 #: A noise level and the expert that is called at it, None in models of one.
 NoiseLevel = tuple[float, str | None]
+
+
+class _Json(TypedDict):
+    low: float
+    high: float | None
+    expert: str | None
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,19 @@ class NoiseBand:
         return {"low": self.low, "high": None if self.high == inf else self.high, "expert": self.expert}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> NoiseBand:
-        return cls(float(data["low"]), inf if data["high"] is None else float(data["high"]), data["expert"])
+    def from_json(cls, data: Any) -> NoiseBand:
+        """Inverse of `to_json`.
+
+        Raises
+        ------
+        Malformed
+            A field that is missing, unknown or of another type, or a band of no width.
+        """
+        given: _Json = strict.typed(data, _Json, "band")
+        band = cls(given["low"], inf if given["high"] is None else given["high"], given["expert"])
+        if not 0 <= band.low < band.high:
+            raise strict.Malformed(f"a band from {band.low} to {band.high} holds no noise level")
+        return band
 
 
 def make_bands(levels: Iterable[NoiseLevel], bands: int | Sequence[float]) -> tuple[NoiseBand, ...]:

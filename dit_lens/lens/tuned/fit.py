@@ -17,10 +17,11 @@ from dit_lens.interventions.capture import Capture
 from dit_lens.lens.representation.reading import require_step_count
 from dit_lens.lens.tuned.bands import NoiseBand, NoiseLevel, band_of, make_bands
 from dit_lens.lens.tuned.sums import ResidualSums
-from dit_lens.lens.tuned.tuned_lens import Record, TunedLens
+from dit_lens.lens.tuned.tuned_lens import Errors, Record, TunedLens
 from dit_lens.model import VideoDiT
 from dit_lens.runs.call import Call
-from dit_lens.runs.identity import describe, versions
+from dit_lens.runs.describe import describe
+from dit_lens.runs.identity import versions
 from dit_lens.runs.inputs import gather
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
@@ -361,9 +362,9 @@ def _entry(
     learned: ResidualSums,
     judged: ResidualSums,
     velocity: Mapping[str, tuple[float, float]],
-) -> dict[str, Any]:
+) -> Errors:
     """One row of the record."""
-    row: dict[str, Any] = {
+    row: Any = {
         "band": place[0],
         "sigma_low": band.low,
         "sigma_high": band.to_json()["high"],
@@ -375,7 +376,8 @@ def _entry(
     for part, sums in (("train", learned), ("validation", judged)):
         row |= {f"residual_{part}_plain": sums.error(), f"residual_{part}_tuned": sums.error(*affine)}
         row |= {f"velocity_{part}_plain": velocity[part][0], f"velocity_{part}_tuned": velocity[part][1]}
-    return row
+    found: Errors = row
+    return found
 
 
 def _ids(instances: Sequence[Any]) -> tuple[str, ...]:

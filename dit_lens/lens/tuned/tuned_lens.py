@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
+from dit_lens.files import strict
 from dit_lens.files.shipped import organism_names, shipped
+from dit_lens.files.strict import Malformed
 from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.lens.tuned.bands import NoiseBand, band_of
 from dit_lens.model import VideoDiT
 
 FILE = "tuned_lens.safetensors"
+
+
+class Errors(TypedDict):
+    """How well one layer of one band is translated: relative squared errors without and with its translator."""
+
+    band: int
+    sigma_low: float
+    sigma_high: float | None
+    expert: str | None
+    layer: int
+    used: bool
+    penalty: float | None
+    residual_train_plain: float
+    residual_train_tuned: float
+    velocity_train_plain: float
+    velocity_train_tuned: float
+    residual_validation_plain: float
+    residual_validation_tuned: float
+    velocity_validation_plain: float
+    velocity_validation_tuned: float
 
 
 @dataclass(frozen=True)
@@ -41,7 +63,7 @@ class Record:
         Seeds of the runs: the first, and the one after the last.
     settings : dict
         Arguments of the runs.
-    errors : tuple of dict
+    errors : tuple of Errors
         For every band and layer: the penalty; whether the translator is used, or the identity; and the errors of both
         on the validation runs and on the training runs, of the velocity on about as many of these as of those.
     versions : dict
@@ -59,7 +81,7 @@ class Record:
     train_seeds: tuple[int, int]
     validation_seeds: tuple[int, int]
     settings: dict[str, Any]
-    errors: tuple[dict[str, Any], ...]
+    errors: tuple[Errors, ...]
     versions: dict[str, str]
     branch: str = "cond"
     component: str = "resid"
@@ -69,12 +91,28 @@ class Record:
         return asdict(self) | {"bands": [band.to_json() for band in self.bands]}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Record:
-        if not all(isinstance(row["used"], bool) for row in data["errors"]):
-            raise ValueError("'used' is true or false")
-        names = ("tasks", "train", "validation", "train_seeds", "validation_seeds", "errors")
-        lists = {name: tuple(data[name]) for name in names}
-        return cls(**{**data, **lists, "bands": tuple(NoiseBand.from_json(band) for band in data["bands"])})
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Inverse of `to_json`.
+
+        Raises
+        ------
+        Malformed
+            A field that is missing, unknown or of another type, or errors of no layer or band of the record.
+        """
+        bands = tuple(NoiseBand.from_json(band) for band in strict.get(data, "bands", list))
+        record = cls(**{**vars(strict.typed({**data, "bands": []}, cls, "record")), "bands": bands})
+        # The residual after the last block is what the others are translated to.
+        places = [(row["band"], row["layer"]) for row in record.errors]
+        if sorted(places) != [(band, layer) for band in range(len(bands)) for layer in range(record.layers - 1)]:
+            raise Malformed(f"field 'errors' has not one row for each of {len(bands)} bands and {record.layers} layers")
+        for row in record.errors:
+            told = {"low": row["sigma_low"], "high": row["sigma_high"], "expert": row["expert"]}
+            if told != (own := bands[row["band"]].to_json()):
+                raise Malformed(f"field 'errors' has a band {row['band']} of {told}; it is {own}")
+        for name in ("tasks", "train", "validation", "versions"):
+            if not getattr(record, name):
+                raise Malformed(f"field {name!r} is empty")
+        return record
 
 
 @dataclass(frozen=True)
@@ -169,7 +207,7 @@ class TunedLens:
         return pd.DataFrame(list(self.record.errors))
 
     def save(self, path: str | Path) -> Path:
-        """Write the translators to ``path`` (safetensors) and the record beside it (JSON)."""
+        """Write the translators and the record to ``path`` (safetensors), whole or not at all."""
         path = Path(path)
         if path.suffix != ".safetensors":
             raise InputError(f"a tuned lens is kept in a file *.safetensors, got {path.name}")
@@ -193,7 +231,7 @@ class TunedLens:
         InputError
             There is no such lens; the message names those that ship.
         StoreError
-            The files are damaged or do not belong together.
+            The file is damaged, or holds something else.
         MadeForAnother
             The lens was not made for ``model``.
         """
@@ -201,8 +239,8 @@ class TunedLens:
         tensors, data = read_weights(path)
         try:
             record = Record.from_json(data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path}: its record is none of a tuned lens: {error!r}") from error
+        except Malformed as error:
+            raise StoreError(f"{path}: its record is none of a tuned lens: {error}") from error
         lens = cls(record, *_sorted(path, record, tensors))
         if model is not None:
             lens.require(model)
@@ -234,7 +272,7 @@ def _key(place: tuple[int, int], kind: str) -> str:
 
 def _sorted(path: Path, record: Record, tensors: dict[str, Tensor]) -> tuple[dict[Any, Tensor], dict[Any, Tensor]]:
     """Matrices and biases by (band, layer), as many and as large as the record says."""
-    used = [(int(e["band"]), int(e["layer"])) for e in record.errors if e["used"]]
+    used = [(e["band"], e["layer"]) for e in record.errors if e["used"]]
     shapes = {"matrix": (record.width, record.width), "bias": (record.width,)}
     expected = {_key(place, kind): shape for place in used for kind, shape in shapes.items()}
     found = {name: tuple(x.shape) for name, x in tensors.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.files.atomic import write_atomic
 from dit_lens.files.video import FPS, Video, read_video, write_video
-from dit_lens.runs.identity import describe
+from dit_lens.runs.describe import describe
 from dit_lens.tasks.vbvr.bench import VbvrSample
 
 
@@ -82,8 +82,8 @@ def run_bench(
     TaskError
         The folder holds results of another model, seed or settings.
     """
-    folder, asked = Path(folder), describe(arguments)
-    made_by = {"model": model.id, "seed": seed, "fps": fps, "crf": crf, "arguments": asked}
+    folder, arguments = Path(folder), {n: tuple(v) if isinstance(v, Iterator) else v for n, v in arguments.items()}
+    made_by = {"model": model.id, "seed": seed, "fps": fps, "crf": crf, "arguments": describe(arguments)} | model.setup
     record = folder / "run.json"
     if record.exists() and (before := json.loads(record.read_text())) != made_by:
         differ = ", ".join(f"{k} {before.get(k)!r}, now {v!r}" for k, v in made_by.items() if before.get(k) != v)

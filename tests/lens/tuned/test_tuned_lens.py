@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, NotFinite, SiteError, StoreError
-from dit_lens.files.weights import write_weights
+from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.lens.depth import depth_lens
 from dit_lens.lens.tuned.bands import NoiseBand, band_of, make_bands
 from dit_lens.lens.tuned.compare import FIRST_SEED, compare_lenses
@@ -27,6 +26,7 @@ from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.tuned_lens import TunedLens
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.sites.tokens import Tokens
+from tests.forged import rewrite, spoilt
 from tests.subjects import Subject, subject_of
 
 matplotlib.use("Agg")
@@ -349,7 +349,7 @@ def test_a_saved_lens_is_the_same_lens(tmp_path: Path) -> None:
 
 def test_files_that_are_damaged_or_of_another_lens_are_refused(tmp_path: Path) -> None:
     path = trained().save(tmp_path / "lens.safetensors")
-    content, record, tensors = path.read_bytes(), path.with_suffix(".json").read_text(), load_file(path)
+    content, (tensors, record) = path.read_bytes(), read_weights(path)
     with pytest.raises(InputError, match=r"no tuned lens 'labyrinth'.* ship: "):
         TunedLens.load("labyrinth")
 
@@ -357,15 +357,12 @@ def test_files_that_are_damaged_or_of_another_lens_are_refused(tmp_path: Path) -
         with pytest.raises(StoreError, match=match):
             TunedLens.load(path)
         path.write_bytes(content)
-        path.with_suffix(".json").write_text(record)
 
     path.write_bytes(content[:-8])
-    refused("record of other weights")
-    path.with_suffix(".json").unlink()
-    refused("cannot be read")
-    path.with_suffix(".json").write_text(record.replace('"used": true', '"used": "no"', 1))
-    refused("its record is none of a tuned lens.*used")
-    path.with_suffix(".json").write_text(record.replace('"width": 16', '"width": 17'))
+    refused("record is that of other weights")
+    path.write_bytes(content.replace(b'\\"used\\":true', b'\\"used\\":null', 1))
+    refused("does not have the checksum")
+    rewrite(path, {**record, "width": 17}, tensors)
     refused("not those of its record")
     name, data = next(iter(tensors)), trained().record.to_json()
     write_weights(path, {k: x for k, x in tensors.items() if k != name}, data)
@@ -373,6 +370,24 @@ def test_files_that_are_damaged_or_of_another_lens_are_refused(tmp_path: Path) -
     write_weights(path, {**tensors, name: tensors[name] * nan}, data)
     refused("not finite")
     TunedLens.load(path)
+
+
+def test_no_wrong_record_is_read(tmp_path: Path) -> None:
+    path = trained().save(tmp_path / "lens.safetensors")
+    tensors, record = read_weights(path)
+    for change, _, given in spoilt(record):
+        rewrite(path, given, tensors)
+        place, _, value = change.partition(" = ")
+        if place.startswith("settings") or (place.startswith("errors.") and place.endswith("penalty")):
+            continue  # arguments may be anything, and a penalty nothing or any number
+        if place.startswith("errors.") and not place.endswith(("sigma_low", "sigma_high")) and value == "-1":
+            continue
+        if value == "(left out)" and place.startswith(("tasks.", "train.", "validation.", "versions.")):
+            continue
+        with pytest.raises(StoreError):
+            TunedLens.load(path)
+    rewrite(path, record, tensors)
+    assert TunedLens.load(path).record == trained().record
 
 
 # Both lenses side by side.

@@ -323,6 +323,7 @@ class Player:
 
     id: str = "player"
     asked: list[str] = field(default_factory=list)
+    setup: dict[str, str] = field(default_factory=dict)
 
     def run(self, sample: Any, seed: int, **_: Any) -> Any:
         if self.id == "tired" and self.asked:

@@ -1,0 +1,134 @@
+"""Reading the weights of a module wherever they are kept: in memory, with accelerate, or on the disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+
+def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A module and those within it, by path. Every run asks, so it must be quick."""
+    left = [("", module)]
+    while left:
+        path, module = left.pop()
+        yield path, module
+        children = module.__dict__["_modules"].items()
+        left.extend((f"{path}{name}.", child) for name, child in children if child is not None)
+
+
+def tensors(module: nn.Module, *, computed: bool = False) -> dict[str, Tensor]:
+    """Parameters and buffers by name, in the order of their names.
+
+    Parameters
+    ----------
+    computed : bool
+        The buffers that are computed and not saved, such as tables of positions, instead of all others.
+    """
+    found, read = {}, _Disk()
+    for path, part in submodules(module):
+        kept = part.__dict__
+        unsaved = kept["_non_persistent_buffers_set"]
+        own = kept["_parameters"] if not computed else {}
+        if kept["_buffers"]:
+            own = own | {name: x for name, x in kept["_buffers"].items() if (name in unsaved) == computed}
+        if "_diffusers_hook" in kept:
+            read.note(part)
+        for name, tensor in own.items():
+            if tensor is not None:
+                found[path + name] = tensor if tensor.device.type != "meta" else _away(part, name, tensor)
+    return {name: read(found[name]) for name in sorted(found)}
+
+
+def _away(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A tensor that accelerate has taken off the device, from where it keeps it; itself where that is unknown."""
+    hook = getattr(module, "_hf_hook", None)
+    for candidate in (hook, *getattr(hook, "hooks", ())):
+        if (kept := getattr(candidate, "weights_map", None)) is not None:
+            return kept[name]  # type: ignore[no-any-return]
+    return tensor
+
+
+class _Disk:
+    """Tensors that diffusers' group offloading has written to files: what stands in memory meanwhile means nothing."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[str, str]] = {}
+
+    def note(self, module: nn.Module) -> None:
+        hook: Any = module.__dict__["_diffusers_hook"].hooks.get("group_offloading")
+        group = getattr(hook, "group", None)
+        if group is not None and group._is_offloaded_to_disk:
+            file = group.safetensors_file_path
+            self._places |= {id(tensor): (file, key) for tensor, key in group.tensor_to_key.items()}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._places:
+            return tensor
+        file, key = self._places[id(tensor)]
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor(key)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = False) -> Iterator[bytes]:
+    """Names, dtypes and shapes, then the bits of a sample that meets every row and every column of every tensor.
+
+    Tensors of one axis are read whole. One transfer for each device and dtype. Of tensors without values (on the meta
+    device, or quantised by a library that keeps them elsewhere) only names, dtypes and shapes count.
+
+    Parameters
+    ----------
+    whole : bool
+        All values instead of a sample.
+    half : bool
+        Rounded to half precision, so that the last bit of another machine's cosine does not count.
+    """
+    yield "".join([f"{name} {tensor.dtype} {tuple(tensor.shape)};" for name, tensor in found.items()]).encode()
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in found.values():
+        for plain in (tensor,) if type(tensor) in _PLAIN else _inner(tensor):
+            if plain.device.type != "meta" and not plain.is_quantized and plain.layout is torch.strided:
+                sample = plain.reshape(-1) if whole else _sample(plain)
+                groups.setdefault((plain.device, plain.dtype), []).append(sample)
+    for parts in groups.values():
+        # Whole models are read one tensor at a time, so that no second one is needed in memory.
+        for joined in parts if whole else (torch.cat(parts),):
+            values = joined.half() if half and joined.is_floating_point() else joined
+            yield values.cpu().view(torch.uint8).numpy().tobytes()
+
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def _inner(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors of a subclass: the parts of one that wraps others (torchao, DTensor), or its own values."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _inner(getattr(tensor, name))
+    else:
+        yield tensor.as_subclass(Tensor)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    step = stride(tensor.shape)
+    if not tensor.is_contiguous():
+        return tensor.reshape(-1)[::step]
+    return tensor.as_strided((-(-tensor.numel() // step),), (step,))
+
+
+@cache
+def stride(shape: tuple[int, ...]) -> int:
+    """Distance between the values of a sample that meets every row and every column of a matrix, and few besides.
+
+    With R rows of C values it is the largest number up to both that has no divisor in common with C: any C values of
+    the sample stand in C different columns, and no row is passed over.
+    """
+    rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+    least = min(rows, columns)
+    return next((n for n in range(least, 0, -1) if math.gcd(n, columns) == 1), 1)
