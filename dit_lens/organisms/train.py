@@ -50,9 +50,9 @@ def train(name: str, preset: Preset, folder: Path) -> Path:
     shared = preset.vae if isinstance(preset.vae, str) else None
     kinds = tuple(preset.denoiser.stages[-1].mix)
     saved = save_organism(pipeline.to("cpu"), preset.config, folder / name, tasks=kinds, vae_of=shared)
-    for kept in folder.glob("step-*.safetensors"):
+    for step in preset.denoiser.keep:
         (saved / "checkpoints").mkdir(exist_ok=True)
-        shutil.copy(kept, saved / "checkpoints")
+        shutil.copy(folder / f"step-{step:05d}.safetensors", saved / "checkpoints")
     write_atomic(saved / "recipe.json", json.dumps(asdict(preset), indent=1).encode())
     phases = [] if isinstance(preset.vae, str) else [phase.name for phase in preset.vae.phases]
     for log in (*phases, "denoiser"):

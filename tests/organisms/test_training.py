@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +21,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit_lens.errors import TaskError
+from dit_lens.errors import InputError, StoreError, TaskError
 from dit_lens.families.tiny.text import build_text_encoder
 from dit_lens.organisms.build import OrganismConfig, build_pipeline, build_transformer, build_vae, separate_frames
 from dit_lens.organisms.load import load_organism, save_organism
@@ -135,7 +141,7 @@ def test_the_log_is_kept_as_json_with_loss_time_and_solve_rate(trained: tuple[Pa
         assert 0 <= row["maze:4 solved"] <= row["maze:4 score"] <= 1
     assert "maze:5 solved" not in log[0]
     assert "maze:5 solved" in log[-1]
-    assert sorted(p.name for p in folder.iterdir()) == ["denoiser.ckpt", "denoiser.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["denoiser.ckpt", "denoiser.json", "writer.lock"]
 
 
 def test_training_ends_with_the_averaged_weights(trained: tuple[Path, State, Any]) -> None:
@@ -265,15 +271,87 @@ def test_a_loop_resumes_at_its_last_checkpoint_whole(tmp_path: Path) -> None:
             done.append(step)
             return float(step)
 
-        Loop("toy", tmp_path, total=7, parts={"part": part}, every=3).run(advance)
+        Loop("toy", tmp_path, total=7, parts={"part": part}, recipe="toy", every=3).run(advance)
         return done
 
     with pytest.raises(Interrupted):
         loop(fail_at=5)
     assert loop(fail_at=None) == [3, 4, 5, 6]
     assert loop(fail_at=None) == []
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.ckpt", "toy.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.ckpt", "toy.json", "writer.lock"]
     assert [row["step"] for row in json.loads((tmp_path / "toy.json").read_text())] == [3, 6, 7]
+
+
+def test_a_checkpoint_of_another_recipe_seed_or_start_is_refused_and_left(
+    vae: AutoencoderKLWan, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_at(monkeypatch, Trainer, "advance", 5)
+        with pytest.raises(Interrupted):
+            train_denoiser(MICRO, vae, tmp_path)
+    before = (tmp_path / "denoiser.ckpt").read_bytes()
+    other_vae = copy.deepcopy(vae)
+    next(other_vae.parameters()).data.add_(0.1)
+    recipes = (
+        (replace(MICRO, seed=1), vae),
+        (replace(MICRO, denoiser=replace(MICRO.denoiser, drop_prompt=0.1)), vae),
+        (replace(MICRO, denoiser=replace(MICRO.denoiser, stages=(Stage(7, {"maze:4": 1.0}),))), vae),
+        (MICRO, other_vae),
+    )
+    for preset, start in recipes:
+        with pytest.raises(InputError, match=r"denoiser\.ckpt is of recipe .*; train in another folder, or remove"):
+            train_denoiser(preset, start, tmp_path)
+    assert (tmp_path / "denoiser.ckpt").read_bytes() == before
+    train_denoiser(MICRO, vae, tmp_path)
+    assert checkpoint(tmp_path)["step"] == 7
+    (tmp_path / "vae.ckpt").write_bytes(before)
+    with pytest.raises(InputError, match=r"vae\.ckpt is of recipe"):
+        train_vae(MICRO, tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, -1])
+def test_a_checkpoint_that_was_cut_short_is_refused_by_name(tmp_path: Path, left: int) -> None:
+    def loop() -> Loop:
+        return Loop("toy", tmp_path, total=4, parts={"part": nn.Linear(3, 3)}, recipe="toy", every=2)
+
+    loop().run(float)
+    path = tmp_path / "toy.ckpt"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(StoreError, match=r"toy\.ckpt is damaged or no checkpoint .*; remove it to train anew"):
+        loop().run(float)
+
+
+#: Trains without end and keeps a checkpoint at every step; both halves of the state tell the step.
+TRAINER = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from dit_lens.organisms.training.loop import Loop
+part = nn.Linear(200, 200)
+def advance(step):
+    with torch.no_grad():
+        part.weight.fill_(step + 1)
+    return float(step)
+Loop("toy", Path(sys.argv[1]), total=10**9, parts={"part": part}, recipe="toy", every=1).run(advance)
+"""
+
+
+def test_a_killed_training_leaves_a_whole_checkpoint_and_one_at_a_time_trains(tmp_path: Path) -> None:
+    chance, steps = random.Random(0), [0]
+    for _ in range(3):
+        trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(tmp_path)], stderr=subprocess.DEVNULL)
+        path = tmp_path / "toy.ckpt"
+        while trainer.poll() is None and (not path.exists() or checkpoint(tmp_path, "toy")["step"] == steps[-1]):
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.02, 0.3))
+        with pytest.raises(StoreError, match=f"process {trainer.pid} on .* is writing to this folder"):
+            Loop("toy", tmp_path, total=1, parts={}, recipe="toy").run(float)
+        trainer.send_signal(signal.SIGKILL)
+        trainer.wait()
+        state = checkpoint(tmp_path, "toy")
+        assert (state["parts"]["part"]["weight"] == state["step"]).all()
+        assert state["step"] > steps[-1]
+        steps.append(state["step"])
 
 
 def test_a_step_belongs_to_its_stage() -> None:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dit_lens.families.tiny.text import build_text_encoder
+from dit_lens.files.atomic import write_atomic
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import build_pipeline, build_transformer
 from dit_lens.organisms.training.data import Batches, Encoded, encoded_batches, source
-from dit_lens.organisms.training.loop import Loop, Stateful, stage_at, total_steps
+from dit_lens.organisms.training.loop import Loop, Stateful, recipe_id, stage_at, total_steps
 from dit_lens.organisms.training.optim import Ema, MuonAdamW, learning_rate_at
 from dit_lens.organisms.training.presets import Preset
 
@@ -36,7 +37,8 @@ def train_denoiser(preset: Preset, vae: AutoencoderKLWan, folder: Path) -> WanIm
     pipeline = build_pipeline(preset.config, vae, transformer, text_encoder).to(preset.device)
     trainer = Trainer(preset, pipeline, folder)
     parts: dict[str, Stateful] = {"model": trainer.trained, "optimiser": trainer.optimiser, "ema": trainer.ema}
-    loop = Loop("denoiser", folder, total_steps(preset.denoiser.stages), parts, preset.denoiser.check_every)
+    recipe = recipe_id(preset, vae)
+    loop = Loop("denoiser", folder, total_steps(preset.denoiser.stages), parts, recipe, preset.denoiser.check_every)
     loop.run(trainer.advance, trainer.solve_rates)
     trainer.load_average()
     return pipeline
@@ -148,8 +150,5 @@ class Trainer:
         self.trained.load_state_dict(self.ema.values, strict=False)
 
     def _keep(self, step: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: values.half().contiguous().cpu() for name, values in self.ema.values.items()},
-            self.folder / f"step-{step:05d}.safetensors",
-        )
+        small = {name: values.half().contiguous().cpu() for name, values in self.ema.values.items()}
+        write_atomic(self.folder / f"step-{step:05d}.safetensors", save(small))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
-from dit_lens.files.atomic import write_atomic
-from dit_lens.organisms.training.presets import Stage
+from dit_lens.errors import InputError, StoreError
+from dit_lens.files.atomic import make_folder, write_atomic
+from dit_lens.files.lock import Lock
+from dit_lens.organisms.training.presets import Preset, Stage
+from dit_lens.runs.weights import contents, tensors
 
 
 class Stateful(Protocol):
@@ -38,15 +44,27 @@ def total_steps(stages: tuple[Stage, ...]) -> int:
     return sum(stage.steps for stage in stages)
 
 
+def recipe_id(preset: Preset, start: nn.Module) -> str:
+    """Hash of a preset, its seed included, and of the weights that a training starts from."""
+    digest = hashlib.sha256(json.dumps(asdict(preset), sort_keys=True).encode())
+    for part in contents(tensors(start)):
+        digest.update(part)
+    return digest.hexdigest()[:12]
+
+
 @dataclass
 class Loop:
     """Runs ``advance(step)`` to the last step, from the checkpoint where there is one.
+
+    One process at a time trains in a folder, and a checkpoint is written whole or not at all.
 
     Parameters
     ----------
     name : str
         Names the checkpoint and the log in ``folder``.
     parts : objects with ``state_dict`` and ``load_state_dict``, saved and restored together
+    recipe : str
+        Of what the checkpoint is; see `recipe_id`.
     every : int
         A log line and a checkpoint every so many steps.
     """
@@ -55,6 +73,7 @@ class Loop:
     folder: Path
     total: int
     parts: dict[str, Stateful]
+    recipe: str
     every: int = 100
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -63,7 +82,23 @@ class Loop:
         return self.folder / f"{self.name}.ckpt"
 
     def run(self, advance: Callable[[int], float], measure: Callable[[int], dict[str, float]] | None = None) -> None:
-        """Train; ``advance`` returns the loss, ``measure`` further figures for the log (solve rate, PSNR)."""
+        """Train; ``advance`` returns the loss, ``measure`` further figures for the log (solve rate, PSNR).
+
+        Raises
+        ------
+        InputError
+            The checkpoint is of another recipe or seed.
+        StoreError
+            It cannot be read or written, or another process trains in the folder.
+        """
+        make_folder(self.folder)
+        lock = Lock(self.folder)
+        try:
+            self._run(advance, measure)
+        finally:
+            lock.release()
+
+    def _run(self, advance: Callable[[int], float], measure: Callable[[int], dict[str, float]] | None) -> None:
         first = self._resume()
         started, smooth = time.perf_counter(), None
         spent = self.log[-1]["seconds"] if self.log else 0.0
@@ -90,16 +125,30 @@ class Loop:
     def _resume(self) -> int:
         if not self.checkpoint.exists():
             return 0
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = self._read()
+        if (of := state.get("recipe")) != self.recipe:
+            raise InputError(
+                f"{self.checkpoint} is of recipe {of}, this training of {self.recipe}: they differ in the preset, its "
+                "seed or what they start from; train in another folder, or remove the checkpoint"
+            )
         for key, part in self.parts.items():
             part.load_state_dict(state["parts"][key])
         self.log = state["log"]
         return int(state["step"])
 
+    def _read(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise StoreError(
+                f"{self.checkpoint} is damaged or no checkpoint ({reason:.120}); remove it to train anew"
+            ) from error
+        return state
+
     def _save(self, step: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"step": step, "log": self.log, "parts": {k: p.state_dict() for k, p in self.parts.items()}}
-        temporary = self.checkpoint.with_suffix(".part")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        parts = {key: part.state_dict() for key, part in self.parts.items()}
+        buffer = io.BytesIO()
+        torch.save({"recipe": self.recipe, "step": step, "log": self.log, "parts": parts}, buffer)
+        write_atomic(self.checkpoint, buffer.getvalue())
         write_atomic(self.folder / f"{self.name}.json", json.dumps(self.log, indent=1).encode())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dit_lens.organisms.build import build_vae, separate_frames
 from dit_lens.organisms.load import load_organism
 from dit_lens.organisms.training.data import draw, still_then_gray, to_tensor
-from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
+from dit_lens.organisms.training.loop import Loop, recipe_id, stage_at, total_steps
 from dit_lens.organisms.training.optim import MuonAdamW, learning_rate_at
 from dit_lens.organisms.training.presets import Phase, Preset, Stage, VaeRecipe
 
@@ -33,8 +33,6 @@ def decode_unclamped(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
 
 def train_vae(preset: Preset, folder: Path) -> AutoencoderKLWan:
     """Train (or finish) the autoencoder of a preset and set its latents' mean and standard deviation.
-
-    Where the preset names an organism instead of a recipe, its autoencoder is loaded.
 
     Where the preset names an organism instead of a recipe, its autoencoder is loaded.
 
@@ -73,7 +71,7 @@ def _train(vae: AutoencoderKLWan, recipe: VaeRecipe, phase: Phase, preset: Prese
         optimiser.step(learning_rate_at(step, total, peak, recipe.warmup, decay=0.5))
         return float(loss.detach())
 
-    loop = Loop(phase.name, folder, total, {"part": part, "optimiser": optimiser})
+    loop = Loop(phase.name, folder, total, {"part": part, "optimiser": optimiser}, recipe_id(preset, vae))
     loop.run(advance, lambda step: {"psnr": _psnr(vae, recipe, preset)})
 
 
