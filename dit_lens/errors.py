@@ -8,6 +8,7 @@
     ├── InputError             inputs, seeds, sizes or settings that a run cannot take
     ├── DonorError             a donor that does not fit the place it is patched into
     ├── NotFinite              NaN or infinity in an activation
+    ├── PipelineBusy           a run on a pipeline that is in a run already
     ├── UnsupportedModel       not a video diffusion transformer that dit_lens knows
     ├── TaskError              a task that cannot be made or scored as asked
     ├── CheckFailed            a model that does not do what its family's file says
@@ -41,6 +42,10 @@ class DonorError(DitLensError, ValueError):
 
 class NotFinite(DitLensError, ArithmeticError):
     """NaN or infinity in an activation; the message names the first site where it was seen."""
+
+
+class PipelineBusy(DitLensError, RuntimeError):
+    """A run or replay on a pipeline that is in one already, be it inside of it or in another thread."""
 
 
 class UnsupportedModel(DitLensError, TypeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +16,14 @@ from torch import Tensor
 from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
 from dit_lens.engine.envoys import Tree
 from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached, frozen
-from dit_lens.engine.head_inputs import outputs_of, rows_of
+from dit_lens.engine.head_inputs import keeping_outputs, rows_of
+from dit_lens.engine.loan import on_loan
 from dit_lens.engine.modes import refuse_modes
 from dit_lens.engine.pipeline import drive
 from dit_lens.engine.plan import check_reached, check_stop, listed, make_plan
 from dit_lens.engine.read_out import read_out
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
-from dit_lens.engine.vae import decode, encode, video_shape
+from dit_lens.engine.vae import decode, encode, to_bytes, video_shape
 from dit_lens.errors import InputError, MadeForAnother, UnsupportedModel
 from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
@@ -119,7 +120,6 @@ class VideoDiT:
         if run.model_id not in (own_id := self.id, self.twin_of):
             raise MadeForAnother(f"the run was made by model {run.model_id}, this is {own_id}")
 
-    @torch.no_grad()
     def run(
         self,
         inputs: Any,
@@ -169,6 +169,8 @@ class VideoDiT:
             Before the run, naming the valid values.
         DidNotFire, NotFinite
             As soon as it is known, naming the sites visited.
+        PipelineBusy
+            The pipeline is in a run or replay already: this one is made inside of it, or in another thread.
         """
         started, own_id, interventions = time.perf_counter(), self.id, listed(interventions)
         refuse_modes(self.experts.values(), pipeline=self.pipeline)
@@ -200,11 +202,12 @@ class VideoDiT:
         )
         decode = decode and stop_after is None
         whole = self.architecture.decodes_batches or len(gathered.rows) == 1
-        output = drive(self.pipeline, dispatcher, gathered, settings, decode and whole)
+        make = partial(drive, self.pipeline, dispatcher, gathered, settings, decode and whole)
+        output = on_loan(self.pipeline, self._trees.values(), make, sampling=True)
         dispatcher.require_fired()
         latents, frames = cast(Tensor, dispatcher.latents), None
         if decode:
-            frames = (np.asarray(output) * 255).round().astype(np.uint8) if whole else self.decode(latents)
+            frames = to_bytes(np.asarray(output)) if whole else self.decode(latents)
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
@@ -223,9 +226,9 @@ class VideoDiT:
             calls=tuple(recorder.calls),
             states=tuple(recorder.states),
             ledger=recorder.ledger,
+            text_valid=recorder.text_valid,
         )
 
-    @torch.no_grad()
     def replay(self, run: Run, step: int, interventions: Iterable[Intervention] = (), *, from_layer: int = 0) -> Replay:
         """Do one denoising step of a recorded run again, alone, with other interventions.
 
@@ -245,7 +248,12 @@ class VideoDiT:
         InputError, MadeForAnother
             The run was not made with ``record=True``, has no such step, or is of another model.
         """
-        return self._replay(run, step, interventions, from_layer)
+
+        def work() -> Replay:
+            with torch.no_grad():
+                return self._replay(run, step, interventions, from_layer)
+
+        return on_loan(self.pipeline, self._trees.values(), work)
 
     def _replay(self, run: Run, step: int, interventions: Iterable[Intervention], from_layer: int) -> Replay:
         self.require_own(run)
@@ -265,7 +273,8 @@ class VideoDiT:
         started = time.perf_counter()
         for call in calls:
             module: Any = self.experts[call.expert]
-            with outputs_of(module, self.architecture.conditioning) as outputs:
+            outputs: dict[str, Any] = {}
+            with keeping_outputs(module, self.architecture.conditioning, outputs):
                 output = dispatcher.run_call(call, module.forward, call.args, call.kwargs)
             predicted |= velocities(call, output)
             conditioning |= {b: rows_of(outputs, call.rows(b), call) for b in call.branches}
@@ -310,14 +319,18 @@ class VideoDiT:
             Gradient checkpointing is enabled.
         """
         watch = Watch(sites.at(steps=step))
-        with torch.enable_grad(), frozen(self.experts.values()):
-            replay = self._replay(run, step, [*listed(interventions), watch], from_layer)
-            value = metric(replay)
-            if not isinstance(value, Tensor) or value.ndim:
-                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise InputError(f"gradients: the metric must give a tensor of no shape, got {shape}")
-            found = derive(watch, value)
-        return Gradients(value.detach(), watch.activations, found, detached(replay))
+
+        def work() -> Gradients:
+            with torch.enable_grad(), frozen(self.experts.values()):
+                replay = self._replay(run, step, [*listed(interventions), watch], from_layer)
+                value = metric(replay)
+                if not isinstance(value, Tensor) or value.ndim:
+                    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise InputError(f"gradients: the metric must give a tensor of no shape, got {shape}")
+                found = derive(watch, value)
+            return Gradients(value.detach(), watch.activations, found, detached(replay))
+
+        return on_loan(self.pipeline, self._trees.values(), work, parameters=True)
 
     def read_out(self, call: Call, residual: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
         """A residual stream (B, F, H, W, D) through this model's own output head: velocity (B, C, F, H, W).

@@ -8,8 +8,8 @@ function mode of torch sees that call whoever makes it; hooks on the attention m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,10 @@ def _given(
     return Given(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
-@contextmanager
 def watched(
     attentions: Mapping[int, tuple[nn.Module, Attends]], nth: int, see: Callable[[AttentionCall], None]
-) -> Iterator[None]:
-    """Show every attention module to ``see`` after its ``nth`` forward within the block. Hooks go whatever happens.
+) -> ExitStack:
+    """Shows every attention module to ``see`` after its ``nth`` forward, until the stack is closed.
 
     Parameters
     ----------
@@ -118,7 +117,7 @@ def watched(
             ):
                 stack.callback(handle.remove)
         stack.enter_context(watch)
-        yield
+        return stack.pop_all()
 
 
 @dataclass

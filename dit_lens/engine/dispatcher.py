@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,11 +17,11 @@ from dit_lens.engine.plan import Planned
 from dit_lens.engine.recorder import Copies, Recorder, Visitor
 from dit_lens.engine.sampler import Sampler
 from dit_lens.engine.traversal import Enough, Walk, dressed
-from dit_lens.errors import DidNotFire, InputError
+from dit_lens.errors import DidNotFire, InputError, PipelineBusy
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.replay import Resume
 from dit_lens.runs.schedule import Schedule
-from dit_lens.sites.site import Site
+from dit_lens.sites.site import Site, some
 
 Body = Callable[[Call, Any], None]
 
@@ -58,6 +59,10 @@ class Dispatcher:
     _nth: int = 0
     _timestep: Any = None
     _velocities: dict[str, Tensor] = field(default_factory=dict)
+    _calling: bool = False
+    _prepared: bool = False
+    _disturbed: bool = False
+    _called_at: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.recorder = Recorder()
@@ -67,11 +72,10 @@ class Dispatcher:
         around = any(site.component in ("latents", "guided", "velocity") for p in self.plan for site in p.sites)
         #: Whether states and predictions are of use after the scheduler's step, which may write to them.
         self._looks_back = self.record or around
-        self._copies = Copies()
+        self._copies, self._thread = Copies(), threading.get_ident()
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Sits in ``forward`` of every expert; taken out again whatever happens."""
+    def active(self) -> ExitStack:
+        """Sits in ``forward`` of every expert, until the stack is closed."""
         with ExitStack() as stack:
             for tree in self.trees.values():
                 tree.refresh()
@@ -83,7 +87,7 @@ class Dispatcher:
                 stack.callback(module.__dict__.update, before)
                 stack.callback(module.__dict__.pop, "forward")
                 module.__dict__["forward"] = self._dispatching(expert, module.forward)
-            yield
+            return stack.pop_all()
 
     def _dispatching(self, expert: str | None, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
@@ -94,6 +98,16 @@ class Dispatcher:
         return dispatching
 
     def _forward(
+        self, expert: str | None, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self._refuse(self._calling)
+        self._calling = True
+        try:
+            return self._called(expert, forward, args, kwargs)
+        finally:
+            self._calling = False
+
+    def _called(
         self, expert: str | None, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         call = self._next_call(expert, args, kwargs)
@@ -109,6 +123,16 @@ class Dispatcher:
         self._velocities |= velocities(call, output)
         # A scheduler may write to what it is given: not to what is kept here, nor to a record's or a donor's tensors.
         return Copies()(output) if self._looks_back or self.resume is not None else output
+
+    def _refuse(self, again: bool) -> None:
+        """Refuse calls that are not this run's: of the pipeline or its transformer by hand, while the run is active."""
+        # What is called in between changes the pipeline and its scheduler: neither that nor the run can go on.
+        self._disturbed |= again or threading.get_ident() != self._thread
+        if self._disturbed:
+            raise PipelineBusy(
+                f"{type(self.pipeline).__name__} was called while a run of it is active, inside of it or in another "
+                "thread: call it before or after, or a copy of it"
+            )
 
     def _next_call(self, expert: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """Name the call. Pipelines set ``_current_timestep`` to a new object once a step, whatever calls they make."""
@@ -153,6 +177,7 @@ class Dispatcher:
     ) -> Any:
         """One denoiser call, plain where nothing is to happen in it and as one trace otherwise."""
         tree = self.trees[call.expert]
+        self._called_at.add(call.step)
         visits = [
             (p, sites) for p in self.plan if (sites := [s for b in call.branches for s in p.at_call(call.step, b)])
         ]
@@ -161,7 +186,7 @@ class Dispatcher:
         )
         if not visits and resume is None and self.body is None:
             self._count(call, self.context.geometry.layers)
-            return forward(*args, **kwargs)
+            return self._finite(call, forward(*args, **kwargs))
         visits = [(p, dressed(sites, call)) for p, sites in visits]
         walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._is_last(call))
         workers = [partial(walk, tree.envoy, tree.at)] if visits or resume is not None else []
@@ -170,8 +195,15 @@ class Dispatcher:
         try:
             with tree.attached(None if self.body else walk.touched()):
                 output = tree.trace(partial(tree.modules[""].forward, *args, **kwargs), workers)
+        except ValueError as error:
+            if "cyclic parent chain" in str(error):  # greenlet's: a module called by the worker that waits for it
+                self._refuse(again=True)
+            raise
         finally:
             self._count(call, walk.blocks_run)
+        return self._finite(call, output)
+
+    def _finite(self, call: Call, output: Any) -> Any:
         for branch, velocity in velocities(call, output).items():
             self.recorder.require_finite(velocity, Site(call.step, branch, None, "velocity"))
         return output
@@ -187,6 +219,12 @@ class Dispatcher:
             for s in p.sites
         )
 
+    def _comes_to(self, site: Site) -> bool:
+        """Whether what has been done should have met a site: a replay does the calls of one step alone."""
+        if self.pipeline is None:
+            return site.step in self._called_at and site.branch is not None
+        return self.stop_after is None
+
     def _count(self, call: Call, blocks: int) -> None:
         ledger, rows = self.recorder.ledger, len(self.context.rows) * len(call.branches)
         ledger.calls += 1
@@ -197,6 +235,8 @@ class Dispatcher:
         """``pipeline.prepare_latents`` whose first result, the state at step 0, is shown to ``latents`` sites."""
 
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+            self._refuse(self._prepared)
+            self._prepared = True
             result = prepare(*args, **kwargs)
             state, *rest = result if isinstance(result, tuple) else (result,)
             self.context.prepared = tuple(rest)
@@ -219,10 +259,12 @@ class Dispatcher:
 
     def on_step_end(self, pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's ``callback_on_step_end``: what happens around the denoiser."""
+        self._refuse(again=False)
         self.recorder.settle()
         if any(p.at_step(step, "guided") for p in self.plan):
             self._visit_around(step, "guided", self._guided())
         state = kwargs["latents"]
+        self.recorder.require_finite(state, Site(step + 1, None, None, "latents"))
         if step + 1 < self.steps and step != self.stop_after:
             return {"latents": self._enter_step(step + 1, state)}
         self.latents = self.architecture.unpack(state, self.context.latent)
@@ -281,9 +323,12 @@ class Dispatcher:
         """Raise `DidNotFire` for the first intervention that no call reached."""
         self.recorder.finish()
         for planned in self.plan:
+            name, sites = type(planned.intervention).__name__, planned.intervention.sites
             if not planned.visited:
-                name, sites = type(planned.intervention).__name__, planned.intervention.sites
                 raise DidNotFire(f"{name} at [{sites}] never fired; {self.recorder.where()}")
+            left = [site for site in planned.sites if site not in self.recorder.visited and self._comes_to(site)]
+            if left:
+                raise DidNotFire(f"{name} at [{sites}] did not fire at {some(left)}")
 
 
 def velocities(call: Call, output: Any) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ load, move and cast weights.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any
 
@@ -30,6 +30,8 @@ ACTIVE = "_dit_lens_active"
 class Tree:
     """The envoys of one transformer.
 
+    It is made by `refresh`, inside the first run.
+
     Parameters
     ----------
     transformer : nn.Module
@@ -37,27 +39,33 @@ class Tree:
     """
 
     def __init__(self, transformer: nn.Module) -> None:
-        self._transformer = transformer
-        self._build()
+        self.transformer = transformer
+        self._whole = False
 
     def _build(self) -> None:
-        self.modules = dict(self._transformer.named_modules())
+        self._whole = False
+        self.modules = dict(self.transformer.named_modules())
         self._children = [(module, tuple(module._modules.values())) for module in self.modules.values()]
         before = {path: _take_off(module) for path, module in self.modules.items()}
-        self.envoy: Any = NNsight(self._transformer)
+        self.envoy: Any = NNsight(self.transformer)
         self._envoys: dict[str, Any] = {}
         self._controllers = {path: _take_off(module) for path, module in self.modules.items()}
         for path, module in self.modules.items():
             module.__dict__.update(before[path])
+        self._whole = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tree:
         """Of the copied transformer: controllers that are off while it is copied would run the original's weights."""
-        return Tree(deepcopy(self._transformer, memo))
+        return Tree(deepcopy(self.transformer, memo))
 
     def refresh(self) -> None:
-        """Make the envoys anew where modules were put in or replaced (an adapter was loaded)."""
-        if any(tuple(module._modules.values()) != children for module, children in self._children):
+        """Make the envoys, or make them anew where modules were put in or replaced (an adapter was loaded)."""
+        if not self._whole or any(tuple(module._modules.values()) != children for module, children in self._children):
             self._build()
+
+    def forget(self) -> None:
+        """Make the envoys anew in the next run: something broke off in the middle of this one's."""
+        self._whole = False
 
     def at(self, path: str) -> Any:
         """The envoy of the module at a dotted path; nnsight's own way there costs some microseconds a step."""
@@ -65,9 +73,8 @@ class Tree:
             self._envoys[path] = at(self.envoy, path)
         return self._envoys[path]
 
-    @contextmanager
-    def attached(self, paths: Iterable[str] | None) -> Iterator[None]:
-        """Controllers on the modules at ``paths`` (None: on all) for the duration of the block."""
+    def attached(self, paths: Iterable[str] | None) -> ExitStack:
+        """Controllers on the modules at ``paths`` (None: on all), until the stack is closed."""
         with ExitStack() as stack:
             for path in self.modules if paths is None else ["", *paths]:
                 module, controller = self.modules[path], self._controllers[path]
@@ -78,7 +85,7 @@ class Tree:
                 beneath = _beneath(module, before.get("forward"))
                 if beneath is not None:
                     stack.callback(_run_body(controller[STATE], beneath))
-            yield
+            return stack.pop_all()
 
     def trace(self, call: Callable[[], Any], workers: Sequence[Worker]) -> Any:
         """Run ``call`` as one nnsight trace, every worker in an invoke of its own; returns what it returned."""
@@ -87,10 +94,16 @@ class Tree:
         def run() -> None:
             returned.append(call())
 
-        with self.envoy.trace(fn=run) as tracer:
-            for worker in workers:
-                with tracer.invoke():
-                    worker()
+        try:
+            with self.envoy.trace(fn=run) as tracer:
+                for worker in workers:
+                    with tracer.invoke():
+                        worker()
+        except TypeError as error:
+            # nnsight fails to shorten the traceback of a Ctrl-C that came where Python counts no line.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
         return returned[0]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -67,14 +67,10 @@ def detached(replay: Replay) -> Replay:
     )
 
 
-@contextmanager
-def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """No parameter takes a gradient while the block runs, so that the graph starts at the watched activations."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+def frozen(modules: Iterable[nn.Module]) -> ExitStack:
+    """No parameter takes a gradient until the stack is closed, so that the graph starts at the watched activations."""
+    with ExitStack() as stack:
+        for parameter in (p for module in modules for p in module.parameters() if p.requires_grad):
+            stack.callback(parameter.requires_grad_, True)
+            parameter.requires_grad_(False)
+        return stack.pop_all()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,17 +11,15 @@ from torch import Tensor, nn
 from dit_lens.runs.call import Call
 
 
-@contextmanager
-def outputs_of(transformer: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Collect the outputs of some modules while the block runs; paths that a model lacks are left out."""
-    outputs: dict[str, Any] = {}
+def keeping_outputs(transformer: nn.Module, paths: Sequence[str], outputs: dict[str, Any]) -> ExitStack:
+    """Collects the outputs of some modules until the stack is closed; paths that a model lacks are left out."""
     with ExitStack() as stack:
         for path in paths:
             module = _submodule(transformer, path)
             if module is not None:
                 hook = _keeping(outputs, path)
                 stack.callback(module.register_forward_hook(hook).remove)
-        yield outputs
+        return stack.pop_all()
 
 
 def _submodule(module: Any, path: str) -> nn.Module | None:

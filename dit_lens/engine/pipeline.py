@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
+
+import torch
 
 from dit_lens.engine.dispatcher import Dispatcher
 from dit_lens.engine.sampler import Sampler
 from dit_lens.engine.traversal import Enough
 from dit_lens.runs.inputs import Inputs, split_rows
-
-#: Attributes of the pipeline that a run replaces and gives back.
-_BORROWED = ("prepare_latents", "encode_image", "_progress_bar_config")
 
 
 def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool) -> Any:
@@ -27,10 +26,12 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
     generators = inputs.generators()
     dispatcher.sampler = Sampler(pipeline.scheduler, generators)
     with (
-        borrowed(pipeline, *_BORROWED),
+        torch.no_grad(),
+        borrowed(pipeline, "prepare_latents", "encode_image", "_progress_bar_config"),
         dispatcher.sampler.active(),
-        _stepping(pipeline, dispatcher) as callback,
+        borrowed(pipeline.scheduler, "step"),
     ):
+        callback = _callback(pipeline, dispatcher)
         prepare = pipeline.prepare_latents
         pipeline.set_progress_bar_config(disable=True)
         pipeline.prepare_latents = dispatcher.prepared(
@@ -49,24 +50,16 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
                     **inputs.image_argument(),
                     **arguments,
                 )[0]
-        except BaseException as error:
-            # What an early end leaves on the accelerator goes back as at the end of the pipeline.
-            pipeline.maybe_free_model_hooks()
-            if isinstance(error, Enough):
-                return None
-            raise
+        except Enough:
+            return None
 
 
-@contextmanager
-def _stepping(pipeline: Any, dispatcher: Dispatcher) -> Iterator[dict[str, Any]]:
-    """Let the dispatcher see the end of every step; yields what the pipeline must be called with."""
+def _callback(pipeline: Any, dispatcher: Dispatcher) -> dict[str, Any]:
+    """Let the dispatcher see the end of every step; returns what the pipeline must be called with."""
     if dispatcher.architecture.step_callback:
-        yield {"callback_on_step_end": dispatcher.on_step_end, "callback_on_step_end_tensor_inputs": ["latents"]}
-        return
-    scheduler = pipeline.scheduler
-    with borrowed(scheduler, "step"):
-        scheduler.step = dispatcher.stepped(scheduler.step)
-        yield {}
+        return {"callback_on_step_end": dispatcher.on_step_end, "callback_on_step_end_tensor_inputs": ["latents"]}
+    pipeline.scheduler.step = dispatcher.stepped(pipeline.scheduler.step)
+    return {}
 
 
 def _encoding(encode: Callable[..., Any], images: Any) -> Callable[..., Any]:
@@ -78,13 +71,15 @@ def _encoding(encode: Callable[..., Any], images: Any) -> Callable[..., Any]:
     return encode_image
 
 
-@contextmanager
-def borrowed(thing: Any, *names: str) -> Iterator[None]:
-    """Put instance attributes back as they were, or absent, when the block ends."""
+def borrowed(thing: Any, *names: str) -> ExitStack:
+    """Puts instance attributes back as they were, or absent, when the stack is closed."""
     before = {name: thing.__dict__[name] for name in names if name in thing.__dict__}
-    try:
-        yield
-    finally:
+
+    def give_back() -> None:
         for name in names:
             thing.__dict__.pop(name, None)
         thing.__dict__.update(before)
+
+    stack = ExitStack()
+    stack.callback(give_back)
+    return stack

@@ -29,6 +29,7 @@ class Recorder:
     calls: list[Call] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
     visited: dict[Site, None] = field(default_factory=dict)
+    text_valid: dict[str, Tensor] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     _unread: list[tuple[Site, Tensor]] = field(default_factory=list)
     _pinned: list[tuple[Site, Tensor]] = field(default_factory=list)
@@ -132,6 +133,11 @@ class Visitor:
         tokens = planned.intervention.sites.tokens
         if not tokens.is_all:
             tokens = tokens.resolve(context.geometry, site.stream, site.component)
+        if (valid := met.get("text_valid")) is not None and site.branch is not None:
+            self.recorder.text_valid.setdefault(site.branch, valid)
+        if site.stream != "video":
+            tokens = tokens.among(valid, site)
+            met["text_valid"] = tokens.valid(valid)
         part = tokens.take(activation, site.component)
         planned.visited += 1
         self.recorder.visited[site] = None
@@ -140,12 +146,33 @@ class Visitor:
             shared = tensor.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
             self.recorder.keep(site, name, tensor.clone() if shared else tensor)
 
+        name, unchanged = type(planned.intervention).__name__, _Unchanged(part)
         new = planned.intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
+        if not unchanged:
+            raise InputError(
+                f"{name} changed the activation at {site} in place, which does something else at every site; return a "
+                "new tensor (x = x * 2, not x *= 2)"
+            )
         if new is None:
             return None
         given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
         if given != tuple(part.shape):
-            name = type(planned.intervention).__name__
             raise DonorError(f"{name} returned {given} at {site}; expected shape {tuple(part.shape)}")
+        if not new.is_floating_point():
+            raise DonorError(f"{name} returned {new.dtype} at {site}; need floating point, best {part.dtype}")
+        new = new.to(part.device, part.dtype)
         self.recorder.require_finite(new, site)
         return tokens.put(activation, new, site.component)
+
+
+class _Unchanged:
+    """Whether a tensor is what it was: by torch's count of its changes, where none is kept by its values."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._counts = tensor, not tensor.is_inference()
+        self._before = tensor._version if self._counts else tensor.clone()
+
+    def __bool__(self) -> bool:
+        if self._counts:
+            return self._tensor._version == self._before
+        return torch.equal(self._tensor, self._before)  # type: ignore[arg-type]

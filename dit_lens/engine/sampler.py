@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,28 +75,24 @@ class Sampler:
         self._kind = type(scheduler)
         self._parts = [_Part(list(range(len(self.generators))), scheduler)]
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Steps through this object for the duration of the block, where the scheduler remembers or draws.
+    def active(self) -> ExitStack:
+        """Steps through this object where the scheduler remembers or draws, until the stack is closed.
 
         By a subclass, not by an attribute: LTX-2 copies its scheduler for the audio, and an attribute of the copy would
         go on calling the original.
         """
-        kind, sampler = self._kind, self
+        kind, sampler, stack = self._kind, self, ExitStack()
         if kind.__name__ not in (*MEMORY, *DRAWING):
-            yield
-            return
+            return stack
 
         @functools.wraps(kind.step)
         def step(self: Any, *args: Any, **kwargs: Any) -> Any:
             kwargs = sampler._seeded(kwargs)
             return sampler._step(args, kwargs) if self is sampler.scheduler else kind.step(self, *args, **kwargs)
 
+        stack.callback(setattr, self.scheduler, "__class__", kind)
         self.scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
-        try:
-            yield
-        finally:
-            self.scheduler.__class__ = kind
+        return stack
 
     def restart(self, edited: Sequence[int]) -> None:
         """Let these rows forget the steps before; the others go on as they were."""

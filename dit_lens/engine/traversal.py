@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dit_lens.engine.plan import Planned
 from dit_lens.engine.recorder import Visitor
-from dit_lens.families.base import Block, Met, Reader, Term, bind
+from dit_lens.families.base import Block, Met, Reader, Term, all_valid, bind
 from dit_lens.interventions.shapes import wide
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.replay import Resume
@@ -63,6 +63,7 @@ class Walk:
                 self._at.setdefault(site.layer, {}).setdefault(place, []).append((planned, site))
                 self._left += 1
         self._met: dict[str, Any] = {"model": self.module, "token_sigma": token_sigma(self.call)}
+        self._valid: Tensor | None = None
 
     def _wants(self, layer: int | None, *components: str) -> list[SiteInCall]:
         return [place for place in self._at.get(layer, ()) if place[1] in components]
@@ -155,10 +156,13 @@ class Walk:
 
     def _block(self, envoy: Any, module: nn.Module, block: Block, layer: int) -> None:
         """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
-        met = None
-        if self._terms(layer, block) or self._wants(layer, "delta") or (layer == 0 and self._wants(None, "embed")):
+        met, embedded = None, layer == 0 and bool(self._wants(None, "embed"))
+        if self._terms(layer, block) or self._wants(layer, "delta") or embedded or self._reads_text(layer, block):
             args, kwargs = envoy.inputs
-            if layer == 0 and self._wants(None, "embed"):
+            if block.text_valid is not all_valid:
+                tokens = math.prod(self.context.geometry.grid)
+                self._valid = block.text_valid(Met(module, bind(module, args, kwargs), tokens))
+            if embedded:
                 args, kwargs = self._offer_embed(envoy, module, block, args, kwargs)
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
             if self._bypassed(layer):
@@ -167,6 +171,10 @@ class Walk:
         if pending or self._wants(layer, "delta", "resid"):
             self._offer_block_output(envoy, block, layer, met, pending)
         return None
+
+    def _reads_text(self, layer: int, block: Block) -> bool:
+        """Whether a text stream is wanted of which attention reads only some positions."""
+        return block.text_valid is not all_valid and any(place[2] != "video" for place in self._at.get(layer, ()))
 
     def _offer_embed(
         self, envoy: Any, module: nn.Module, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -181,19 +189,17 @@ class Walk:
         return args, kwargs
 
     def _bypassed(self, layer: int) -> bool:
-        """Whether the whole block can be left out: its update is bypassed in all streams and branches."""
-        wanted = [p for place in self._wants(layer, "delta") for p, _ in self._visits(place)]
-        if not any(p.skips for p in wanted) or not all(p.skips or p.reads_only for p in wanted):
+        """Whether a whole block can be left out: its update is bypassed in all streams, and nobody wants its parts."""
+        block = self.layers[layer][2]
+        if self._terms(layer, block):
             return False
-        streams = [s.name for s in self.layers[layer][2].streams]
-        return all(self._skipped(layer, stream, branch) for stream in streams for branch in self.call.branches)
+        # What stands before a bypass in the list sees the update that it takes away.
+        return all(place == 0 for stream in block.streams for place in self._bypasses(layer, stream.name))
 
-    def _skipped(self, layer: int, stream: str, branch: str) -> bool:
-        """Whether some bypass covers every token of a block's update in one stream and branch."""
-        return any(
-            p.skips and site.branch == branch and p.intervention.sites.tokens.is_all
-            for p, site in self._visits((layer, "delta", stream, None))
-        )
+    def _bypasses(self, layer: int, stream: str) -> list[int | None]:
+        """For each branch the place, in the list of interventions, of what takes a block's whole update away."""
+        visits = self._visits((layer, "delta", stream, None))
+        return [_bypass_in([p for p, site in visits if site.branch == branch]) for branch in self.call.branches]
 
     def _skip(self, envoy: Any, block: Block, layer: int, met: Met) -> None:
         """Answer a bypassed block with its own input."""
@@ -274,11 +280,17 @@ class Walk:
             if met is not None and self._visits((layer, "delta", stream.name, None)):
                 own = after - met.arguments[stream.argument]
                 changed = self._offer((layer, "delta", stream.name, None), own)
-                # Adding the difference keeps patching with one's own update the identity, bit for bit.
-                after = after if changed is None else _added(after, wide(changed) - wide(own))
+                if None not in self._bypasses(layer, stream.name):
+                    after = met.arguments[stream.argument]
+                elif changed is not None:
+                    # Adding the difference keeps patching with one's own update the identity, bit for bit.
+                    after = _added(after, wide(changed) - wide(own))
             changed = self._offer((layer, "resid", stream.name, None), after)
             streams[stream.name] = after if changed is None else changed
             changed_any |= streams[stream.name] is not given
+        if all(None not in self._bypasses(layer, stream.name) for stream in block.streams):
+            assert met is not None
+            streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
         if changed_any:
             envoy.output = _output(output, block, streams)
 
@@ -288,7 +300,9 @@ class Walk:
         whole, edited = tensor, False
         for planned, site in visits:
             rows = self.call.rows(site.branch or "")
-            new = self.visitor.deliver(planned, site, self._shaped(whole[rows], place[2], latent), **self._met)
+            valid = {"text_valid": self._valid[rows]} if place[2] != "video" and self._valid is not None else {}
+            shaped = self._shaped(whole[rows], place[2], latent)
+            new = self.visitor.deliver(planned, site, shaped, **self._met, **valid)
             self._left -= 1
             if new is not None:
                 flat = self._packed(new, latent)
@@ -320,6 +334,14 @@ class Walk:
         """Inverse of `_shaped`."""
         pack = self.context.architecture.pack
         return pack(activation, self.context.latent) if latent else activation.flatten(1, -2)
+
+
+def _bypass_in(planned: Sequence[Planned]) -> int | None:
+    """The first of a list that bypasses every token and behind which nothing but bypasses edits; None without one."""
+    for place, p in enumerate(planned):
+        if p.skips and p.intervention.sites.tokens.is_all and all(q.skips or q.reads_only for q in planned[place:]):
+            return place
+    return None
 
 
 def dressed(sites: Sequence[Site], call: Call) -> list[Site]:

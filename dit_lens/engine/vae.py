@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, NotFinite
@@ -32,8 +33,21 @@ def decode(pipeline: Any, architecture: Architecture, latents: Tensor, batch: in
         video = architecture.decode(pipeline, part)
         chosen = indices(frames, video.shape[2], "frame") if chosen is None else chosen
         pixels = pipeline.video_processor.postprocess_video(video[:, :, chosen], output_type="np")
-        decoded.append((pixels * 255).round().astype(np.uint8))
+        decoded.append(to_bytes(pixels))
     return np.concatenate(decoded)
+
+
+def to_bytes(pixels: NDArray[np.floating]) -> Video:
+    """Pixels in [0, 1] as uint8.
+
+    Raises
+    ------
+    NotFinite
+        NaN, as of a VAE that overflows in half precision; as a whole number it would be black.
+    """
+    if bad := int(np.isnan(pixels).sum()):
+        raise NotFinite(f"the VAE decoded {bad} values that are NaN; try it in float32: pipeline.vae.to(torch.float32)")
+    return (pixels * 255).round().astype(np.uint8)
 
 
 def video_shape(frames: Any) -> tuple[int, ...]:

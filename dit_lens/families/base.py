@@ -187,6 +187,10 @@ def nothing_absent(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
+def all_valid(met: Met) -> Tensor | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Block:
     """One kind of block.
@@ -208,6 +212,8 @@ class Block:
         Of modules that some calls leave out (audio and video not seeing each other in a branch of LTX-2).
     attends : tuple of Attends
         For the attention lens.
+    text_valid : callable (Met) -> bool Tensor of shape (B, N), or None
+        The positions of the text stream that attention may read; the others are padding. None where it reads all.
     """
 
     kind: str
@@ -218,6 +224,7 @@ class Block:
     carried: tuple[Stream, ...] = ()
     absent: Callable[[Mapping[str, Any]], tuple[str, ...]] = nothing_absent
     attends: tuple[Attends, ...] = SELF_AND_CROSS
+    text_valid: Callable[[Met], Tensor | None] = all_valid
 
     def stream(self, name: str) -> Stream:
         return next(s for s in self.streams if s.name == name)

@@ -42,6 +42,12 @@ _VIDEO, _TEXT = Stream("video", "hidden_states", 0), Stream("text", "encoder_hid
 _JOINT = (Attends("attn", "self", video=first_video, text=last_text),)
 
 
+def _text_valid(met: Met) -> Tensor:
+    """From the mask over the keys: (B, 1, 1, video + N) of [video; text], (B, N) of the text in HunyuanVideo-1.5."""
+    mask: Tensor = met.arguments["attention_mask"]
+    return (mask if mask.ndim == 2 else mask[:, 0, 0, met.video_tokens :]).bool()
+
+
 def _gate(met: Met, norm: str, element: int) -> Tensor:
     """A gate (B, 1, D) that an adaptive norm puts out beside the normed stream."""
     gate: Tensor = met[f"{norm}.output"][element]
@@ -94,6 +100,7 @@ DUAL = Block(
     ),
     readers=(Reader("norm2.input", "video"), Reader("norm2_context.input", "text")),
     attends=_JOINT,
+    text_valid=_text_valid,
 )
 
 
@@ -158,6 +165,7 @@ SINGLE = Block(
     events=("norm.output", "proj_out.input"),
     terms=(*_single_terms("video"), *_single_terms("text")),
     attends=_JOINT,
+    text_valid=_text_valid,
 )
 
 

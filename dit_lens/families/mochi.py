@@ -17,6 +17,7 @@ from dit_lens.families.base import (
     Attends,
     Block,
     Grid,
+    Met,
     Reader,
     Stream,
     Term,
@@ -40,6 +41,11 @@ def _unpadded(arguments: Mapping[str, Any], row: int) -> Tensor:
     """The text's keys in a row are its words without the padding."""
     mask: Tensor = arguments["attention_mask"][row].flatten().bool()
     return mask
+
+
+def _text_valid(met: Met) -> Tensor:
+    mask: Tensor = met.arguments["encoder_attention_mask"]
+    return mask.bool()
 
 
 _JOINT = (Attends("attn1", "self", video=first_video, text=last_text, positions=_unpadded),)
@@ -68,6 +74,7 @@ BLOCK = Block(
     terms=(*_VIDEO, *_TEXT),
     readers=(Reader("norm3.input", "video"), Reader("norm3_context.input", "text")),
     attends=_JOINT,
+    text_valid=_text_valid,
 )
 
 #: Its text is read and returned as it came.
@@ -78,6 +85,7 @@ LAST = Block(
     terms=_VIDEO,
     readers=(Reader("norm3.input", "video"),),
     attends=_JOINT,
+    text_valid=_text_valid,
 )
 
 

@@ -14,12 +14,13 @@ from dit_lens.interventions.shapes import (
     SIGMA_TOLERANCE,
     channel_axis,
     fitted,
-    part_of,
+    part_of_run,
     require_broadcast,
     require_captured,
     require_choice,
     require_rows,
     require_sigma,
+    require_text,
     require_whole,
     row_numbers,
 )
@@ -87,23 +88,32 @@ class Ablate:
     def __call__(self, activation: Tensor, at: At) -> Tensor:
         if self.mode == "zero":
             return torch.zeros_like(activation)
-        given = activation if self.reference is None else self._given(self.reference, at)
+        given, words = self._given(activation, at)
         if self.mode == "resample":
-            return fitted(given[list(self._resampled(len(activation), len(given)))], activation, "reference", at.site)
-        return fitted(self._mean(given, at.site), activation, "reference", at.site)
+            chosen = list(self._resampled(len(activation), len(given)))
+            require_text("reference", None if words is None else words[chosen], at.text_valid, at.site)
+            return fitted(given[chosen], activation, "reference", at.site)
+        return fitted(self._mean(given, words, at), activation, "reference", at.site)
 
-    def _given(self, reference: Run | Tensor, at: At) -> Tensor:
-        """The reference's rows, of the tokens that are ablated."""
-        if isinstance(reference, Tensor):
-            return reference
-        require_sigma("reference", reference, at.site, SIGMA_TOLERANCE)
-        return part_of(reference[at.site], self.sites, at.site, at.geometry)
+    def _given(self, activation: Tensor, at: At) -> tuple[Tensor, Tensor | None]:
+        """The reference's rows, of the tokens that are ablated, and which of its text positions attention may read."""
+        if self.reference is None:
+            return activation, at.text_valid
+        if isinstance(self.reference, Tensor):
+            return self.reference, None
+        require_sigma("reference", self.reference, at.site, SIGMA_TOLERANCE)
+        return part_of_run(self.reference, at.site, self.sites, at.site, at.geometry)
 
-    def _mean(self, given: Tensor, site: Site) -> Tensor:
-        chosen = given if self.rows is None else given[list(self.rows)]
-        axis = channel_axis(site) % chosen.ndim
+    def _mean(self, given: Tensor, words: Tensor | None, at: At) -> Tensor:
+        rows = slice(None) if self.rows is None else list(self.rows)
+        chosen, words = given[rows], None if words is None else words[rows]
+        dtype = torch.promote_types(chosen.dtype, torch.float32)
+        if self.over == "tokens" and words is not None:
+            return chosen[words].mean(dim=0, dtype=dtype).expand(1, 1, -1)
+        require_text("reference", words, at.text_valid, at.site)
+        axis = channel_axis(at.site) % chosen.ndim
         tokens = [a for a in range(1, chosen.ndim) if a != axis] if self.over == "tokens" else []
-        return chosen.mean(dim=[0, *tokens], keepdim=True, dtype=torch.promote_types(chosen.dtype, torch.float32))
+        return chosen.mean(dim=[0, *tokens], keepdim=True, dtype=dtype)
 
     def _resampled(self, rows: int, count: int) -> tuple[int, ...]:
         """The reference's row for each row of this run."""

@@ -38,6 +38,9 @@ class At:
         The denoiser of this call; None around the denoiser.
     token_sigma : Tensor of shape (F, H, W) or None
         Where the family conditions every token on a noise level of its own.
+    text_valid : bool Tensor of shape (B, N) or None
+        In a text stream: which of its positions are selected here and may be read by attention; the others are
+        padding. None where attention reads all.
     x0hat : Tensor of shape (B, C, F, H, W) or None
         At ``latents``: the clean estimate of the step before, whole whatever ``sites.tokens`` selects; None at step 0.
     """
@@ -50,6 +53,7 @@ class At:
     model: nn.Module | None = None
     token_sigma: Tensor | None = None
     x0hat: Tensor | None = None
+    text_valid: Tensor | None = None
 
     def noise(self, like: Tensor, seed: int = 0, *, per_step: bool = True) -> Tensor:
         """Standard normal noise of the shape, dtype and device of ``like`` (B, ...).
@@ -72,7 +76,8 @@ class Intervention(Protocol):
 
     The activation is of one branch and one stream: (B, F, H, W, D) of a video stream and (B, N, D) of a text stream,
     (B, C, F, H, W) for ``latents``, ``model_input``, ``velocity`` and ``guided``, and of it only what ``sites.tokens``
-    selects. It must not be changed in place. An intervention may also have
+    selects. It must not be changed in place: that is noticed and refused. A replacement has its shape and is cast to
+    its dtype. An intervention may also have
 
     - ``check(sites, geometry, rows)``, called before the run, to refuse what cannot work;
     - ``reads_only = True`` where it never returns a replacement, which is what ``guided`` demands.

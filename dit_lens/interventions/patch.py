@@ -14,7 +14,7 @@ from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
     SIGMA_TOLERANCE,
     fitted,
-    part_of,
+    part_of_run,
     require_broadcast,
     require_captured,
     require_choice,
@@ -22,6 +22,7 @@ from dit_lens.interventions.shapes import (
     require_number,
     require_rows,
     require_sigma,
+    require_text,
     require_whole,
     row_numbers,
 )
@@ -114,14 +115,16 @@ class Patch:
 
     def _donated(self, activation: Tensor, at: At) -> Tensor:
         """The donor's rows for the rows of an activation: (B or 1, ...)."""
-        given = activation
+        given, words = activation, at.text_valid
         if isinstance(self.donor, Tensor):
-            given = self.donor
+            given, words = self.donor, None
         elif isinstance(self.donor, Run):
-            given = part_of(self.donor[self._paired(self.donor, at.site)], self.sites, at.site, at.geometry)
-        if self.rows is None:
-            return given
-        return given[[self.rows] if isinstance(self.rows, int) else list(self.rows)]
+            given, words = part_of_run(self.donor, self._paired(self.donor, at.site), self.sites, at.site, at.geometry)
+        if self.rows is not None:
+            chosen = [self.rows] if isinstance(self.rows, int) else list(self.rows)
+            given, words = given[chosen], None if words is None else words[chosen]
+        require_text("donor", words, at.text_valid, at.site)
+        return given
 
     def _paired(self, donor: Run, site: Site) -> Site:
         """The donor's site for a site of this run."""

@@ -31,10 +31,48 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def part_of(whole: Tensor, sites: Sites, site: Site, geometry: Geometry) -> Tensor:
-    """The tokens that ``sites`` selects of a whole activation."""
+def part_of(whole: Tensor, sites: Sites, site: Site, geometry: Geometry, valid: Tensor | None = None) -> Tensor:
+    """The tokens that ``sites`` selects of a whole activation.
+
+    Parameters
+    ----------
+    valid : bool Tensor of shape (B, N), optional
+        Of a text stream: the positions that attention may read.
+    """
     tokens = sites.tokens
-    return whole if tokens.is_all else tokens.resolve(geometry, site.stream, site.component).take(whole, site.component)
+    if tokens.is_all:
+        return whole
+    tokens = tokens.resolve(geometry, site.stream, site.component)
+    if site.stream != "video":
+        tokens = tokens.among(valid, site)
+    return tokens.take(whole, site.component)
+
+
+def part_of_run(run: Run, captured: Site, sites: Sites, site: Site, geometry: Geometry) -> tuple[Tensor, Tensor | None]:
+    """The tokens that ``sites`` selects of what a run captured, and which of its text positions attention may read."""
+    valid = run.text_valid.get(captured.branch or "") if captured.stream != "video" else None
+    part = part_of(run[captured], sites, site, geometry, valid)
+    if valid is None:
+        return part, None
+    return part, sites.tokens.resolve(geometry, site.stream).among(valid, site).valid(valid)
+
+
+def require_text(what: str, theirs: Tensor | None, own: Tensor | None, site: Site) -> None:
+    """Refuse activations of a text whose words stand at other positions: there they would mean other words, or padding.
+
+    Parameters
+    ----------
+    theirs, own : bool Tensor of shape (B or 1, n) or None
+        Which of the selected positions attention may read, there and here.
+    """
+    if theirs is None or own is None:
+        return
+    if theirs.shape[1] != own.shape[1] or not (theirs.to(own.device) == own).all():
+        counts = [", ".join(map(str, sorted(set(x.sum(dim=1).tolist())))) for x in (theirs, own)]
+        raise DonorError(
+            f"{site}: the {what}'s text has {counts[0]} words at the selected positions, this run's {counts[1]}: give "
+            "prompts of one length, or select positions that hold words in both, Tokens(positions=...)"
+        )
 
 
 def part_shape(sites: Sites, site: Site, geometry: Geometry) -> tuple[int, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class Run:
     states : tuple of Tensor of shape (B, C, F, H, W)
         The sampler's state before each step, where the run was made with ``record=True``, else empty.
     ledger : Ledger
+    text_valid : dict from branch to bool Tensor of shape (B, N)
+        Where a text stream was met of which attention reads only some positions: which.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Run:
     calls: tuple[Call, ...]
     states: tuple[Tensor, ...]
     ledger: Ledger
+    text_valid: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def sigmas(self) -> tuple[float, ...]:

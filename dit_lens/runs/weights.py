@@ -75,7 +75,6 @@ class _Disk:
             return opened.get_tensor(key)  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
 def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = False) -> Iterator[bytes]:
     """Names, dtypes and shapes, then the bits of a sample that meets every row and every column of every tensor.
 
@@ -92,7 +91,7 @@ def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = F
     yield "".join([f"{name} {tensor.dtype} {tuple(tensor.shape)};" for name, tensor in found.items()]).encode()
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in found.values():
-        for plain in (tensor,) if type(tensor) in _PLAIN else _inner(tensor):
+        for plain in (tensor.data,) if type(tensor) in _PLAIN else _inner(tensor):
             if plain.device.type != "meta" and not plain.is_quantized and plain.layout is torch.strided:
                 sample = plain.reshape(-1) if whole else _sample(plain)
                 groups.setdefault((plain.device, plain.dtype), []).append(sample)
@@ -112,7 +111,7 @@ def _inner(tensor: Tensor) -> Iterator[Tensor]:
         for name in tensor.__tensor_flatten__()[0]:
             yield from _inner(getattr(tensor, name))
     else:
-        yield tensor.as_subclass(Tensor)
+        yield tensor.detach().as_subclass(Tensor)
 
 
 def _sample(tensor: Tensor) -> Tensor:

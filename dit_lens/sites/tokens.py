@@ -79,6 +79,9 @@ class Tokens:
         Half-open range of pixel frames; the latent frames that hold them.
     positions : Select
         In a text stream only.
+    text : "all", "valid" or "shared"
+        Without the padding of a text stream, where attention reads none of it: "valid" are all words, of which the rows
+        must have as many, "shared" the positions that hold a word in every row. Of the video stream they select all.
 
     Raises
     ------
@@ -98,8 +101,13 @@ class Tokens:
     box: tuple[int, int, int, int] | None = None
     pixel_frames: Range | None = None
     positions: Select = "all"
+    text: str = "all"
 
     def __post_init__(self) -> None:
+        if self.text not in ("all", "valid", "shared"):
+            raise SiteError(f"tokens text={self.text!r}: 'all', 'valid' or 'shared'")
+        if self.text != "all" and (self.positions != "all" or self.mask is not None):
+            raise SiteError(f"tokens text={self.text!r} and positions or a mask: give one of them")
         if self.mask is not None:
             object.__setattr__(self, "mask", Mask.of(self.mask))
             if replace(self, mask=None) != Tokens():
@@ -114,6 +122,7 @@ class Tokens:
         parts += [f"{n}={a}:{b}" for n, (a, b) in self._ranges()]
         parts += [f"mask of {int(self.mask.tensor().sum())}"] if self.mask is not None else []
         parts += ["box=" + ",".join(map(str, self.box)) + "px"] if self.box is not None else []
+        parts += [f"text={self.text}"] if self.text != "all" else []
         return ",".join(parts) or "all"
 
     def _ranges(self) -> list[tuple[str, Range]]:
@@ -150,11 +159,60 @@ class Tokens:
         return tokens
 
     def _resolve_text(self, stream: str) -> Tokens:
-        if replace(self, positions="all", mask=None) != Tokens():
+        if replace(self, positions="all", mask=None, text="all") != Tokens():
             raise SiteError(f"tokens {self} select on the video grid; the {stream} stream has positions")
         if self.mask is not None and len(self.mask.shape) != 1:
             raise SiteError(f"a token mask of the {stream} stream has shape (N,), got {self.mask.shape}")
         return self
+
+    def among(self, valid: Tensor | None, where: object) -> Tokens:
+        """The same positions of a text stream, checked against those that attention may read.
+
+        Parameters
+        ----------
+        valid : bool Tensor of shape (B, N) or None
+            None where it reads all.
+        where : object
+            The site, for the message.
+
+        Raises
+        ------
+        SiteError
+            No word among them in some row, or ``text="valid"`` where rows have other words.
+        """
+        if self.text != "all":
+            return self._words(valid, where)
+        if valid is not None and not self.is_all:
+            selected = self._selected(valid)
+            for row, (chosen, own) in enumerate(zip(selected, valid, strict=True)):
+                if not chosen.any():
+                    words = own.nonzero().flatten().tolist()
+                    raise SiteError(
+                        f"{where}: tokens {self} select padding alone in row {row}, which attention does not read; its "
+                        f"words are at {show(tuple(words)) or 'no position'}, all of them are Tokens(text='valid')"
+                    )
+        return self
+
+    def _words(self, valid: Tensor | None, where: object) -> Tokens:
+        if valid is None:
+            return Tokens()
+        shared, counts = valid.all(dim=0), ", ".join(map(str, valid.sum(dim=1).tolist()))
+        if self.text == "valid" and not (valid == shared).all():
+            raise SiteError(
+                f"{where}: the rows have {counts} words in the text, or at other positions; for text='valid' run those "
+                "of one length together, or take text='shared'"
+            )
+        if not shared.any():
+            raise SiteError(f"{where}: no position of the text holds a word in every row; they have {counts}")
+        return Tokens(positions=tuple(shared.nonzero().flatten().tolist()))
+
+    def _selected(self, valid: Tensor) -> Tensor:
+        """Which of the selected positions of each row (B, n) may be read."""
+        return self.take(valid.unsqueeze(-1)).squeeze(-1)
+
+    def valid(self, valid: Tensor | None) -> Tensor | None:
+        """Of positions that attention may read (B, N) those that are selected: (B, n)."""
+        return valid if valid is None or self.is_all else self._selected(valid)
 
     def _from_pixels(self, pixels: Pixels | None, grid: tuple[int, ...]) -> Tokens:
         if self.box is None and self.pixel_frames is None:
@@ -210,7 +268,8 @@ class Tokens:
             ranges["box"] = list(self.box)
         if self.mask is not None:
             ranges["mask"] = self.mask.to_json()
-        return {"frames": to_json(self.frames), "positions": to_json(self.positions), **ranges}
+        text = {} if self.text == "all" else {"text": self.text}
+        return {"frames": to_json(self.frames), "positions": to_json(self.positions), **ranges, **text}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tokens:
@@ -218,7 +277,8 @@ class Tokens:
         ranges: dict[str, Any] = {n: tuple(data[n]) for n in names if data.get(n) is not None}
         if "mask" in data:
             ranges["mask"] = Mask.from_json(data["mask"])
-        return cls(frames=from_json(data["frames"]), positions=from_json(data["positions"]), **ranges)
+        frames, positions = from_json(data["frames"]), from_json(data["positions"])
+        return cls(frames=frames, positions=positions, text=data.get("text", "all"), **ranges)
 
 
 def _touched(low: int, high: int, size: int) -> Range:

@@ -295,6 +295,25 @@ def check_rows(subject: Subject) -> str:
     return f"two rows, worst {worst:.0f} units in the last place"
 
 
+def check_padding(subject: Subject) -> str:
+    """Of a text stream attention reads the positions that the family says, and no others."""
+    if "text" not in subject.base.geometry.streams:
+        return "left out: this family's text is no stream"
+    sites = Sites("embed", stream="text")
+
+    def ends(push_words: bool) -> Tensor:
+        def push(x: Tensor, at: At) -> Tensor:
+            words = torch.ones(x.shape[:2], dtype=torch.bool) if at.text_valid is None else at.text_valid
+            return torch.where(words.to(x.device)[..., None] == push_words, x + x.abs().amax(), x)
+
+        return subject.run([FromFunction(sites, push)]).latents
+
+    counts = {branch: valid.sum(dim=1).tolist() for branch, valid in subject.run([Capture(sites)]).text_valid.items()}
+    ensure(torch.equal(ends(False), subject.base.latents), "pushing the padding of the text moved the final latents")
+    ensure(not torch.equal(ends(True), subject.base.latents), "pushing the words of the text moved nothing")
+    return f"words per row: {counts}" if counts else "attention reads every position"
+
+
 def check_resume(subject: Subject) -> str:
     """A run resumed at a step and a layer gives the bits of the whole run with fewer forwards."""
     geometry = subject.base.geometry
@@ -325,5 +344,6 @@ CHECKS: Mapping[str, Callable[[Subject], str]] = {
     "depth lens": check_depth_lens,
     "schedule": check_schedule,
     "rows": check_rows,
+    "padding": check_padding,
     "resume": check_resume,
 }

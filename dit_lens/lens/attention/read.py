@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.engine.attention_calls import AttentionCall, attention_modules, watched
+from dit_lens.engine.loan import undisturbed
 from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.attention.layout import Queries, cross_softmaxes, named, others_of_self, self_softmaxes
@@ -100,8 +101,13 @@ def attention(
     asked = Queries(run.geometry.grid, places_of(queries, run), batch[call.rows(branch)], len(batch))
     reading = _Reading(run, kind, heads, asked, region, keep_maps, budget, len(chosen))
     reading.check_region()
-    with watched(modules, [c.nth for c in calls if c.expert == call.expert].index(call.nth), reading.see):
-        model.replay(run, step, interventions)
+    nth = [c.nth for c in calls if c.expert == call.expert].index(call.nth)
+
+    def work() -> None:
+        with watched(modules, nth, reading.see):
+            model.replay(run, step, interventions)
+
+    undisturbed([model.experts[call.expert]], work)
     return Attention(
         step=step,
         sigma=call.sigma,

@@ -20,6 +20,7 @@ from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
 
 #: Components of which every layer has one activation. A head's has several, and the others belong to no layer.
 READABLE = ("resid", "delta", *TERM_COMPONENTS)
@@ -30,6 +31,8 @@ PLACE = ("step", "sigma", "expert", "branch", "stream", "component", "layer", "k
 @dataclass(frozen=True)
 class Reading:
     """Where something was read: steps x layers of one model, component, stream and branch, for B rows.
+
+    Of a text stream whose padding attention does not read, the N positions are those that hold a word in every row.
 
     Attributes
     ----------
@@ -115,7 +118,8 @@ def read(
     _require_one("component", component, READABLE)
     _require_one("branch", branch)
     _require_one("stream", stream)
-    sites = Sites(component, steps=steps, layers=layers, branches=branch, stream=stream)
+    tokens = Tokens() if stream == "video" else Tokens(text="shared")
+    sites = Sites(component, steps=steps, layers=layers, branches=branch, stream=stream, tokens=tokens)
     captures = [Capture(sites, reduce=reduce, name=f"reading.{name}") for name, reduce in reduces.items()]
     others = list(run_arguments.pop("interventions", ()))
     settings = {"decode": False, "stop_after": "last site", **run_arguments}
