@@ -17,7 +17,7 @@ from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
 from dit_lens.engine.envoys import Tree
 from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached, frozen
 from dit_lens.engine.head_inputs import keeping_outputs, rows_of
-from dit_lens.engine.loan import on_loan
+from dit_lens.engine.loan import holding, on_loan
 from dit_lens.engine.modes import refuse_modes
 from dit_lens.engine.pipeline import drive
 from dit_lens.engine.plan import check_reached, check_stop, listed, make_plan
@@ -25,6 +25,7 @@ from dit_lens.engine.read_out import read_out
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.engine.vae import decode, encode, to_bytes, video_shape
 from dit_lens.errors import InputError, MadeForAnother, UnsupportedModel
+from dit_lens.families.at_hand import bringing
 from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
 from dit_lens.files.video import Video
@@ -341,8 +342,15 @@ class VideoDiT:
             The denoiser call that the residual is of.
         conditioning : mapping
             What the head needs besides, from `Replay.conditioning` of the residual's branch.
+
+        Raises
+        ------
+        PipelineBusy
+            The transformer is offloaded, and in a run or replay.
         """
-        return read_out(self.architecture, self.experts[call.expert], call, residual, conditioning)
+        expert = self.experts[call.expert]
+        work = partial(read_out, self.architecture, expert, call, residual, conditioning)
+        return holding([expert], work) if bringing(expert) else work()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 32, frames: Select = "all") -> Video:

@@ -82,6 +82,22 @@ def on_loan(
     return _shielded(take, work)
 
 
+def holding(experts: Sequence[nn.Module], work: Callable[[], T]) -> T:
+    """Do work that brings the weights of transformers and takes them away.
+
+    Raises
+    ------
+    PipelineBusy
+        A run or replay holds one of them, and would lack its weights.
+    """
+
+    def take() -> GiveBack:
+        _claim(experts)
+        return lambda error: _release(experts)
+
+    return _shielded(take, work)
+
+
 def undisturbed(experts: Sequence[nn.Module], work: Callable[[], T]) -> T:
     """Do work around a replay that puts hooks on modules; whatever ends it, the modules are then as they were."""
 

@@ -12,10 +12,12 @@ from typing import Any
 from torch import nn
 
 from dit_lens.errors import UnsupportedModel
-from dit_lens.families.common import _HARMLESS
 
 #: Where pipelines hold their transformers.
 _HELD = ("transformer", "transformer_2")
+#: Hooks of diffusers that move or cast weights and leave alone what a module computes. Its others skip modules, answer
+#: them from a cache, or split them among devices.
+_HARMLESS = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
 #: What a mode leaves in the module that it changes.
 _MARKS = frozenset({"_compiled_call_impl", "forward", "_diffusers_hook", "gradient_checkpointing"})
 

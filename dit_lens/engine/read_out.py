@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.families.at_hand import at_hand
 from dit_lens.families.base import Architecture
 from dit_lens.runs.call import Call
 
@@ -30,7 +31,8 @@ def read_out(
     grid, times = call.context.geometry.grid, len(call.branches)
     # The last bits of a matrix product depend on its batch: the head is given one as large as the model's own.
     residuals = _repeated(residual.flatten(1, 3), times)
-    output = architecture.head(transformer, residuals, _repeated(conditioning, times), grid)
+    given = _repeated(conditioning, times)
+    output = at_hand(transformer, lambda: architecture.head(transformer, residuals, given, grid))
     return architecture.unpack(output[: len(residual)], call.context.latent)
 
 

@@ -252,10 +252,9 @@ class Walk:
         before = met.arguments[self.layers[layer][2].stream(stream).argument]
         heads = self._wants(layer, "head") if term.component == "attn" else []
         heads = sorted((p for p in heads if p[2] == stream), key=lambda p: p[3] or 0)
-        if heads and term.heads is not None:
-            shares = term.heads(met).to(before.dtype)
-            for place in heads:
-                self._offer_addend(place, shares[..., place[3], :], pending)
+        for place in heads if term.heads is not None else ():
+            assert term.heads is not None
+            self._offer_addend(place, term.heads(met, place[3] or 0).to(before.dtype), pending)
         place = (layer, term.component, stream, None)
         if self._visits(place):
             whole = term.value(met).expand_as(before)

@@ -104,8 +104,8 @@ class Term:
         that always comes, and the term is met after the last that does.
     value : callable (Met) -> (B, N, D)
         What is added to the stream, after its gate.
-    heads : callable (Met) -> (B, N, heads, D), optional
-        For "attn" only: the share of every attention head, after the gate. None where heads are not additive.
+    heads : callable (Met, head) -> (B, N, D), optional
+        For "attn" only: the share of one attention head, after the gate. None where heads are not additive.
     headless : callable (Met) -> tensor that broadcasts to (B, N, D), optional
         The part of ``value`` that belongs to no head (the output projection's bias under the gate): the heads and this
         sum to ``value``.
@@ -117,7 +117,7 @@ class Term:
     stream: str
     needs: tuple[str, ...]
     value: Callable[[Met], Tensor]
-    heads: Callable[[Met], Tensor] | None = None
+    heads: Callable[[Met, int], Tensor] | None = None
     headless: Callable[[Met], Tensor] | None = None
     head_needs: tuple[str, ...] = ()
 

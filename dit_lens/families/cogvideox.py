@@ -33,7 +33,7 @@ from dit_lens.families.common import (
     bias_share,
     causal_latent,
     classifier_free_float32,
-    head_shares,
+    head_share,
     patch_of,
     patched_grid,
     posterior_mode,
@@ -42,9 +42,9 @@ from dit_lens.families.common import (
 
 
 def _attention(stream: str, element: int, gate: int, part: Part) -> Term:
-    def heads(met: Met) -> Tensor:
+    def heads(met: Met, head: int) -> Tensor:
         attention, z = met.module.attn1, met["attn1.to_out.0.input"][:, part(met.video_tokens)]
-        return head_shares(z, attention.to_out[0], attention.heads, met["norm1.output"][gate])
+        return head_share(z, attention.to_out[0], attention.heads, head, met["norm1.output"][gate])
 
     return Term(
         "attn",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit_lens.errors import UnsupportedModel
+from dit_lens.families.at_hand import at_hand
 from dit_lens.families.base import Grid, Latent, Met, Settings, Term, classifier_free
 
 #: Names under which pipelines keep the factors of their VAE.
@@ -97,8 +98,8 @@ def posterior_mode(vae: Any, video: Tensor) -> Tensor:
     return mode.float()
 
 
-def head_shares(z: Tensor, projection: Any, heads: int, gate: Tensor | None = None) -> Tensor:
-    """What each attention head adds to the stream: (B, N, heads, D).
+def head_share(z: Tensor, projection: Any, heads: int, head: int, gate: Tensor | None = None) -> Tensor:
+    """What one attention head adds to the stream: (B, N, D).
 
     Parameters
     ----------
@@ -111,18 +112,25 @@ def head_shares(z: Tensor, projection: Any, heads: int, gate: Tensor | None = No
     Raises
     ------
     UnsupportedModel
-        The projection is no multiplication with a plain weight that is at hand (an adapter, a quantised layer, a weight
-        that is offloaded).
+        The projection is no multiplication with a plain weight (an adapter, a quantised layer).
     """
-    columns = linear_weight(projection, z).unflatten(1, (heads, -1))  # (D, heads, d)
-    shares = (z.unflatten(-1, (heads, -1)).unsqueeze(-2) @ columns.permute(1, 2, 0)).squeeze(-2)
-    return shares if gate is None else shares * gate.unsqueeze(-2)
+    width = z.shape[-1] // heads
+    own = slice(head * width, (head + 1) * width)
+    share: Tensor = at_hand(projection, lambda: z[..., own] @ linear_weight(projection, z)[:, own].T)
+    return share if gate is None else share * gate
 
 
 def bias_share(projection: Any, gate: Tensor | None = None) -> Tensor:
     """The output projection's bias under the gate, which no head makes: broadcasts to (B, N, D)."""
-    bias: Tensor = projection.weight.new_zeros(()) if projection.bias is None else projection.bias
-    return bias if gate is None else bias * gate
+
+    def bias() -> Tensor:
+        if projection.bias is None:
+            return projection.weight.new_zeros(())
+        # Hooks may take away what is not a tensor of its own.
+        return projection.bias.detach().clone()
+
+    found = at_hand(projection, bias)
+    return found if gate is None else found * gate
 
 
 def gated_attention(gate: Callable[[Met], Tensor]) -> Term:
@@ -132,17 +140,12 @@ def gated_attention(gate: Callable[[Met], Tensor]) -> Term:
         "video",
         ("attn1.output",),
         lambda met: met["attn1.output"] * gate(met),
-        heads=lambda met: head_shares(
-            met["attn1.to_out.0.input"], met.module.attn1.to_out[0], met.module.attn1.heads, gate(met)
+        heads=lambda met, head: head_share(
+            met["attn1.to_out.0.input"], met.module.attn1.to_out[0], met.module.attn1.heads, head, gate(met)
         ),
         headless=lambda met: bias_share(met.module.attn1.to_out[0], gate(met)),
         head_needs=("attn1.to_out.0.input",),
     )
-
-
-#: Hooks of diffusers that move or cast weights and leave alone what a module computes. Its others skip modules, answer
-#: them from a cache, or split them among devices.
-_HARMLESS = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
 
 
 def linear_weight(projection: Any, given: Tensor) -> Tensor:
@@ -153,7 +156,7 @@ def linear_weight(projection: Any, given: Tensor) -> Tensor:
     Raises
     ------
     UnsupportedModel
-        The layer is no multiplication with a plain weight that is at hand.
+        The layer is no multiplication with a plain weight.
     """
     if getattr(projection, "merged", False):
         projection = projection.get_base_layer()
@@ -163,21 +166,10 @@ def linear_weight(projection: Any, given: Tensor) -> Tensor:
     if type(projection) is not nn.Linear or type(weight) not in (Tensor, nn.Parameter):
         kind = type(projection if type(projection) is not nn.Linear else weight)
         raise UnsupportedModel(f"heads cannot be told apart behind a {kind.__module__}.{kind.__name__}; use nn.Linear")
-    if weight.device != given.device or _is_grouped(projection):
+    if (weight.device, weight.dtype) != (given.device, given.dtype):
         raise UnsupportedModel(
-            "heads cannot be told apart: the output projection's weight is away when it does not compute; switch "
-            "offloading off, or offload whole blocks (group offload by blocks, enable_model_cpu_offload)"
-        )
-    if weight.dtype != given.dtype:
-        raise UnsupportedModel(
-            f"heads cannot be told apart: the output projection is stored in {weight.dtype} and used in {given.dtype}; "
-            "load it without layerwise casting"
+            f"heads cannot be told apart: the output projection's weight is {weight.dtype} on {weight.device}, what it "
+            f"is given {given.dtype} on {given.device}"
         )
     plain: Tensor = weight
     return plain
-
-
-def _is_grouped(module: nn.Module) -> bool:
-    """Whether diffusers' group offload moves this one module's weights in and out."""
-    registry = module.__dict__.get("_diffusers_hook")
-    return registry is not None and any(type(h).__module__ == _HARMLESS[0] for h in registry.hooks.values())

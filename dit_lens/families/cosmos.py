@@ -19,7 +19,7 @@ from dit_lens.errors import UnsupportedModel
 from dit_lens.families.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
 from dit_lens.families.common import (
     causal_latent,
-    head_shares,
+    head_share,
     patched_grid,
     posterior_mode,
     separate_calls,
@@ -32,9 +32,9 @@ def _gated(module: str, norm: str) -> Any:
     return lambda met: met[f"{norm}.output"][1] * met[f"{module}.output"]
 
 
-def _heads(met: Met) -> Tensor:
-    attention = met.module.attn1
-    return head_shares(met["attn1.to_out.0.input"], attention.to_out[0], attention.heads, met["norm1.output"][1])
+def _head(met: Met, head: int) -> Tensor:
+    attention, z = met.module.attn1, met["attn1.to_out.0.input"]
+    return head_share(z, attention.to_out[0], attention.heads, head, met["norm1.output"][1])
 
 
 BLOCK = Block(
@@ -59,7 +59,7 @@ BLOCK = Block(
             "video",
             ("norm1.output", "attn1.output"),
             _gated("attn1", "norm1"),
-            heads=_heads,
+            heads=_head,
             head_needs=("norm1.output", "attn1.to_out.0.input"),
         ),
         Term("cross_attn", "video", ("norm2.output", "attn2.output"), _gated("attn2", "norm2")),

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dit_lens.families.at_hand import at_hand
 from dit_lens.families.base import (
     Architecture,
     Attends,
@@ -30,7 +31,7 @@ from dit_lens.families.base import (
 from dit_lens.families.common import (
     bias_share,
     causal_latent,
-    head_shares,
+    head_share,
     linear_weight,
     patch_of,
     patched_grid,
@@ -63,8 +64,8 @@ def _dual_attention(stream: str, norm: str, element: int, projection: str) -> Te
         stream,
         (f"{norm}.output", "attn.output"),
         lambda met: met["attn.output"][element] * _gate(met, norm, 1),
-        heads=lambda met: head_shares(
-            met[f"{projection}.input"], projected(met), met.module.attn.heads, _gate(met, norm, 1)
+        heads=lambda met, head: head_share(
+            met[f"{projection}.input"], projected(met), met.module.attn.heads, head, _gate(met, norm, 1)
         ),
         headless=lambda met: bias_share(projected(met), _gate(met, norm, 1)),
         head_needs=(f"{norm}.output", f"{projection}.input"),
@@ -113,29 +114,22 @@ def _given(met: Met, stream: str) -> Tensor:
     return given
 
 
-def _split(met: Met, stream: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the attention and the feed-forward give to the shared projection, and its columns for either."""
-    projection, given = met.module.proj_out, _given(met, stream)
-    weight, width = linear_weight(projection, given), projection.out_features
-    return given[..., :width], given[..., width:], weight[:, :width], weight[:, width:]
+def _through(met: Met, given: Tensor, columns: slice) -> Tensor:
+    """What the shared projection makes of some of its inputs under the gate; its bias is left out."""
+    projection = met.module.proj_out
+    made: Tensor = at_hand(projection, lambda: given[..., columns] @ linear_weight(projection, given)[:, columns].T)
+    return _gate(met, "norm", 1) * made
 
 
-def _single_heads(met: Met, stream: str) -> Tensor:
-    attended, _, columns, _ = _split(met, stream)
-    heads = met.module.attn.heads
-    parts = attended.unflatten(-1, (heads, -1)).unsqueeze(-2)  # (B, N, heads, 1, d)
-    shares: Tensor = (parts @ columns.unflatten(1, (heads, -1)).permute(1, 2, 0)).squeeze(-2)
-    return shares * _gate(met, "norm", 1).unsqueeze(-2)
-
-
-def _single_attention(met: Met, stream: str) -> Tensor:
-    attended, _, columns, _ = _split(met, stream)
-    return _gate(met, "norm", 1) * (attended @ columns.T)
+def _single_attention(met: Met, stream: str, head: int | None = None) -> Tensor:
+    width, heads = met.module.proj_out.out_features, met.module.attn.heads
+    each = width // heads
+    columns = slice(0, width) if head is None else slice(head * each, (head + 1) * each)
+    return _through(met, _given(met, stream), columns)
 
 
 def _single_feed_forward(met: Met, stream: str) -> Tensor:
-    _, active, _, columns = _split(met, stream)
-    return _gate(met, "norm", 1) * (active @ columns.T)
+    return _through(met, _given(met, stream), slice(met.module.proj_out.out_features, None))
 
 
 def _single_bias(met: Met, stream: str) -> Tensor:
@@ -151,7 +145,7 @@ def _single_terms(stream: str) -> tuple[Term, ...]:
             stream,
             needs,
             lambda met: _single_attention(met, stream),
-            heads=lambda met: _single_heads(met, stream),
+            heads=lambda met, head: _single_attention(met, stream, head),
             head_needs=needs,
         ),
         Term("ffn", stream, needs, lambda met: _single_feed_forward(met, stream)),

@@ -99,7 +99,8 @@ def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = F
         # Whole models are read one tensor at a time, so that no second one is needed in memory.
         for joined in parts if whole else (torch.cat(parts),):
             values = joined.half() if half and joined.is_floating_point() else joined
-            yield values.cpu().view(torch.uint8).numpy().tobytes()
+            # A copy of its own: a single value may have a stride that forbids to view it as bytes.
+            yield values.cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
 
 
 _PLAIN = (Tensor, nn.Parameter)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.engine.pipeline import borrowed
-from dit_lens.families.base import Architecture, Block, Met, bind
+from dit_lens.errors import UnsupportedModel
+from dit_lens.families.base import Architecture, Block, Met, Term, bind
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
 from dit_lens.model import VideoDiT
@@ -37,6 +38,8 @@ class SeenBlock:
     before, after : dict from stream to Tensor of shape (B, N, D)
     order : list of str
         Events as they came.
+    by_head : dict from stream to (what the attention adds, the sum of what its heads and their bias add)
+        Of the families whose heads are additive; taken while the block computes and has its weights.
     """
 
     path: str
@@ -45,6 +48,7 @@ class SeenBlock:
     before: dict[str, Tensor]
     after: dict[str, Tensor] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    by_head: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,12 +61,15 @@ class Observed:
     calls : list of list of SeenBlock, one per denoiser call
     outputs : list of what the denoiser returned
     steps : list of (model output, sample, results) of every ``scheduler.step``
+    no_heads : str
+        Why heads cannot be told apart; empty where they can.
     """
 
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
     calls: list[list[SeenBlock]] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     steps: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
+    no_heads: str = ""
 
 
 @torch.no_grad()
@@ -130,6 +137,21 @@ def _see(seen: Observed, event: str, _module: nn.Module, args: Any, kwargs: Any,
     here.order.append(event)
     first = args[0] if args else next(iter(kwargs.values()))
     here.met.see(event, first if event.endswith(".input") else output)
+    for term in here.block.terms:
+        if term.heads is not None and event in (needs := {*term.needs, *term.head_needs}) and needs <= {*here.order}:
+            try:
+                here.by_head[term.stream] = _by_head(term, here.met, here.before[term.stream].dtype)
+            except UnsupportedModel as error:
+                seen.no_heads = str(error)
+
+
+def _by_head(term: Term, met: Met, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What an attention adds and what its heads and their bias add together, both in the dtype of the stream."""
+    assert term.heads is not None
+    heads = met.module.attn1.heads if hasattr(met.module, "attn1") else met.module.attn.heads
+    total = torch.stack([term.heads(met, head).double() for head in range(heads)]).sum(dim=0)
+    total = total if term.headless is None else total + term.headless(met).double()
+    return term.value(met).to(dtype), total.to(dtype)
 
 
 def _leave(seen: Observed, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
@@ -211,5 +233,11 @@ class Subject:
         parts = tuple(c for c in TERM_COMPONENTS if c in own)
         everywhere = Capture(Sites(("embed", *parts, "delta", "resid"), stream="all"))
         around = Capture(Sites(("latents", "model_input", "velocity", "guided")))
-        heads = [Capture(Sites("head", stream="all"))] if any(k.heads for k in geometry.kinds) else []
+        heads = [] if self.no_heads else [Capture(Sites("head", stream="all"))]
         return self.run([everywhere, around, *heads], record=True)
+
+    @cached_property
+    def no_heads(self) -> str:
+        """Why heads cannot be told apart in this model; empty where they can."""
+        kinds = self.model.geometry(self.inputs[0], **self.settings).kinds
+        return self.plain.no_heads if any(kind.heads for kind in kinds) else "not additive"
