@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
 from dit_lens.engine.envoys import Tree
-from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached, frozen
+from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached, frozen, require_finite
 from dit_lens.engine.head_inputs import keeping_outputs, rows_of
 from dit_lens.engine.loan import holding, on_loan
 from dit_lens.engine.modes import refuse_modes
@@ -187,7 +187,7 @@ class VideoDiT:
         plan = make_plan(interventions, geometry, gathered.rows)
         check_stop(stop_after, geometry, plan)
         if resume is not None:
-            resume.check(own_id, setup, context, settings)
+            resume.check(own_id, setup, gathered.content, context, settings)
             check_reached(resume, plan)
         dispatcher = Dispatcher(
             pipeline=self.pipeline,
@@ -201,6 +201,9 @@ class VideoDiT:
             stop_after=stop_after,
             resume=resume,
         )
+        own_name = run_id(
+            own_id, whole_setup, gathered, settings, [dispatcher.scales, *interventions, body, stop_after, resume]
+        )
         decode = decode and stop_after is None
         whole = self.architecture.decodes_batches or len(gathered.rows) == 1
         make = partial(drive, self.pipeline, dispatcher, gathered, settings, decode and whole)
@@ -212,12 +215,12 @@ class VideoDiT:
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
-        what = [dispatcher.scales, *interventions, body, stop_after, resume]
         return Run(
-            id=run_id(own_id, whole_setup, gathered.rows, settings, what),
+            id=own_name,
             model_id=own_id,
             setup=setup,
             rows=gathered.rows,
+            content=gathered.content,
             frames=frames,
             latents=latents,
             schedule=context.schedule,
@@ -264,7 +267,7 @@ class VideoDiT:
         plan = make_plan(listed(interventions), run.geometry, run.rows)
         resume = Resume(run, step, from_layer) if from_layer else None
         if resume is not None:
-            resume.check(run.model_id, run.setup, context, run.settings)
+            resume.check(run.model_id, run.setup, run.content, context, run.settings)
             check_reached(resume, plan, first=step)
         dispatcher = Dispatcher(None, context, self._trees, plan, resume=resume)
         for tree in self._trees.values():
@@ -316,6 +319,8 @@ class VideoDiT:
         ------
         InputError, MadeForAnother
             The step was not recorded, the metric is no scalar, or another model made the run.
+        NotFinite
+            The metric or a derivative.
         UnsupportedModel
             Gradient checkpointing is enabled.
         """
@@ -329,6 +334,7 @@ class VideoDiT:
                     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                     raise InputError(f"gradients: the metric must give a tensor of no shape, got {shape}")
                 found = derive(watch, value)
+            require_finite(value, found)
             return Gradients(value.detach(), watch.activations, found, detached(replay))
 
         return on_loan(self.pipeline, self._trees.values(), work, parameters=True)

@@ -11,7 +11,7 @@ from dit_lens.engine.envoys import at, module_of
 from dit_lens.engine.plan import Planned
 from dit_lens.engine.recorder import Recorder, Visitor
 from dit_lens.engine.traversal import Walk, dressed
-from dit_lens.errors import InputError
+from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions.base import Intervention, check
 from dit_lens.runs.call import Call
 from dit_lens.sites.site import Site
@@ -42,6 +42,8 @@ def apply(intervention: Intervention, call: Call, dit: Any, into: dict[Site, Ten
     context = call.context
     sites = intervention.sites.resolve(context.geometry)
     check(intervention, sites, context.geometry, context.rows)
+    if around := [s for s in sites if s.branch is None]:
+        raise SiteError(f"apply: {around[0].component} lies around the denoiser's calls; give it to the run as a list")
     here = dressed([s for s in sites if s.step == call.step and s.branch in call.branches], call)
     recorder = context.recorder if into is None and context.recorder is not None else _Into(into, intervention)
     walk = Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], Visitor(context, recorder))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from dit_lens.errors import NotFinite
 from dit_lens.interventions.base import At
 from dit_lens.runs.replay import Replay
 from dit_lens.sites.site import Site
@@ -52,9 +53,20 @@ class Watch:
 
 def derive(watch: Watch, value: Tensor) -> dict[Site, Tensor]:
     """Derivatives of a scalar by every watched activation; zero where it does not depend on one."""
+    if not value.requires_grad:
+        return {site: torch.zeros_like(leaf) for site, leaf in watch.leaves.items()}
     found = torch.autograd.grad(value, list(watch.leaves.values()), allow_unused=True)
     zeros = map(torch.zeros_like, watch.leaves.values())
     return {s: z if g is None else g for s, g, z in zip(watch.leaves, found, zeros, strict=True)}
+
+
+def require_finite(value: Tensor, gradients: Mapping[Site, Tensor]) -> None:
+    """Raise `NotFinite` for a metric or derivatives that are NaN or infinite."""
+    if not torch.isfinite(value):
+        raise NotFinite(f"gradients: the metric is {value.item()}")
+    for site, gradient in gradients.items():
+        if bad := int((~torch.isfinite(gradient)).sum()):
+            raise NotFinite(f"gradients: {bad} derivatives are NaN or infinite at {site}")
 
 
 def detached(replay: Replay) -> Replay:

@@ -28,7 +28,7 @@ GiveBack = Callable[[BaseException | None], None]
 MOMENT = 1.0
 
 #: What active runs and replays hold, by identity, and the thread of each.
-_HELD: dict[int, str] = {}
+_HELD: dict[int, threading.Thread] = {}
 _GUARD = threading.Lock()
 
 #: Instance attributes of the pipeline and of its scheduler that a run replaces.
@@ -129,11 +129,11 @@ def _shielded(take: Callable[[], GiveBack], work: Callable[[], T]) -> T:
 
 
 def _claim(things: Sequence[Any]) -> None:
-    own = threading.current_thread().name
+    own = threading.current_thread()
     with _GUARD:
         for thing in things:
             if (thread := _HELD.get(id(thing))) is not None:
-                where = "this run is made inside of it" if thread == own else f"in thread {thread}"
+                where = "this run is made inside of it" if thread is own else f"in thread {thread.name}"
                 raise PipelineBusy(
                     f"the {type(thing).__name__} is in a run or replay already ({where}), and a pipeline does one at a "
                     "time: make this one before or after, or with a pipeline of its own (copy.deepcopy(model))"

@@ -33,6 +33,7 @@ class Recorder:
     ledger: Ledger = field(default_factory=Ledger)
     _unread: list[tuple[Site, Tensor]] = field(default_factory=list)
     _pinned: list[tuple[Site, Tensor]] = field(default_factory=list)
+    _versions: list[tuple[Site, Tensor, int]] = field(default_factory=list)
 
     def keep(self, site: Site, name: str, tensor: Tensor) -> None:
         """Store one capture.
@@ -49,10 +50,14 @@ class Recorder:
         if site in store:
             raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
         store[site] = tensor
+        if not tensor.is_inference():
+            self._versions.append((site, tensor, tensor._version))
         self.ledger.captured_bytes += tensor.numel() * tensor.element_size()
 
     def require_finite(self, tensor: Tensor, site: Site) -> None:
         """Raise `NotFinite` for NaN or infinity; on an accelerator at the next `settle`, for asking waits for it."""
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
         if not tensor.is_floating_point():
             return
         # One sum answers for all values: it is finite only where they are, unless it overflows itself.
@@ -74,6 +79,12 @@ class Recorder:
     def finish(self) -> None:
         """Wait for what is still on its way: answers on the device, and copies into pinned memory."""
         self.settle()
+        for site, tensor, version in self._versions:
+            if tensor._version != version:
+                raise InputError(
+                    f"what was kept at {site} was changed in place afterwards: a reduction that fills the same tensor "
+                    "again and again must return a copy (x.clone())"
+                )
         if self._pinned:
             torch.cuda.synchronize()
         for site, tensor in self._pinned:
@@ -133,8 +144,9 @@ class Visitor:
         tokens = planned.intervention.sites.tokens
         if not tokens.is_all:
             tokens = tokens.resolve(context.geometry, site.stream, site.component)
-        if (valid := met.get("text_valid")) is not None and site.branch is not None:
-            self.recorder.text_valid.setdefault(site.branch, valid)
+        valid = met.get("text_valid")
+        if valid is not None and site.branch is not None and site.branch not in self.recorder.text_valid:
+            self.recorder.text_valid[site.branch] = valid.clone()  # it may be the model's own mask
         if site.stream != "video":
             tokens = tokens.among(valid, site)
             met["text_valid"] = tokens.valid(valid)
@@ -146,12 +158,14 @@ class Visitor:
             shared = tensor.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
             self.recorder.keep(site, name, tensor.clone() if shared else tensor)
 
-        name, unchanged = type(planned.intervention).__name__, _Unchanged(part)
+        name, given_tensors = type(planned.intervention).__name__, [part, *(t for t in met.values() if t is not None)]
+        unchanged = [_Unchanged(t) for t in given_tensors if isinstance(t, Tensor)]
         new = planned.intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
-        if not unchanged:
+        if not all(unchanged):
+            what = "the activation" if not unchanged[0] else "what `at` carries"
             raise InputError(
-                f"{name} changed the activation at {site} in place, which does something else at every site; return a "
-                "new tensor (x = x * 2, not x *= 2)"
+                f"{name} changed {what} at {site} in place, which does something else at every site; return a new "
+                "tensor (x = x * 2, not x *= 2)"
             )
         if new is None:
             return None

@@ -203,13 +203,13 @@ class Walk:
 
     def _skip(self, envoy: Any, block: Block, layer: int, met: Met) -> None:
         """Answer a bypassed block with its own input."""
+        self.blocks_run -= 1
         streams = {}
         for stream in block.streams:
             before = met.arguments[stream.argument]
             self._offer((layer, "delta", stream.name, None), torch.zeros_like(before))
             changed = self._offer((layer, "resid", stream.name, None), before)
             streams[stream.name] = before if changed is None else changed
-        self.blocks_run -= 1
         streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
         envoy.skip(_output(None, block, streams))
 

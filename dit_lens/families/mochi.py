@@ -19,6 +19,7 @@ from dit_lens.families.base import (
     Grid,
     Met,
     Reader,
+    Settings,
     Stream,
     Term,
     first_video,
@@ -99,6 +100,12 @@ class _Mochi(Architecture):
         ]
 
 
+def refuse(pipeline: Any, settings: Settings) -> str | None:
+    if settings["num_inference_steps"] < 2:
+        return "its schedule has a linear and a quadratic half; give at least two steps"
+    return refuse_timesteps(pipeline, settings)
+
+
 def multiples(pipeline: Any) -> tuple[int, int, int]:
     spatial = pipeline.vae_spatial_scale_factor * pipeline.transformer.config.patch_size
     return spatial, spatial, pipeline.vae_temporal_scale_factor
@@ -147,7 +154,7 @@ MOCHI = _Mochi(
     decode=decode,
     encode=encode,
     guide=classifier_free_float32,
-    refuse=refuse_timesteps,
+    refuse=refuse,
     late_timesteps=True,
     causal_decoder=True,
 )

@@ -158,14 +158,15 @@ def typed(value: Any, kind: Any, name: str) -> Any:
 
 
 def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    inner = None
     # A whole number is tried as one before it is taken for a float.
     for kind in sorted(kinds, key=lambda kind: kind is float):
         try:
             return typed(value, kind, name)
         except Malformed as error:
-            inner = error
-    plain = all(kind in (None, type(None), bool, int, float, str) for kind in kinds)
-    raise Malformed(f"field {name!r} is {value!r:.60}; need {' or '.join(map(_named, kinds))}") if plain else inner
+            # What is wrong within a list or an object says more than that it is none of the others.
+            inner = error if isinstance(value, list | dict) and (get_args(kind) or is_dataclass(kind)) else inner
+    raise inner or Malformed(f"field {name!r} is {value!r:.60}; need {' or '.join(map(_named, kinds))}")
 
 
 def _sequence(value: list[Any], origin: Any, kinds: tuple[Any, ...], name: str) -> Any:

@@ -31,11 +31,12 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str
     StoreError
         A file that cannot be written, or a record that is no JSON (NaN and infinity are none).
     """
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        named = strict.line({**record, _NAMED: _sections(save(dict(tensors)))[1]}).decode()
+        named = strict.line({**record, _NAMED: _sections(save(tensors))[1]}).decode()
     except (TypeError, ValueError) as error:
         raise StoreError(f"{path}: the record cannot be written as JSON: {error}") from error
-    return write_atomic(path, save(dict(tensors), {_ENTRY: named}))
+    return write_atomic(path, save(tensors, {_ENTRY: named}))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -135,9 +136,18 @@ def _load_checkpoint(pipeline: WanImageToVideoPipeline, place: Path, step: int) 
     if not path.exists():
         kept = ", ".join(map(str, organism_checkpoints(folder=place))) or "none"
         raise InputError(f"no checkpoint of step {step} is kept; there are: {kept}")
-    for name, values in load_file(path).items():
-        part, _, parameter = name.partition(".")
-        getattr(pipeline, part).get_parameter(parameter).data.copy_(values)
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    parts = {name.partition(".")[0] for name in found} & {"transformer", "text_encoder"}
+    own = {f"{part}.{name}": p for part in parts for name, p in getattr(pipeline, part).named_parameters()}
+    shapes = [{name: tuple(tensor.shape) for name, tensor in of.items()} for of in (own, found)]
+    if shapes[0] != shapes[1] or not found:
+        wrong = min({name for name, _ in shapes[0].items() ^ shapes[1].items()}, default="no tensors")
+        raise StoreError(f"{path} is no checkpoint of this organism: {wrong} is missing or of another shape")
+    for name, values in found.items():
+        own[name].data.copy_(values)
 
 
 @contextmanager

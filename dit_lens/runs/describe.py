@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import hashlib
 import sys
@@ -17,18 +18,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dit_lens.runs.inputs import picture_bytes
 from dit_lens.runs.run import Run
-from dit_lens.runs.weights import contents, tensors
+from dit_lens.runs.weights import contents, submodules, tensors
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, np.generic)
-_NAMED = (types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+_NAMED = (types.ModuleType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
 def describe(value: Any) -> str:
     """Runs by their id, tensors, arrays and pictures by a hash of their bytes, functions by their code and its data.
 
-    Of a function that is its bytecode and constants, its defaults, what it encloses and the globals that it names; of
-    another object its class and attributes. Functions and classes of installed packages count by their names alone.
+    Of a function that is its bytecode and constants, its defaults and attributes, what it encloses and the globals that
+    it names; of another object its class and what pickle would keep of it. Functions and classes of installed packages
+    count by their names alone.
     """
     return _Description().text(value)
 
@@ -49,15 +52,15 @@ class _Description:
 
     def _data(self, value: Any) -> str | None:
         if isinstance(value, Enum):
-            return f"{type(value).__qualname__}.{value.name}"
+            return f"{type(value).__qualname__}.{value.name}={self.text(value.value)}"
         if isinstance(value, Run):
             return f"run:{value.id}"
         if isinstance(value, Tensor):
-            return f"tensor:{_hash(contents({'': value}, whole=True))}"
-        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            return f"array:{_hash([f'{value.dtype} {value.shape}'.encode(), np.ascontiguousarray(value).tobytes()])}"
+            return self._tensor(value)
+        if isinstance(value, np.ndarray):
+            return self._array(value)
         if isinstance(value, Image.Image):
-            return f"picture:{_hash([f'{value.mode} {value.size}'.encode(), value.tobytes()])}"
+            return f"picture:{_hash([picture_bytes(value)])}"
         if isinstance(value, torch.Generator):
             return f"generator:{self.text(value.get_state())}"
         if isinstance(value, Mapping):
@@ -68,6 +71,21 @@ class _Description:
             return f"{{{', '.join(sorted(map(self.text, value)))}}}"
         return None
 
+    def _tensor(self, value: Tensor) -> str:
+        value = value.detach()
+        if value.layout is torch.sparse_coo:
+            value = value.coalesce()
+            return f"sparse {tuple(value.shape)}:{self.text([value.indices(), value.values()])}"
+        plain = value.resolve_conj().resolve_neg() if value.layout is torch.strided else value.to_dense()
+        return f"tensor:{_hash(contents({'': plain}, whole=True))}"
+
+    def _array(self, value: Any) -> str:
+        if isinstance(value, np.ma.MaskedArray):
+            return f"masked:{self.text([value.data, np.ma.getmaskarray(value)])}"
+        if value.dtype.hasobject:
+            return f"array {value.dtype} {value.shape}:{self.text(value.tolist())}"
+        return f"array:{_hash([f'{value.dtype} {value.shape}'.encode(), np.ascontiguousarray(value).tobytes()])}"
+
     def _code(self, value: Any) -> str | None:
         if isinstance(value, functools.partial):
             return f"partial({self.text(value.func)}, {self.text(value.args)}, {self.text(value.keywords)})"
@@ -75,9 +93,17 @@ class _Description:
             return f"{self.text(value.__func__)} of {self.text(value.__self__)}"
         if isinstance(value, types.FunctionType):
             return self._function(value)
+        if isinstance(value, types.BuiltinFunctionType):
+            of = value.__self__
+            return value.__qualname__ + (
+                "" if of is None or isinstance(of, types.ModuleType) else f" of {self.text(of)}"
+            )
         if isinstance(value, _NAMED):
             return str(getattr(value, "__qualname__", value.__name__))
-        return self._class(value) if isinstance(value, type) else None
+        if isinstance(value, type):
+            return self._class(value)
+        wrapped = getattr(value, "__wrapped__", None)  # of `functools.cache` and its like
+        return f"{type(value).__qualname__} of {self.text(wrapped)}" if callable(wrapped) else None
 
     def _function(self, function: types.FunctionType) -> str:
         if _is_installed(function):
@@ -85,40 +111,67 @@ class _Description:
         code, cells = function.__code__, function.__closure__ or ()
         enclosed = dict(zip(code.co_freevars, map(_contents, cells), strict=True))
         named = {name: function.__globals__[name] for name in _names(code) if name in function.__globals__}
-        used = [_bytecode(code), function.__defaults__, function.__kwdefaults__, enclosed, named]
-        return f"{function.__qualname__}<{_hash([self.text(used).encode()])}>"
+        defaults = [function.__defaults__, function.__kwdefaults__, vars(function)]
+        return f"{function.__qualname__}<{_hash([self.text([_bytecode(code), defaults, enclosed, named]).encode()])}>"
 
     def _class(self, kind: type) -> str:
-        """Its name; and of one that the user wrote the code of its methods, for a notebook may define it again."""
+        """Its name; and of one that the user wrote what stands in it, for a notebook may define it again."""
         own = [base for base in kind.__mro__ if not _is_installed(base)]
-        methods = [self.text(f) for base in own for _, member in sorted(vars(base).items()) for f in _functions(member)]
-        return f"{kind.__qualname__}<{_hash([' '.join(methods).encode()])}>" if methods else kind.__qualname__
+        members = [f"{name}={self.text(x)}" for base in own for name, x in sorted(_members(base).items())]
+        return f"{kind.__qualname__}<{_hash([' '.join(members).encode()])}>" if members else kind.__qualname__
 
     def _object(self, value: Any) -> str:
         kind = self.text(type(value))
         if isinstance(value, nn.Module):
-            return f"{kind}:{_hash(contents(tensors(value)))}"
-        if is_dataclass(value):
-            attributes = {f.name: getattr(value, f.name) for f in fields(value)}
-        else:
-            slots = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
-            attributes = getattr(value, "__dict__", {}) | slots
-            if not attributes and "__repr__" in {n for base in type(value).__mro__[:-1] for n in vars(base)}:
-                return f"{kind}({value!r})"
-        return f"{kind}({', '.join(f'{name}={self.text(attributes[name])}' for name in sorted(attributes))})"
+            within = {path: [type(part), _attributes(part, public=True)] for path, part in submodules(value)}
+            return f"{kind}:{_hash(contents(tensors(value)))} {self.text(within)}"
+        if hasattr(value, "full_id"):  # a model
+            return f"model:{value.id}"
+        if is_dataclass(value) and _is_installed(type(value)):
+            return f"{kind}{self.text({f.name: getattr(value, f.name) for f in fields(value)})}"
+        reduced = _reduced(value)
+        return f"{kind}{self.text(_attributes(value) if reduced is None else reduced)}"
 
 
-def _functions(member: Any) -> Iterator[types.FunctionType]:
-    """The function of a method, of a property, or of either kind of method without an instance."""
-    inner = next((x for name in ("fget", "__func__", "func") if (x := getattr(member, name, None))), member)
-    if isinstance(inner, types.FunctionType):
-        yield inner
+def _reduced(value: Any) -> Any:
+    """What pickle keeps of an object that has a way of its own; None for others, and where it cannot be pickled."""
+    kinds = type(value).__mro__[:-1]
+    own = any(name in vars(kind) for kind in kinds for name in ("__reduce__", "__reduce_ex__"))
+    known = copyreg.dispatch_table.get(type(value))
+    if known is None and not own:
+        return None
+    try:
+        reduced = value.__reduce_ex__(4) if known is None else known(value)
+    except Exception:  # of a lock, a file, a generator
+        return None
+    # Items come as iterators, which are used up by being read.
+    return [list(x) if isinstance(x, Iterator) else x for x in reduced] if isinstance(reduced, tuple) else reduced
 
 
-def _slots(kind: type) -> Iterator[str]:
-    for base in kind.__mro__:
+def _attributes(value: Any, *, public: bool = False) -> dict[str, Any]:
+    """What an object holds in its ``__dict__`` and slots, without what its class computes once and keeps there."""
+    kinds = type(value).__mro__
+    cached = {n for base in kinds for n, x in vars(base).items() if isinstance(x, functools.cached_property)}
+    found = {name: x for name, x in getattr(value, "__dict__", {}).items() if name not in cached}
+    for base in kinds:
         slots = vars(base).get("__slots__", ())
-        yield from (slots,) if isinstance(slots, str) else slots
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            hidden = slot.startswith("__") and not slot.endswith("__")
+            name = f"_{base.__name__.lstrip('_')}{slot}" if hidden else slot
+            if slot not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return {name: x for name, x in found.items() if not (public and name.startswith("_"))}
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """What a class defines: functions, those of properties and of methods without an instance, and data."""
+    found = {}
+    for name, member in vars(kind).items():
+        inner = next((x for n in ("fget", "__func__", "func") if (x := getattr(member, n, None))), member)
+        plain = not (name.startswith("__") and name.endswith("__")) and not name.startswith("_abc_")
+        if isinstance(inner, types.FunctionType) or (plain and not isinstance(inner, types.MemberDescriptorType)):
+            found[name] = inner if isinstance(inner, types.FunctionType) else member
+    return found
 
 
 def _contents(cell: types.CellType) -> Any:

@@ -16,11 +16,14 @@ from typing import Any
 from torch import nn
 
 from dit_lens.runs.describe import describe
-from dit_lens.runs.inputs import Row
+from dit_lens.runs.inputs import Inputs
 from dit_lens.runs.weights import contents, submodules, tensors
 
 #: Parts of a pipeline that only decode: latents do not depend on them, unless the VAE encodes a picture.
 DECODERS = frozenset({"vae", "audio_vae", "vocoder"})
+
+#: Entries of a configuration that say how it was loaded, not what it is.
+_LOADED = frozenset({"transformers_version", "torch_dtype", "dtype", "architectures"})
 
 
 def model_id(experts: Iterable[Any], *, whole: bool = False) -> str:
@@ -63,10 +66,14 @@ def difference(setup: Mapping[str, str], other: Mapping[str, str]) -> str:
 
 
 def run_id(
-    model: str, setup: Mapping[str, str], rows: Sequence[Row], settings: Mapping[str, Any], what: Sequence[Any]
+    model: str, setup: Mapping[str, str], inputs: Inputs, settings: Mapping[str, Any], what: Sequence[Any]
 ) -> str:
-    """Hash of a model, its setup, inputs, settings, what else makes the run (guidance, interventions) and versions."""
-    content = [model, dict(setup), repr(tuple(rows)), describe(settings), [describe(w) for w in what], versions()]
+    """Hash of a model, its setup, inputs, settings, what else makes the run (guidance, interventions) and versions.
+
+    To be made before the run: what interventions hold may be used up in it.
+    """
+    given = [repr(inputs.rows), inputs.content, describe(settings)]
+    content = [model, dict(setup), given, [describe(w) for w in what], versions()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -81,7 +88,7 @@ def versions() -> dict[str, str]:
 
 def _parts_of(part: Any, *, whole: bool = False) -> Iterator[bytes]:
     """What there is to know of a part of a pipeline: configuration, settings made later, weights and adapters."""
-    yield describe(_config(part) | _later(part)).encode()
+    yield json.dumps(_config(part) | _later(part), sort_keys=True, default=describe).encode()
     if isinstance(part, nn.Module):
         yield from contents(tensors(part), whole=whole)
         yield repr(_adapters(part)).encode()
@@ -92,18 +99,27 @@ def _kind(part: Any) -> bytes:
 
 
 def _config(part: Any) -> dict[str, Any]:
-    """Configuration without what says where and by which version it was loaded, and without the dtype of the file."""
+    """Configuration without what says where it was loaded from and how."""
     config = getattr(part, "config", part)
     given = config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else {}
-    loaded = ("transformers_version", "torch_dtype", "dtype")
-    return {str(name): value for name, value in given.items() if not str(name).startswith("_") and name not in loaded}
+    found: dict[str, Any] = _without_loading(given)
+    return found
+
+
+def _without_loading(config: Any) -> Any:
+    if not isinstance(config, Mapping):
+        return config
+    kept = {str(name): value for name, value in config.items() if str(name) not in _LOADED}
+    return {name: _without_loading(value) for name, value in kept.items() if not name.startswith("_")}
 
 
 def _later(part: Any) -> dict[str, Any]:
-    """What can be set without changing the configuration, of schedulers, guiders and tokenizers."""
-    names = ("shift", "guidance_scale", "model_max_length", "truncation_side")
+    """What can be set without changing the configuration, of schedulers, guiders, tokenizers and autoencoders."""
+    own = vars(part)
+    tiles = [name for name in own if name.startswith(("tile_", "use_")) and isinstance(own[name], int | float)]
+    names = ("shift", "guidance_scale", "_enabled", "model_max_length", "truncation_side", *tiles)
     # Not through `hasattr`: diffusers gives configuration by attribute as well, and warns of it.
-    found = {name: getattr(part, name) for name in names if name in vars(part) or hasattr(type(part), name)}
+    found = {name: getattr(part, name) for name in names if name in own or hasattr(type(part), name)}
     return found | ({"words": len(part)} if hasattr(part, "get_vocab") else {})
 
 

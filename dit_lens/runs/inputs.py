@@ -41,6 +41,14 @@ class Inputs:
     images: list[Image.Image] | None
     options: Mapping[str, Any]
 
+    @property
+    def content(self) -> str:
+        """Hash of the prompts and pictures: rows are named as their task instance says, which may say less."""
+        digest = hashlib.sha256(repr(self.prompts).encode())
+        for image in {id(image): image for image in self.images or ()}.values():
+            digest.update(picture_bytes(image))
+        return digest.hexdigest()[:12]
+
     def generators(self) -> list[torch.Generator]:
         """One generator per row, on the CPU so that a seed means the same on every device."""
         return [torch.Generator("cpu").manual_seed(row.seed) for row in self.rows]
@@ -55,7 +63,8 @@ class Inputs:
         if self.images is None:
             return {}
         if not self.several_images:
-            return {"image": self.images[0]}
+            only = self.images[0]
+            return {"image": only if only.mode == "RGB" else only.convert("RGB")}
         pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0 for image in self.images])
         return {"image": torch.from_numpy(pixels.transpose(0, 3, 1, 2))}
 
@@ -124,8 +133,14 @@ def _name(prompt: str, image: Any) -> str:
         return prompt
     if not isinstance(image, Image.Image):
         raise InputError(f"an input's image must be a PIL image, got {type(image).__name__}")
-    content = f"{image.mode} {image.size} ".encode() + image.tobytes()
-    return f"{prompt} [{hashlib.sha256(content).hexdigest()[:12]}]"
+    return f"{prompt} [{hashlib.sha256(picture_bytes(image)).hexdigest()[:12]}]"
+
+
+def picture_bytes(image: Image.Image) -> bytes:
+    """All that a picture is: its mode, size and pixels, and what colours they stand for."""
+    palette = image.palette.tobytes() if image.palette is not None else b""
+    about = f"{image.mode} {image.size} {image.info.get('transparency')!r} "
+    return about.encode() + palette + image.tobytes()
 
 
 def split_rows(prepare: Any, *, shared_image: bool) -> Any:

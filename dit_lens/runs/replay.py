@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,12 +64,14 @@ class Resume:
     step: int
     layer: int = 0
 
-    def check(self, model_id: str, setup: Mapping[str, str], context: Context, settings: Mapping[str, Any]) -> None:
+    def check(
+        self, model_id: str, setup: Mapping[str, str], content: str, context: Context, settings: Mapping[str, Any]
+    ) -> None:
         """Refuse a record that is not of this run.
 
         Parameters
         ----------
-        model_id, setup, context, settings
+        model_id, setup, content, context, settings
             Of this run.
 
         Raises
@@ -83,6 +86,10 @@ class Resume:
             raise InputError(f"resume: the record was made with another {part} than the pipeline has now")
         if run.rows != context.rows:
             raise InputError(f"resume: the record has rows {run.rows}, this run {context.rows}")
+        if run.content != content:
+            raise InputError("resume: the record is of other prompts or pictures, though its rows have these names")
+        if run.geometry.branches != geometry.branches:
+            raise InputError(f"resume: the record has branches {run.geometry.branches}, this run {geometry.branches}")
         names = sorted(set(run.settings) | set(settings))
         for name in names:
             if not _same(run.settings.get(name), settings.get(name)):
@@ -120,4 +127,4 @@ def _same(a: Any, b: Any) -> bool:
         return torch.equal(a, b)
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return False
-    return bool(a is b or a == b)
+    return bool(a is b or np.array_equal(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else a == b)

@@ -35,6 +35,8 @@ class Run:
     setup : dict from part of the pipeline ("scheduler", "text_encoder", "pipeline" ...) to its hash
         Without the parts that only decode: what the latents depend on besides the transformers' weights.
     rows : tuple of Row, B of them
+    content : str
+        Hash of the prompts and pictures.
     frames : uint8 array of shape (B, T, height, width, 3), or None where the run was not decoded
     latents : Tensor of shape (B, C, F, H, W)
         The sampler's state where the run ended.
@@ -57,6 +59,7 @@ class Run:
     model_id: str
     setup: Mapping[str, str]
     rows: tuple[Row, ...]
+    content: str
     frames: Video | None
     latents: Tensor
     schedule: Schedule

@@ -255,6 +255,8 @@ class Tokens:
         if self.mask is not None:
             mask = self.mask.tensor().to(activation.device)
             grid = activation.shape[axis:][: 1 if activation.ndim == 3 else 3]
+            if activation.ndim == 3 and mask.shape != grid:
+                raise SiteError(f"a token mask of shape {tuple(mask.shape)} does not fit a text of {grid[0]} positions")
             return (*before, mask if mask.shape == grid else mask.expand(grid))
         if activation.ndim == 3:
             return (*before, indices(self.positions, activation.shape[1], "text position"))

@@ -84,3 +84,10 @@ def test_a_capture_with_nowhere_to_go_is_refused(text_to_video: Subject) -> None
 def test_sites_that_the_model_lacks_are_refused_in_a_body(subject: Subject) -> None:
     with pytest.raises(SiteError, match=r"no layer 99"):
         subject.run(body=lambda call, dit: dl.apply(capture("resid", layers=99), call, dit))
+
+
+@pytest.mark.parametrize("component", ["latents", "guided"])
+def test_what_lies_around_the_calls_cannot_be_applied_inside_one(text_to_video: Subject, component: str) -> None:
+    edit = capture(component)
+    with pytest.raises(SiteError, match=f"apply: {component} lies around the denoiser's calls"):
+        text_to_video.run(body=lambda call, dit: dl.apply(edit, call, dit))

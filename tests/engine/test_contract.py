@@ -91,6 +91,31 @@ def test_changes_in_place_are_seen_in_inference_mode() -> None:
             run(name, Edit(dl.Sites("delta", layers=1), lambda x, at: _none(x.mul_(2))))
 
 
+def test_what_comes_with_an_activation_is_not_changed_either() -> None:
+    text = dl.Sites("resid", layers=0, stream="text")
+    clean = run("mochi", dl.Capture(text)).latents
+    for name, site, change in (
+        ("mochi", text, lambda x, at: _none(at.text_valid.fill_(True))),
+        ("wan2.1-t2v", dl.Sites("latents", steps=1), lambda x, at: _none(at.x0hat.mul_(0))),
+    ):
+        with pytest.raises(InputError, match="Edit changed what `at` carries at s0"):
+            run(name, Edit(site, change, reads_only=True))
+    assert torch.equal(run("mochi").latents, clean)
+
+
+def test_one_tensor_that_is_kept_again_and_again_is_refused() -> None:
+    total = torch.zeros(())
+
+    def running(x: Tensor) -> Tensor:
+        return total.add_(x.norm()).reshape(1)
+
+    with pytest.raises(InputError, match=r"kept at s00/\S* was changed in place afterwards.*must return a copy"):
+        run("wan2.1-t2v", dl.Capture(dl.Sites("delta", branches="cond"), reduce=running))
+    kept = run("wan2.1-t2v", dl.Capture(dl.Sites("delta", branches="cond"), reduce=lambda x: running(x).clone()))
+    values = torch.cat(list(kept.captures[""].values()))
+    assert (values.diff() > 0).all()
+
+
 # -- dtypes
 
 
@@ -161,6 +186,18 @@ def test_what_stands_before_a_bypass_sees_what_it_takes_away() -> None:
     assert not torch.equal(run(name, bypass, Edit(delta, lambda x, at: x + 1)).latents, before.latents)
 
 
+@pytest.mark.parametrize("name", ["wan2.1-t2v", "mochi"])
+def test_the_ledger_leaves_bypassed_blocks_out_wherever_the_run_ends(name: str) -> None:
+    bypass = dl.Bypass(dl.Sites("delta", steps=0, layers=1, stream="all"))
+    until = dl.Capture(dl.Sites("resid", steps=0, layers=1))
+    short, longer = (run(name, bypass, *more, stop_after="last site") for more in ((), (until,)))
+    calls = run(name, dl.Capture(dl.Sites("velocity", steps=0)), stop_after=0).ledger.calls
+    layers, rows = short.geometry.layers, 1
+    before_last = (calls - 1) * (layers - 1)  # of branches that are calls of their own, all but the last are whole
+    per_call = len(short.geometry.branches) // calls
+    assert short.ledger.block_forwards == longer.ledger.block_forwards == rows * per_call * (before_last + 1)
+
+
 # -- not finite
 
 
@@ -177,6 +214,21 @@ def test_a_plain_or_recorded_run_that_is_not_finite_is_refused(value: float, rec
     model.twin_of = good.model_id
     with pytest.raises(NotFinite, match="at s01/cond/-/velocity/video"):
         model.replay(good, 1)
+
+
+def test_nan_in_complex_captures_and_in_gradients_is_refused() -> None:
+    site = dl.Sites("delta", steps=0, layers=0)
+    with pytest.raises(NotFinite, match="values are NaN or infinite at s00"):
+        run("wan2.1-t2v", dl.Capture(site, reduce=lambda x: torch.fft.fft(x.flatten(1)) / 0))
+    model, given, settings = built("wan2.1-t2v")
+    record = model.run(given, 3, decode=False, record=True, **settings)
+    with pytest.raises(NotFinite, match="gradients: the metric is nan"):
+        model.gradients(record, 0, lambda replay: replay.x0hat.sum() * float("nan"), site)
+    with pytest.raises(NotFinite, match=r"derivatives are NaN or infinite at s00/cond/L00/delta"):
+        model.gradients(record, 0, lambda replay: (replay.x0hat * 0).sum().abs().sqrt(), site)
+    flat = model.gradients(record, 0, lambda replay: torch.zeros(()), site)
+    assert not any(gradient.any() for gradient in flat.gradients.values())
+    assert flat.gradients
 
 
 def test_a_scheduler_or_a_vae_that_makes_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
@@ -269,9 +270,20 @@ def test_every_lens_reads_the_weights_of_the_mode(name: str, tmp_path: Path) -> 
         if name not in ("bf16", "fp16"):  # half precision is not affine to the precision that is asked for
             shares = dl.contributions(model, record, 1)
             assert torch.isfinite(shares.constant).all()
+        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+        inputs, seeds = list(subject.inputs), list(subject.seeds)
+        energy = dl.energy(model, inputs[0], seeds[0], steps=1, **options)
+        assert torch.equal(energy.norms[0], torch.stack([_norm(record, k) for k in range(model.layers)]))
+        assert (dl.pca_map(model, inputs, seeds, steps=1, **options).explained > 0).any()
+        features = dl.cka_features(model, inputs, seeds, steps=1, **options)
+        np.testing.assert_allclose(np.diag(dl.cka(features).values[0, :, 0]), 1, atol=1e-6)
         # What a lens brought is taken away again, and what follows is as it was.
         assert torch.equal(plain(subject), plain_latents)
         assert torch.equal(run(subject).latents, plain_latents)
+
+
+def _norm(record: dl.Run, layer: int) -> Tensor:
+    return dl.reduce.norm(record[dl.Site(1, "cond", layer, "resid")])
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY_MODE if n.values[0] not in HEADLESS])

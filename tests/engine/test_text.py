@@ -182,6 +182,14 @@ def test_every_text_site_of_every_padded_family_knows_its_padding() -> None:
                 torch.testing.assert_close(mean, whole[found.text_valid["cond"]].mean(dim=0, keepdim=True))
 
 
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("name", ["hunyuanvideo", "cogvideox-1.5"])
+def test_a_mask_of_another_length_is_refused(name: str, count: int) -> None:
+    site = TEXT.at(tokens=dl.Tokens(mask=[True] * count))
+    with pytest.raises(SiteError, match=rf"a token mask of shape \({count},\) does not fit a text of \d+ positions"):
+        run(name, prompts(name)[0], dl.Capture(site))
+
+
 def test_selections_that_contradict_themselves_are_refused() -> None:
     with pytest.raises(SiteError, match="text='words': 'all', 'valid' or 'shared'"):
         dl.Tokens(text="words")

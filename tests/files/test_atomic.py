@@ -12,7 +12,7 @@ import pytest
 
 from dit_lens.cli import main
 from dit_lens.errors import DitLensError, StoreError
-from dit_lens.files.atomic import write_atomic
+from dit_lens.files.atomic import replacing_folder, write_atomic
 
 
 def test_what_was_written_is_there_alone(tmp_path: Path) -> None:
@@ -117,3 +117,63 @@ def test_a_command_that_may_not_write_says_so(
     refused(monkeypatch)
     assert main(["tasks", "--out", str(tmp_path / "sheet.png")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("sheet.png cannot be written: Permission denied")
+
+
+# -- folders
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    for content in ("one", "two"):
+        with replacing_folder(folder) as new:
+            assert list(new.iterdir()) == []
+            (new / content).mkdir()
+            (new / content / "weights").write_text(content)
+        assert names(folder.parent) == ["model", f"model/{content}", f"model/{content}/weights"]
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with replacing_folder(folder) as new:
+        (new / "old").write_text("old")
+
+    def fail() -> None:
+        with replacing_folder(folder) as new:
+            (new / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert names(tmp_path) == ["model", "model/old"]
+
+
+@pytest.mark.parametrize("call", range(2))
+def test_a_kill_between_the_renames_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    folder, rename, calls = tmp_path / "model", Path.rename, []
+    with replacing_folder(folder) as new:
+        (new / "old").write_text("old")
+
+    def killed(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) > call:
+            os._exit(9)
+        return rename(path, target)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(Path, "rename", killed)
+        with replacing_folder(folder) as new:
+            (new / "new").write_text("new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    # Nothing is lost, and nothing is mixed.
+    whole = folder if folder.exists() else tmp_path / ".model.old"
+    assert [path.name for path in whole.iterdir()] == ["old"]
+    with replacing_folder(folder) as new:
+        assert [path.name for path in folder.iterdir()] == ["old"]
+        (new / "newer").write_text("newer")
+    assert names(tmp_path) == ["model", "model/newer"]

@@ -23,11 +23,12 @@ class Outer(TypedDict):
     scores: dict[str, float | None]
     number: int | float
     flag: bool
+    some: tuple[int, ...] | None
 
 
 RIGHT: dict[str, Any] = {
     "inner": {"places": [1, 2], "pair": [3, 4], "name": "x"}, "kind": "a", "scores": {"s": None, "t": 1},
-    "number": 3, "flag": False,
+    "number": 3, "flag": False, "some": None,
 }  # fmt: skip
 
 
@@ -54,6 +55,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"inner": {**RIGHT["inner"], "pair": [1]}}, "field 'card.inner.pair' has 1 items; need 2"),
     ({"inner": {**RIGHT["inner"], "name": ""}}, "field 'card.inner.name' is ''; need text that is not empty"),
     ({"inner": [1]}, "field 'card.inner' is"),
+    ({"some": [1, "x"]}, "field 'card.some.1' is 'x'; need whole number from 0"),
+    ({"some": 1}, "field 'card.some' is 1; need .* or null"),
     ({"other": 1}, "field 'card.other' is unknown"),
 ]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import dit_lens as dl
+from dit_lens.errors import StoreError
+from dit_lens.files.shipped import CARD, ORGANISMS
+from dit_lens.organisms.load import organism_config
 from dit_lens.sites.geometry import Pixels
+from tests.forged import spoilt
 from tests.subjects import STEPS, Subject, capture, subject_of
 
 
@@ -71,3 +76,30 @@ def test_the_shipped_organism_can_be_had_with_random_weights(shipped: Subject) -
 def test_an_unknown_organism_is_refused_with_those_there_are() -> None:
     with pytest.raises(dl.errors.InputError, match="there are: maze"):
         dl.load_organism("chess")
+
+
+def test_no_wrong_card_of_an_organism_is_read(tmp_path: Path) -> None:
+    card = json.loads((ORGANISMS / "planted/frames-early" / CARD).read_text())
+    assert organism_config("planted/frames-early").frame_attention == tuple(card["config"]["frame_attention"])
+    for change, _, given in spoilt(card):
+        place, _, value = change.partition(" = ")
+        (tmp_path / CARD).write_text(json.dumps(given))
+        if _is_right(place, value):
+            organism_config(folder=tmp_path)
+            continue
+        with pytest.raises(StoreError, match=r"organism\.json is no card of an organism|shares the autoencoder of"):
+            organism_config(folder=tmp_path)
+
+
+def _is_right(place: str, value: str) -> bool:
+    """Whether a value is one that a field may have, if not the one that it had."""
+    if place == "defaults":
+        return value == "{}"
+    if place.startswith("defaults."):
+        return value in ("(left out)", "-1")
+    lists = ("tasks", "config.words", "config.frame_attention", "config.text_attention")
+    if place in lists:
+        return value == "[]" or (value == "None" and "attention" in place)
+    if place.startswith(lists):
+        return value == "(left out)"
+    return (place, value) in {("config.shift", "-1"), ("vae_of", "None")}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import dit_lens as dl
 from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts, prompt_kinds
-from dit_lens.errors import InputError
+from dit_lens.errors import InputError, StoreError
 from dit_lens.organisms import (
     load_organism,
     organism_checkpoints,
@@ -180,3 +182,25 @@ def test_prompts_that_would_be_cut_off_are_refused() -> None:
     image = dl.tasks.Permanence().sample(1)[0].image
     with pytest.raises(InputError, match="at most 15"):
         load_organism("puzzles").run({"prompt": " ".join(["up"] * 16), "image": image})
+
+
+def test_checkpoints_of_other_weights_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "puzzles"
+    shutil.copytree(HOME / "puzzles", folder)
+    step = organism_checkpoints(folder=folder)[0]
+    path = folder / "checkpoints" / f"step-{step:05d}.safetensors"
+    whole = load_file(path)
+    load_organism(folder=folder, checkpoint=step)
+    name = next(iter(whole))
+    for wrong in (
+        {n: x for n, x in whole.items() if n != name},
+        {**whole, name: torch.zeros(1)},
+        {**whole, "transformer.more": torch.zeros(1)},
+        {"vae.x": torch.zeros(1)},
+    ):
+        save_file(wrong, path)
+        with pytest.raises(StoreError, match=r"is no checkpoint of this organism: .* is missing or"):
+            load_organism(folder=folder, checkpoint=step)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(StoreError, match="cannot be read"):
+        load_organism(folder=folder, checkpoint=step)

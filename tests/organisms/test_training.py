@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ from dit_lens.organisms.build import OrganismConfig, build_pipeline, build_trans
 from dit_lens.organisms.load import load_organism, save_organism
 from dit_lens.organisms.training.data import draw, encode, encode_condition, source, still_then_gray, to_tensor
 from dit_lens.organisms.training.denoiser import Trainer, train_denoiser
-from dit_lens.organisms.training.loop import Loop, stage_at, total_steps
+from dit_lens.organisms.training.loop import Loop, stage_at, total_steps, unpacked
 from dit_lens.organisms.training.optim import Ema, Muon, MuonAdamW, learning_rate_at, orthogonalise
 from dit_lens.organisms.training.presets import PRESETS, DenoiserRecipe, Phase, Preset, Stage, VaeRecipe
 from dit_lens.organisms.training.vae import decode_unclamped, train_vae
@@ -77,7 +79,7 @@ def same(one: State, two: State) -> bool:
 
 
 def checkpoint(folder: Path, name: str = "denoiser") -> Any:
-    return torch.load(folder / f"{name}.ckpt", weights_only=True)
+    return unpacked(folder / f"{name}.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +321,21 @@ def test_a_checkpoint_that_was_cut_short_is_refused_by_name(tmp_path: Path, left
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(StoreError, match=r"toy\.ckpt is damaged or no checkpoint .*; remove it to train anew"):
         loop().run(float)
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_no_bit_of_a_checkpoint_can_be_changed_unnoticed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("bits")
+    loop = Loop("toy", folder, total=2, parts={"part": nn.Linear(3, 3)}, recipe="toy", every=2)
+    loop.run(float)
+    content = bytearray(loop.checkpoint.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    loop.checkpoint.write_bytes(content)
+    with pytest.raises(StoreError, match=r"toy\.ckpt is damaged or no checkpoint"):
+        Loop("toy", folder, total=2, parts={"part": nn.Linear(3, 3)}, recipe="toy").run(float)
 
 
 #: Trains without end and keeps a checkpoint at every step; both halves of the state tell the step.

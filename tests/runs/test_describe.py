@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import random
+import re
 import subprocess
 import sys
+import threading
 import types
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -91,6 +97,54 @@ def written(factor: float) -> Any:
     return module.Edit()
 
 
+def attribute_of_a_class(factor: float) -> Any:
+    return type(
+        "Scale", (), {"factor": factor, "__call__": lambda self, x: x * self.factor, "__module__": "a_notebook"}
+    )()
+
+
+class Scaling(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+
+@dataclass(frozen=True)
+class Further(dl.Patch):
+    """A subclass whose instances have more than its fields."""
+
+
+def further(factor: float) -> Any:
+    patch = Further(torch.zeros(1, 1), dl.Sites("delta"))
+    object.__setattr__(patch, "factor", factor)
+    return patch
+
+
+def with_attribute(factor: float) -> Any:
+    def edit(x: Tensor) -> Tensor:
+        return x * edit.factor  # type: ignore[attr-defined, no-any-return]
+
+    edit.factor = factor  # type: ignore[attr-defined]
+    return edit
+
+
+def cached(factor: float) -> Any:
+    return functools.cache(lambda x: x * factor)
+
+
+class Hidden:
+    __slots__ = ("__factor",)
+
+    def __init__(self, factor: float) -> None:
+        self.__factor = factor
+
+
+def palette(factor: float) -> Image.Image:
+    picture = Image.new("P", (2, 2))
+    picture.putpalette([int(factor), 0, 0])
+    return picture
+
+
 def linear(factor: float) -> nn.Module:
     layer = nn.Linear(2, 2)
     nn.init.constant_(layer.weight, factor)
@@ -109,6 +163,17 @@ MAKERS: dict[str, Callable[[float], Any]] = {
     "capture": lambda f: dl.Capture(dl.Sites("delta"), reduce=scaled(f)),
     "predicate": lambda f: dl.Sites("delta", layers=lambda layer: layer > f),
     "generator": lambda f: torch.Generator().manual_seed(int(f)),
+    "attribute of a class": attribute_of_a_class, "attribute of a module": Scaling,
+    "kind of an inner module": lambda f: nn.Sequential(nn.Tanh() if f == 2 else nn.ReLU()),
+    "setting of an inner module": lambda f: nn.Sequential(nn.LeakyReLU(f)), "more than fields": further,
+    "attribute of a function": with_attribute, "cached function": cached, "hidden slot": Hidden,
+    "bound builtin": lambda f: {0: f}.get, "iterator": lambda f: iter([f]),
+    "random": lambda f: random.Random(int(f)), "numpy's random": lambda f: np.random.default_rng(int(f)),
+    "deque": lambda f: deque([torch.tensor(1.0 + f * 1e-6)]), "series": lambda f: pd.Series([f]),
+    "object array": lambda f: np.array([torch.tensor(f), None], dtype=object),
+    "masked array": lambda f: np.ma.masked_equal([2.0, 3.0], f), "sparse": lambda f: torch.full((2,), f).to_sparse(),
+    "pattern": lambda f: re.compile("a" * 300 + str(f)), "path": lambda f: Path("folder") / str(f),
+    "enum": lambda f: Enum("Made", {"RED": f})["RED"], "palette": palette,
 }  # fmt: skip
 
 
@@ -138,6 +203,20 @@ def test_values_that_look_alike_are_told_apart() -> None:
     ]  # fmt: skip
     for one, two in combinations(values, 2):
         assert describe(one) != describe(two), (one, two)
+
+
+def test_looking_at_a_value_does_not_change_its_description() -> None:
+    """What is computed once and kept, or used up, is no part of it."""
+    path, capture, values = Path("folder/file"), dl.Capture(dl.Sites("delta"), reduce="norm"), iter([1, 2])
+    tokens = dl.Tokens(frames=0)
+    before = list(map(describe, (path, capture, values, tokens)))
+    hash(path), path.parts, capture._takes_at, tokens.is_all
+    assert list(map(describe, (path, capture, values, tokens))) == before
+    assert next(values) == 1
+    assert describe(values) != before[2]
+    conjugate = torch.tensor([1 + 1j]).conj()
+    assert describe(conjugate) == describe(conjugate.resolve_conj()) != describe(torch.tensor([1 + 1j]))
+    assert "0x" not in describe(threading.Lock())
 
 
 def test_where_a_function_stands_is_no_part_of_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,14 @@ def other_boundary(pipeline: Any) -> None:
     pipeline.register_to_config(boundary_ratio=0.5)
 
 
+def disabled_guider(pipeline: Any) -> None:
+    pipeline.guider.disable()
+
+
+def tiled_vae(pipeline: Any) -> None:
+    pipeline.vae.enable_tiling(16, 16, 8, 8)
+
+
 def other_guider(pipeline: Any) -> None:
     pipeline.guider = pipeline.guider.new(guidance_scale=2.5)
 
@@ -159,6 +168,8 @@ CHANGES: dict[str, tuple[str, Callable[[Any], None]]] = {
     "transformer's attention": ("wan2.1-t2v", other_attention),
     "pipeline": ("wan2.2-a14b", other_boundary),
     "guider": ("hunyuanvideo-1.5", other_guider),
+    "guider's switch": ("hunyuanvideo-1.5", disabled_guider),
+    "vae": ("wan2.1-i2v", tiled_vae),
 }
 
 
@@ -168,6 +179,20 @@ def test_a_run_leaves_the_setup_as_it_was(name: str) -> None:
     before = model.setup
     run(model, given_)
     assert model.setup == before
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "allegro"])  # whose VAE decodes only in tiles
+def test_saving_and_loading_change_nothing(name: str, tmp_path: Path) -> None:
+    model, given_ = fresh(name)
+    record = run(model, given_, record=True)
+    model.pipeline.save_pretrained(tmp_path)
+    assert run(model, given_, resume=dl.Resume(record, 1)).latents is not None
+    loaded = dl.VideoDiT(tmp_path, defaults=model.defaults)
+    loaded.pipeline.set_progress_bar_config(disable=True)
+    assert difference(loaded.setup, model.setup) == ""
+    assert run(loaded, given_).id == run(model, given_).id
+    # Weights that lie otherwise in memory are multiplied by other kernels.
+    torch.testing.assert_close(run(loaded, given_, resume=dl.Resume(record, 1)).latents, record.latents)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -282,6 +307,57 @@ def test_where_a_run_ended_and_what_it_went_on_from_are_in_its_id() -> None:
     record = run(model, given_, Edit(DELTA.at(steps=0), lambda x, at: 0 * x), record=True)
     runs = [run(model, given_), run(model, given_, stop_after=0), run(model, given_, resume=dl.Resume(record, 1))]
     assert len({r.id for r in runs}) == 3
+
+
+def test_ids_are_made_of_what_interventions_hold_before_the_run() -> None:
+    model, given_ = fresh()
+
+    def used_up(factor: float) -> Edit:
+        left = [factor] * 8
+        return Edit(DELTA, lambda x, at: x * left.pop())
+
+    seen: list[float] = []
+    log = Edit(DELTA, lambda x, at: seen.append(float(x.mean())))
+    assert run(model, given_, used_up(0.5)).id != run(model, given_, used_up(2.0)).id
+    first = run(model, given_, log).id
+    seen.clear()
+    assert run(model, given_, log).id == first
+
+
+def test_inputs_of_one_name_are_told_apart() -> None:
+    """A task instance may be named as another is."""
+    model, given_ = fresh()
+    one, other = (SimpleNamespace(id="a", prompt=prompt) for prompt in (given_["prompt"], given_["prompt"].split()[0]))
+    before = run(model, one, record=True)
+    assert run(model, other).rows == before.rows
+    assert run(model, other).id != before.id
+    with pytest.raises(InputError, match="the record is of other prompts or pictures"):
+        run(model, other, resume=dl.Resume(before, 1))
+    pictured, given_ = fresh("wan2.1-i2v")
+    names = set()
+    for colour in (0, 200):
+        picture = Image.new("P", given_["image"].size)
+        picture.putpalette([colour, 0, 0])
+        names.add(run(pictured, {**given_, "image": picture}).id)
+    assert len(names) == 2
+
+
+def test_lists_of_noise_levels_may_be_arrays() -> None:
+    model, given_ = fresh("hunyuanvideo")
+    levels = [1.0, 0.7, 0.4]
+    record = model.run(given_, 3, decode=False, record=True, sigmas=np.array(levels))
+    again = model.run(given_, 3, decode=False, resume=dl.Resume(record, 1), sigmas=np.array(levels))
+    assert torch.equal(again.latents, record.latents)
+    with pytest.raises(InputError, match="the record has sigmas"):
+        model.run(given_, 3, decode=False, resume=dl.Resume(record, 1), sigmas=np.array([1.0, 0.7, 0.5]))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_a_picture_of_any_mode_is_taken(mode: str) -> None:
+    model, given_ = fresh("wan2.1-i2v")
+    picture = given_["image"].convert(mode)
+    alone, twice = (run(model, x) for x in ({**given_, "image": picture}, [{**given_, "image": picture}, given_]))
+    torch.testing.assert_close(alone.latents, twice.latents[:1], atol=1e-4, rtol=1e-4)
 
 
 def test_rows_are_named_by_the_picture_too() -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,8 +138,8 @@ class Loop:
 
     def _read(self) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            state = unpacked(self.checkpoint)
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise StoreError(
                 f"{self.checkpoint} is damaged or no checkpoint ({reason:.120}); remove it to train anew"
@@ -148,7 +148,29 @@ class Loop:
 
     def _save(self, step: int) -> None:
         parts = {key: part.state_dict() for key, part in self.parts.items()}
-        buffer = io.BytesIO()
-        torch.save({"recipe": self.recipe, "step": step, "log": self.log, "parts": parts}, buffer)
-        write_atomic(self.checkpoint, buffer.getvalue())
+        state = {"recipe": self.recipe, "step": step, "log": self.log, "parts": parts}
+        write_atomic(self.checkpoint, packed(state))
         write_atomic(self.folder / f"{self.name}.json", json.dumps(self.log, indent=1).encode())
+
+
+def packed(state: Mapping[str, Any]) -> bytes:
+    """A state as bytes that begin with their checksum: torch reads a file with a changed bit as if it were right."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+
+
+def unpacked(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        It is not as it was written.
+    """
+    data = path.read_bytes()
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(data[size:]).digest() != data[:size]:
+        raise ValueError("it has another checksum than it names")
+    state: dict[str, Any] = torch.load(io.BytesIO(data[size:]), weights_only=True)
+    return state
