@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,14 @@ def shipped() -> Subject:
 @pytest.fixture(params=[1.0, 2.0], ids=["unguided", "guided"])
 def guidance(request: pytest.FixtureRequest) -> float:
     return float(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _figures_closed() -> Iterator[None]:
+    """Pictures of one test are not those of the next; matplotlib warns of too many."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(autouse=True)
