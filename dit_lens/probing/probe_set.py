@@ -1,13 +1,13 @@
-"""Trained probes: what they are of, how well they read, and their weights; saved, loaded by name, refused elsewhere."""
+"""Trained probes: their weights under a card; saved, loaded by name, refused elsewhere."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,103 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import InputError, MadeForAnother, SiteError, StoreError
-from dit_lens.files import strict
 from dit_lens.files.shipped import ORGANISMS
 from dit_lens.files.strict import Malformed
 from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.interventions.steer import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.fit.questions import Asked
+from dit_lens.probing.probe_card import asked_of, check_places, is_own, options_of, read_card
 from dit_lens.probing.rows.readers import layer_name, site_of
 from dit_lens.runs.run import Run
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks import TASKS
-
-SCHEMA = 1
-
-
-class _Task(TypedDict):
-    name: str
-    options: dict[str, Any]
-
-
-class _Estimator(TypedDict):
-    kind: str
-    alpha: float
-
-
-class _Asked(TypedDict):
-    name: str
-    role: str
-    control: Literal["none", "shuffled"]
-    kind: Literal["binary", "classes", "regression"]
-    classes: list[Any]
-    names: list[str]
-    start: int
-    stop: int
-
-
-class _Side(TypedDict):
-    instances: int
-    ids: list[str]
-
-
-class _Score(TypedDict):
-    """A row of `ProbeGrid.table`; null where a control is missing, or a measure is not one of its kind of label."""
-
-    step: int
-    sigma: float
-    label: str
-    role: str
-    kind: str
-    readout: str
-    skill: float | None
-    low: float | None
-    high: float | None
-    shuffled: float | None
-    input: float | None
-    position: float | None
-    random: float | None
-    majority: float | None
-    selectivity: float | None
-    selectivity_low: float | None
-    selectivity_high: float | None
-    best: str | None
-    excess: float | None
-    excess_low: float | None
-    excess_high: float | None
-    accuracy: float | None
-    majority_accuracy: float | None
-    rows: str
-    n: int
-    missing: str | Literal[""]
-    source: str
-    level: str
-
-
-class _Card(TypedDict):
-    schema: Literal[1]
-    model_id: str
-    family: str
-    task: _Task
-    level: str
-    frames: list[int]
-    pool: str
-    source: str
-    controls: list[str]
-    random_seed: int
-    layers: list[int]
-    estimator: _Estimator
-    asked: list[_Asked]
-    sites: list[str]
-    sigmas: dict[str, float]
-    experts: dict[str, str | None]
-    seed: int
-    train: _Side
-    test: _Side
-    versions: dict[str, str]
-    date: str
-    scores: list[_Score]
 
 
 @dataclass(frozen=True)
@@ -141,8 +55,7 @@ class ProbeSet:
     @property
     def asked(self) -> list[Asked]:
         """All questions, true labels first."""
-        given: list[dict[str, Any]] = [_options(a) for a in self.card["asked"]]
-        return [Asked(**a) for a in given]
+        return asked_of(self.card)
 
     @property
     def labels(self) -> list[str]:
@@ -155,9 +68,7 @@ class ProbeSet:
     @property
     def readouts(self) -> list[str]:
         """Readouts, those of the controls included: the embedding, the layers, then the controls."""
-        return sorted(
-            {readout for _, readout in self.coef}, key=lambda name: (not _is_own(name), name[:1] != "e", name)
-        )
+        return sorted({readout for _, readout in self.coef}, key=lambda name: (not is_own(name), name[:1] != "e", name))
 
     @property
     def source(self) -> str:
@@ -175,7 +86,7 @@ class ProbeSet:
         name = self.card["task"]["name"]
         if name not in TASKS:
             raise InputError(f"these probes are of the task {name!r}, which dit_lens does not have: give task=")
-        return TASKS[name](**_options(self.card["task"]["options"]))
+        return TASKS[name](**options_of(self.card["task"]["options"]))
 
     def frame(self) -> pd.DataFrame:
         """The scores that were measured when the probes were trained, with all controls."""
@@ -215,7 +126,7 @@ class ProbeSet:
         SiteError
         """
         if isinstance(layer, str):
-            if not _is_own(layer):
+            if not is_own(layer):
                 raise SiteError(f"layer {layer!r}: a number, 'embed', or a name such as 'L02'")
             return layer
         layers: list[int] = self.card["layers"]
@@ -321,50 +232,23 @@ class ProbeSet:
             raise InputError(f"no probes at {path}")
         tensors, card = read_weights(path)
         try:
-            found = cls(strict.typed(card, _Card, "card"), _part(tensors, "coef"), _part(tensors, "intercept"))
-            found._check()
+            found = cls(read_card(card), _part(tensors, "coef"), _part(tensors, "intercept"))
+            found._check_weights()
+            check_places(found.card, found.steps, found.readouts)
         except Malformed as error:
             raise StoreError(f"{path} holds no probes: {error}") from error
         return found
 
-    def _check(self) -> None:
-        """Refuse a card and weights that do not fit each other."""
-        card, asked = self.card, self.asked
-        ends = [0, *(a.stop for a in asked)]
-        wide = [len(a.classes) if a.kind == "classes" else 1 for a in asked]
-        if not asked or [a.start for a in asked] != ends[:-1] or [a.stop - a.start for a in asked] != wide:
-            raise Malformed("field 'card.asked' does not divide the outputs among its questions")
-        for a in asked:
-            right = {"binary": len(a.classes) == 2, "regression": not a.classes}.get(a.kind, len(a.classes) > 2)
-            if not right or not _are_classes(a.classes) or len(a.names) != len(a.classes):
-                raise Malformed(f"field 'card.asked' gives {a.name!r}, which is {a.kind}, the classes {a.classes}")
+    def _check_weights(self) -> None:
+        """Refuse weights that are not of the card's questions."""
+        outputs = self.asked[-1].stop
         if self.coef.keys() != self.intercept.keys() or not self.coef:
             raise Malformed("not every probe has a coefficient and an intercept")
         for place, coef in self.coef.items():
-            if coef.ndim != 2 or len(coef) != ends[-1] or tuple(self.intercept[place].shape) != (ends[-1],):
-                raise Malformed(f"probes of {place} have shape {tuple(coef.shape)}; the card names {ends[-1]} outputs")
+            if coef.ndim != 2 or len(coef) != outputs or tuple(self.intercept[place].shape) != (outputs,):
+                raise Malformed(f"probes of {place} have shape {tuple(coef.shape)}; the card names {outputs} outputs")
             if not (torch.isfinite(coef).all() and torch.isfinite(self.intercept[place]).all()):
                 raise Malformed(f"probes of {place} hold numbers that are not finite")
-        steps, own = [str(step) for step in self.steps], [layer_name(layer) for layer in card["layers"]]
-        if sorted(card["sigmas"]) != sorted(steps) or sorted(card["experts"]) != sorted(steps):
-            raise Malformed(f"fields 'card.sigmas' and 'card.experts' are not those of steps {', '.join(steps)}")
-        if min(card["sigmas"].values()) < 0:
-            raise Malformed(f"field 'card.sigmas' has a negative noise level: {card['sigmas']}")
-        if {r for r in self.readouts if _is_own(r)} != {"embed", *own}:
-            raise Malformed(f"field 'card.layers' is {card['layers']}; the probes are of {', '.join(self.readouts)}")
-        read = [(step, readout) for step in self.steps for readout in ("embed", *own)]
-        if card["sites"] != [str(site_of(step, readout)) for step, readout in read]:
-            raise Malformed(f"field 'card.sites' is not that of steps {', '.join(steps)} and their readouts")
-        told = [(row["label"], row["step"], row["readout"]) for row in card["scores"]]
-        if sorted(told) != sorted((label, *place) for label in self.labels for place in read):
-            raise Malformed("field 'card.scores' has not one row for every label, step and readout")
-        if not all(isclose(row["sigma"], card["sigmas"][str(row["step"])], abs_tol=1e-3) for row in card["scores"]):
-            raise Malformed("field 'card.scores' has other noise levels than 'card.sigmas'")
-        for side in ("train", "test"):
-            if len(card[side]["ids"]) != card[side]["instances"]:
-                raise Malformed(f"field 'card.{side}' names {len(card[side]['ids'])} of its instances")
-        if (known := TASKS.get(card["task"]["name"])) is not None:
-            strict.typed(card["task"]["options"], known, "card.task.options")
 
     def _at(self, step: int, readout: str) -> Tensor:
         if (step, readout) not in self.coef:
@@ -405,25 +289,6 @@ def probe_names() -> dict[str, Path]:
     return found
 
 
-def card_of_task(task: Any) -> dict[str, Any]:
-    """Name and settings of a task, as JSON types.
-
-    Raises
-    ------
-    InputError
-        A task that is no dataclass: its settings could not be written down.
-    """
-    name = task.name
-    if not is_dataclass(task) or isinstance(task, type):
-        raise InputError(f"{task!r} is no dataclass: probes are saved with the settings of their task")
-    options = asdict(task)
-    return {"name": name, "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
-
-
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-
-
 def _part(tensors: Mapping[str, Tensor], what: str) -> dict[tuple[int, str], Tensor]:
     found = {}
     for name, tensor in tensors.items():
@@ -433,17 +298,6 @@ def _part(tensors: Mapping[str, Tensor], what: str) -> dict[tuple[int, str], Ten
         if parts[3] == what:
             found[int(parts[1]), parts[2]] = tensor
     return found
-
-
-def _are_classes(values: Sequence[Any]) -> bool:
-    """Whether these are different values of one kind that a label can have."""
-    kinds = {type(value) for value in values}
-    return kinds <= {bool, int, float, str} and len(kinds) < 2 and len(set(values)) == len(values)
-
-
-def _is_own(readout: str) -> bool:
-    """Whether a readout is of the model itself, and no control."""
-    return re.fullmatch(r"embed|L\d{2,}", readout) is not None
 
 
 def _named(sigma: float | None, expert: str | None) -> str:

@@ -23,8 +23,9 @@ from dit_lens.probing.evaluate import check_held_out, scored, visited
 from dit_lens.probing.fit.discriminant import discriminant
 from dit_lens.probing.fit.moments import Linear, Moments
 from dit_lens.probing.fit.questions import Asked, Question, ask, targets
+from dit_lens.probing.probe_card import SCHEMA, card_of_task
 from dit_lens.probing.probe_grid import ProbeGrid
-from dit_lens.probing.probe_set import SCHEMA, ProbeSet, card_of_task
+from dit_lens.probing.probe_set import ProbeSet
 from dit_lens.probing.rows.collect import plan_visit
 from dit_lens.probing.rows.data import Source, group_numbers, require_disjoint
 from dit_lens.probing.rows.readers import CONTROLS, Sink, Visit, layer_name, site_of
