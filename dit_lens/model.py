@@ -31,7 +31,7 @@ from dit_lens.families.registry import architecture_of
 from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
-from dit_lens.runs.identity import DECODERS, model_id, run_id, setup_of
+from dit_lens.runs.identity import model_id, of_latents, run_id, setup_of
 from dit_lens.runs.inputs import Inputs, gather
 from dit_lens.runs.replay import Replay, Resume
 from dit_lens.runs.run import Run
@@ -177,8 +177,7 @@ class VideoDiT:
         refuse_modes(self.experts.values(), pipeline=self.pipeline)
         gathered = gather(inputs, seed)
         whole_setup = self.setup
-        idle = DECODERS - {"vae"} if gathered.images is not None else DECODERS
-        setup = {name: part for name, part in whole_setup.items() if name not in idle}
+        setup = of_latents(whole_setup, pictures=gathered.images is not None)
         arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | pipeline_arguments
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, arguments)
         geometry = geometry_of(self.pipeline, self.architecture, settings)
@@ -204,14 +203,7 @@ class VideoDiT:
         own_name = run_id(
             own_id, whole_setup, gathered, settings, [dispatcher.scales, *interventions, body, stop_after, resume]
         )
-        decode = decode and stop_after is None
-        whole = self.architecture.decodes_batches or len(gathered.rows) == 1
-        make = partial(drive, self.pipeline, dispatcher, gathered, settings, decode and whole)
-        output = on_loan(self.pipeline, self._trees.values(), make, sampling=True)
-        dispatcher.require_fired()
-        latents, frames = cast(Tensor, dispatcher.latents), None
-        if decode:
-            frames = to_bytes(np.asarray(output)) if whole else self.decode(latents)
+        frames = self._generate(dispatcher, gathered, settings, decode and stop_after is None)
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
@@ -222,7 +214,7 @@ class VideoDiT:
             rows=gathered.rows,
             content=gathered.content,
             frames=frames,
-            latents=latents,
+            latents=cast(Tensor, dispatcher.latents),
             schedule=context.schedule,
             geometry=geometry,
             settings=settings,
@@ -232,6 +224,18 @@ class VideoDiT:
             ledger=recorder.ledger,
             text_valid=recorder.text_valid,
         )
+
+    def _generate(
+        self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool
+    ) -> Video | None:
+        """Drive the pipeline through every step; the frames, where they are to be decoded."""
+        at_once = self.architecture.decodes_batches or len(inputs.rows) == 1
+        make = partial(drive, self.pipeline, dispatcher, inputs, settings, decode and at_once)
+        output = on_loan(self.pipeline, self._trees.values(), make, sampling=True)
+        dispatcher.require_fired()
+        if not decode:
+            return None
+        return to_bytes(np.asarray(output)) if at_once else self.decode(cast(Tensor, dispatcher.latents))
 
     def replay(self, run: Run, step: int, interventions: Iterable[Intervention] = (), *, from_layer: int = 0) -> Replay:
         """Do one denoising step of a recorded run again, alone, with other interventions.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import hashlib
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dit_lens.files.digest import short_hash
 from dit_lens.runs.inputs import picture_bytes
 from dit_lens.runs.run import Run
 from dit_lens.runs.weights import contents, submodules, tensors
@@ -60,7 +60,7 @@ class _Description:
         if isinstance(value, np.ndarray):
             return self._array(value)
         if isinstance(value, Image.Image):
-            return f"picture:{_hash([picture_bytes(value)])}"
+            return f"picture:{short_hash([picture_bytes(value)])}"
         if isinstance(value, torch.Generator):
             return f"generator:{self.text(value.get_state())}"
         if isinstance(value, Mapping):
@@ -77,14 +77,14 @@ class _Description:
             value = value.coalesce()
             return f"sparse {tuple(value.shape)}:{self.text([value.indices(), value.values()])}"
         plain = value.resolve_conj().resolve_neg() if value.layout is torch.strided else value.to_dense()
-        return f"tensor:{_hash(contents({'': plain}, whole=True))}"
+        return f"tensor:{short_hash(contents({'': plain}, whole=True))}"
 
     def _array(self, value: Any) -> str:
         if isinstance(value, np.ma.MaskedArray):
             return f"masked:{self.text([value.data, np.ma.getmaskarray(value)])}"
         if value.dtype.hasobject:
             return f"array {value.dtype} {value.shape}:{self.text(value.tolist())}"
-        return f"array:{_hash([f'{value.dtype} {value.shape}'.encode(), np.ascontiguousarray(value).tobytes()])}"
+        return f"array:{short_hash([f'{value.dtype} {value.shape}'.encode(), np.ascontiguousarray(value).tobytes()])}"
 
     def _code(self, value: Any) -> str | None:
         if isinstance(value, functools.partial):
@@ -112,19 +112,21 @@ class _Description:
         enclosed = dict(zip(code.co_freevars, map(_contents, cells), strict=True))
         named = {name: function.__globals__[name] for name in _names(code) if name in function.__globals__}
         defaults = [function.__defaults__, function.__kwdefaults__, vars(function)]
-        return f"{function.__qualname__}<{_hash([self.text([_bytecode(code), defaults, enclosed, named]).encode()])}>"
+        return (
+            f"{function.__qualname__}<{short_hash([self.text([_bytecode(code), defaults, enclosed, named]).encode()])}>"
+        )
 
     def _class(self, kind: type) -> str:
         """Its name; and of one that the user wrote what stands in it, for a notebook may define it again."""
         own = [base for base in kind.__mro__ if not _is_installed(base)]
         members = [f"{name}={self.text(x)}" for base in own for name, x in sorted(_members(base).items())]
-        return f"{kind.__qualname__}<{_hash([' '.join(members).encode()])}>" if members else kind.__qualname__
+        return f"{kind.__qualname__}<{short_hash([' '.join(members).encode()])}>" if members else kind.__qualname__
 
     def _object(self, value: Any) -> str:
         kind = self.text(type(value))
         if isinstance(value, nn.Module):
             within = {path: [type(part), _attributes(part, public=True)] for path, part in submodules(value)}
-            return f"{kind}:{_hash(contents(tensors(value)))} {self.text(within)}"
+            return f"{kind}:{short_hash(contents(tensors(value)))} {self.text(within)}"
         if hasattr(value, "full_id"):  # a model
             return f"model:{value.id}"
         if is_dataclass(value) and _is_installed(type(value)):
@@ -204,10 +206,3 @@ def _bytecode(code: types.CodeType) -> str:
     """What a function does with its names and constants, and not where it stands."""
     constants = [_bytecode(c) if isinstance(c, types.CodeType) else describe(c) for c in code.co_consts]
     return f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames} {code.co_freevars}"
-
-
-def _hash(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:12]

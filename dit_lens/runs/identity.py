@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import nn
 
+from dit_lens.files.digest import short_hash
 from dit_lens.runs.describe import describe
 from dit_lens.runs.inputs import Inputs
 from dit_lens.runs.weights import contents, submodules, tensors
 
-#: Parts of a pipeline that only decode: latents do not depend on them, unless the VAE encodes a picture.
-DECODERS = frozenset({"vae", "audio_vae", "vocoder"})
+#: Parts of a pipeline that decode.
+_DECODERS = frozenset({"vae", "audio_vae", "vocoder"})
 
 #: Entries of a configuration that say how it was loaded, not what it is.
 _LOADED = frozenset({"transformers_version", "torch_dtype", "dtype", "architectures"})
@@ -35,11 +36,7 @@ def model_id(experts: Iterable[Any], *, whole: bool = False) -> str:
     whole : bool
         Every value of the weights instead of a sample.
     """
-    digest = hashlib.sha256()
-    for module in experts:
-        for part in _parts_of(module, whole=whole):
-            digest.update(part)
-    return digest.hexdigest()[:12]
+    return short_hash(part for module in experts for part in _parts_of(module, whole=whole))
 
 
 def setup_of(pipeline: Any, experts: Iterable[Any]) -> dict[str, str]:
@@ -52,12 +49,18 @@ def setup_of(pipeline: Any, experts: Iterable[Any]) -> dict[str, str]:
     experts = list(experts)
     names = {name: part for name, part in pipeline.components.items() if part is not None}
     others = {name: part for name, part in names.items() if not any(part is expert for expert in experts)}
-    found = {name: _short([_kind(part), *_parts_of(part)]) for name, part in sorted(others.items())}
+    found = {name: short_hash([_kind(part), *_parts_of(part)]) for name, part in sorted(others.items())}
     # The classes of the parts stand in the pipeline's configuration as pairs.
     own = {name: value for name, value in _config(pipeline).items() if not isinstance(value, list | tuple)}
-    found["pipeline"] = _short([_kind(pipeline), describe(own).encode()])
-    found["transformer"] = _short(part for expert in experts for part in _computed(expert))
+    found["pipeline"] = short_hash([_kind(pipeline), describe(own).encode()])
+    found["transformer"] = short_hash(part for expert in experts for part in _computed(expert))
     return found
+
+
+def of_latents(setup: Mapping[str, str], *, pictures: bool) -> dict[str, str]:
+    """The parts that latents depend on: not those that decode, unless the VAE encodes the pictures of the inputs."""
+    idle = _DECODERS - {"vae"} if pictures else _DECODERS
+    return {name: part for name, part in setup.items() if name not in idle}
 
 
 def difference(setup: Mapping[str, str], other: Mapping[str, str]) -> str:
@@ -143,10 +146,3 @@ def _computed(expert: nn.Module) -> Iterator[bytes]:
     yield from contents(tensors(expert, computed=True), half=True)
     kept = [(path, part.__dict__) for path, part in submodules(expert)]
     yield describe({path: type(own["processor"]) for path, own in kept if "processor" in own}).encode()
-
-
-def _short(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:12]

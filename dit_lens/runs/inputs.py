@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from dit_lens.errors import InputError
+from dit_lens.files.digest import short_hash
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,8 @@ class Inputs:
     @property
     def content(self) -> str:
         """Hash of the prompts and pictures: rows are named as their task instance says, which may say less."""
-        digest = hashlib.sha256(repr(self.prompts).encode())
-        for image in {id(image): image for image in self.images or ()}.values():
-            digest.update(picture_bytes(image))
-        return digest.hexdigest()[:12]
+        pictures = {id(image): image for image in self.images or ()}.values()
+        return short_hash([repr(self.prompts).encode(), *map(picture_bytes, pictures)])
 
     def generators(self) -> list[torch.Generator]:
         """One generator per row, on the CPU so that a seed means the same on every device."""
@@ -133,7 +131,7 @@ def _name(prompt: str, image: Any) -> str:
         return prompt
     if not isinstance(image, Image.Image):
         raise InputError(f"an input's image must be a PIL image, got {type(image).__name__}")
-    return f"{prompt} [{hashlib.sha256(picture_bytes(image)).hexdigest()[:12]}]"
+    return f"{prompt} [{short_hash([picture_bytes(image)])}]"
 
 
 def picture_bytes(image: Image.Image) -> bytes:

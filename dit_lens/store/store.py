@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError, StoreError
 from dit_lens.interventions.capture import Capture
-from dit_lens.runs.identity import DECODERS
+from dit_lens.runs.identity import of_latents
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
@@ -182,9 +182,7 @@ class Store:
             Names what differs.
         """
         if (layout := self._manifest.layout) is not None:
-            kept = layout.setup or {}
-            asked = {name: part for name, part in model.setup.items() if name in kept or name not in DECODERS}
-            layout.require_model(model.id, asked)
+            layout.require_model(model.id, of_latents(model.setup, pictures="vae" in (layout.setup or {})))
 
     def frame(self, of: str = "sites") -> pd.DataFrame:
         """A tidy table of what is in the store.

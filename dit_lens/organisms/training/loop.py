@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from dit_lens.errors import InputError, StoreError
 from dit_lens.files.atomic import make_folder, write_atomic
+from dit_lens.files.digest import short_hash
 from dit_lens.files.lock import Lock
 from dit_lens.organisms.training.presets import Preset, Stage
 from dit_lens.runs.weights import contents, tensors
@@ -46,10 +47,7 @@ def total_steps(stages: tuple[Stage, ...]) -> int:
 
 def recipe_id(preset: Preset, start: nn.Module) -> str:
     """Hash of a preset, its seed included, and of the weights that a training starts from."""
-    digest = hashlib.sha256(json.dumps(asdict(preset), sort_keys=True).encode())
-    for part in contents(tensors(start)):
-        digest.update(part)
-    return digest.hexdigest()[:12]
+    return short_hash([json.dumps(asdict(preset), sort_keys=True).encode(), *contents(tensors(start))])
 
 
 @dataclass
