@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from dit_lens.errors import UnsupportedModel
+from dit_lens.runs.weights import submodules
 
 #: Where pipelines hold their transformers.
 _HELD = ("transformer", "transformer_2")
@@ -57,14 +58,8 @@ def refuse_modes(experts: Iterable[Any], *, gradients: bool = False, pipeline: A
 
 def _marked(module: nn.Module) -> list[nn.Module]:
     """The modules that have anything of interest here. Every run and every replay asks, so it must be quick."""
-    found, left = [], [module]
-    while left:
-        module = left.pop()
-        kept = module.__dict__
-        if not _MARKS.isdisjoint(kept) or "_orig_mod" in kept["_modules"]:
-            found.append(module)
-        left.extend(child for child in kept["_modules"].values() if child is not None)
-    return found
+    kept = ((part, part.__dict__) for _, part in submodules(module))
+    return [part for part, own in kept if not _MARKS.isdisjoint(own) or "_orig_mod" in own["_modules"]]
 
 
 def _compiled(module: nn.Module) -> str | None:

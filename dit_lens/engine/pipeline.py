@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dit_lens.engine.dispatcher import Dispatcher
+from dit_lens.engine.loan import BORROWED
 from dit_lens.engine.sampler import Sampler
 from dit_lens.engine.traversal import Enough
 from dit_lens.runs.inputs import Inputs, split_rows
@@ -27,9 +28,9 @@ def drive(pipeline: Any, dispatcher: Dispatcher, inputs: Inputs, settings: Mappi
     dispatcher.sampler = Sampler(pipeline.scheduler, generators)
     with (
         torch.no_grad(),
-        borrowed(pipeline, "prepare_latents", "encode_image", "_progress_bar_config"),
+        borrowed(pipeline, *BORROWED),
         dispatcher.sampler.active(),
-        borrowed(pipeline.scheduler, "step"),
+        borrowed(pipeline.scheduler, *BORROWED),
     ):
         callback = _callback(pipeline, dispatcher)
         prepare = pipeline.prepare_latents

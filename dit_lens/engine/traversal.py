@@ -159,12 +159,11 @@ class Walk:
         met, embedded = None, layer == 0 and bool(self._wants(None, "embed"))
         if self._terms(layer, block) or self._wants(layer, "delta") or embedded or self._reads_text(layer, block):
             args, kwargs = envoy.inputs
-            if block.text_valid is not all_valid:
-                tokens = math.prod(self.context.geometry.grid)
-                self._valid = block.text_valid(Met(module, bind(module, args, kwargs), tokens))
-            if embedded:
-                args, kwargs = self._offer_embed(envoy, module, block, args, kwargs)
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
+            if block.text_valid is not all_valid:
+                self._valid = block.text_valid(met)
+            if embedded:
+                self._offer_embed(envoy, block, met, args, kwargs)
             if self._bypassed(layer):
                 return self._skip(envoy, block, layer, met)
         pending = self._offer_terms(block, layer, met) if met is not None else {}
@@ -176,17 +175,15 @@ class Walk:
         """Whether a text stream is wanted of which attention reads only some positions."""
         return block.text_valid is not all_valid and any(place[2] != "video" for place in self._at.get(layer, ()))
 
-    def _offer_embed(
-        self, envoy: Any, module: nn.Module, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = bind(module, args, kwargs)
+    def _offer_embed(self, envoy: Any, block: Block, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Offer what the first block is given; edits go to the block and to what is met of it."""
         for stream in block.streams:
-            changed = self._offer((None, "embed", stream.name, None), bound[stream.argument])
+            changed = self._offer((None, "embed", stream.name, None), met.arguments[stream.argument])
             if changed is not None:
-                place = list(bound).index(stream.argument)
+                place = list(met.arguments).index(stream.argument)
                 args, kwargs = _replaced(args, kwargs, place - 1, stream.argument, changed)
                 envoy.inputs = (args, kwargs)
-        return args, kwargs
+                met.arguments[stream.argument] = changed
 
     def _bypassed(self, layer: int) -> bool:
         """Whether a whole block can be left out: its update is bypassed in all streams, and nobody wants its parts."""
@@ -272,6 +269,7 @@ class Walk:
         self, envoy: Any, block: Block, layer: int, met: Met | None, pending: Mapping[str, Tensor]
     ) -> None:
         output, streams, changed_any = envoy.output, {}, False
+        bypassed = {stream.name: None not in self._bypasses(layer, stream.name) for stream in block.streams}
         for stream in block.streams:
             after = given = output if stream.element is None else output[stream.element]
             if stream.name in pending:
@@ -279,7 +277,7 @@ class Walk:
             if met is not None and self._visits((layer, "delta", stream.name, None)):
                 own = after - met.arguments[stream.argument]
                 changed = self._offer((layer, "delta", stream.name, None), own)
-                if None not in self._bypasses(layer, stream.name):
+                if bypassed[stream.name]:
                     after = met.arguments[stream.argument]
                 elif changed is not None:
                     # Adding the difference keeps patching with one's own update the identity, bit for bit.
@@ -287,7 +285,7 @@ class Walk:
             changed = self._offer((layer, "resid", stream.name, None), after)
             streams[stream.name] = after if changed is None else changed
             changed_any |= streams[stream.name] is not given
-        if all(None not in self._bypasses(layer, stream.name) for stream in block.streams):
+        if all(bypassed.values()):
             assert met is not None
             streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
         if changed_any:

@@ -116,8 +116,20 @@ def head_share(z: Tensor, projection: Any, heads: int, head: int, gate: Tensor |
     """
     width = z.shape[-1] // heads
     own = slice(head * width, (head + 1) * width)
-    share: Tensor = at_hand(projection, lambda: z[..., own] @ linear_weight(projection, z)[:, own].T)
+    share = channels_through(projection, z, own)
     return share if gate is None else share * gate
+
+
+def channels_through(projection: Any, given: Tensor, channels: slice) -> Tensor:
+    """What a linear layer makes of some channels of what it is given, (B, N, D_in) to (B, N, D); its bias is left out.
+
+    Raises
+    ------
+    UnsupportedModel
+        As in `linear_weight`.
+    """
+    made: Tensor = at_hand(projection, lambda: given[..., channels] @ linear_weight(projection, given)[:, channels].T)
+    return made
 
 
 def bias_share(projection: Any, gate: Tensor | None = None) -> Tensor:

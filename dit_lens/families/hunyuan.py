@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dit_lens.families.at_hand import at_hand
 from dit_lens.families.base import (
     Architecture,
     Attends,
@@ -31,8 +30,8 @@ from dit_lens.families.base import (
 from dit_lens.families.common import (
     bias_share,
     causal_latent,
+    channels_through,
     head_share,
-    linear_weight,
     patch_of,
     patched_grid,
     posterior_mode,
@@ -114,18 +113,16 @@ def _given(met: Met, stream: str) -> Tensor:
     return given
 
 
-def _through(met: Met, given: Tensor, columns: slice) -> Tensor:
+def _through(met: Met, given: Tensor, channels: slice) -> Tensor:
     """What the shared projection makes of some of its inputs under the gate; its bias is left out."""
-    projection = met.module.proj_out
-    made: Tensor = at_hand(projection, lambda: given[..., columns] @ linear_weight(projection, given)[:, columns].T)
-    return _gate(met, "norm", 1) * made
+    return _gate(met, "norm", 1) * channels_through(met.module.proj_out, given, channels)
 
 
 def _single_attention(met: Met, stream: str, head: int | None = None) -> Tensor:
     width, heads = met.module.proj_out.out_features, met.module.attn.heads
     each = width // heads
-    columns = slice(0, width) if head is None else slice(head * each, (head + 1) * each)
-    return _through(met, _given(met, stream), columns)
+    channels = slice(0, width) if head is None else slice(head * each, (head + 1) * each)
+    return _through(met, _given(met, stream), channels)
 
 
 def _single_feed_forward(met: Met, stream: str) -> Tensor:

@@ -100,7 +100,7 @@ class Record:
             A field that is missing, unknown or of another type, or errors of no layer or band of the record.
         """
         bands = tuple(NoiseBand.from_json(band) for band in strict.get(data, "bands", list))
-        record = cls(**{**vars(strict.typed({**data, "bands": []}, cls, "record")), "bands": bands})
+        record: Record = replace(strict.typed({**data, "bands": []}, cls, "record"), bands=bands)
         # The residual after the last block is what the others are translated to.
         places = [(row["band"], row["layer"]) for row in record.errors]
         if sorted(places) != [(band, layer) for band in range(len(bands)) for layer in range(record.layers - 1)]:
