@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
 from dit_lens.engine.envoys import Tree
@@ -32,7 +33,7 @@ from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.identity import model_id, of_latents, run_id, setup_of
-from dit_lens.runs.inputs import Inputs, gather
+from dit_lens.runs.inputs import Inputs, gather, paired
 from dit_lens.runs.replay import Replay, Resume
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
@@ -126,7 +127,7 @@ class VideoDiT:
         inputs: Any,
         seed: int | Sequence[int] = 0,
         *,
-        steps: int | None = None,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         interventions: Iterable[Intervention] = (),
         body: Body | None = None,
@@ -143,7 +144,7 @@ class VideoDiT:
         inputs : task instance, prompt, mapping with "prompt" (and "image"), or a list of them
         seed : int or one per row
             One input and K seeds make K rows. A seed's noise is drawn on the CPU.
-        steps : int, optional
+        num_inference_steps : int, optional
             Denoising steps S.
         guidance_scale : float, optional
             Above 1, the run has a branch "uncond" besides "cond" (in the families that guide so).
@@ -178,7 +179,7 @@ class VideoDiT:
         gathered = gather(inputs, seed)
         whole_setup = self.setup
         setup = of_latents(whole_setup, pictures=gathered.images is not None)
-        arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | pipeline_arguments
+        arguments = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale} | pipeline_arguments
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, arguments)
         geometry = geometry_of(self.pipeline, self.architecture, settings)
         context = Context(self.architecture, geometry, gathered.rows)
@@ -211,6 +212,7 @@ class VideoDiT:
             id=own_name,
             model_id=own_id,
             setup=setup,
+            inputs=gathered.given,
             rows=gathered.rows,
             content=gathered.content,
             frames=frames,
@@ -224,6 +226,52 @@ class VideoDiT:
             ledger=recorder.ledger,
             text_valid=recorder.text_valid,
         )
+
+    def runs(
+        self,
+        inputs: Any,
+        seed: int | Sequence[int] = 0,
+        *,
+        batch: int = 32,
+        progress: str | None = "runs",
+        **run_arguments: Any,
+    ) -> Iterator[Run]:
+        """Generate from many inputs, ``batch`` rows at a time.
+
+        A run's ``inputs`` are those of its rows. The pipeline is free for other runs until the next one is asked for.
+
+        Parameters
+        ----------
+        inputs
+            As in `run`.
+        seed : int or sequence of int
+            A sequence has one seed per row; one input and K seeds make K rows. An int gives every input a seed of its
+            own, `dit_lens.runs.seeds.row_seeds`, and another int shares none of them.
+        batch : int
+            Rows that are run at once.
+        progress : str or None
+            Title of the progress bar, None for none.
+        **run_arguments
+            As in `run`.
+
+        Raises
+        ------
+        InputError
+            Before the first run: no inputs, numbers of inputs and seeds that do not fit, or a batch below 1.
+        """
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch={batch!r}: need a whole number of at least 1")
+        rows = paired(inputs, seed)
+        return self._batches(rows, batch, progress, run_arguments)
+
+    def _batches(
+        self, rows: Sequence[tuple[Any, int]], batch: int, progress: str | None, run_arguments: Mapping[str, Any]
+    ) -> Iterator[Run]:
+        with tqdm(total=len(rows), desc=progress, unit="run", disable=progress is None) as bar:
+            for start in range(0, len(rows), batch):
+                given, seeds = zip(*rows[start : start + batch], strict=True)
+                yield self.run(list(given), list(seeds), **run_arguments)
+                bar.update(len(seeds))
 
     def _generate(
         self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool
@@ -410,10 +458,15 @@ class VideoDiT:
         return encode(self.pipeline, self.architecture, frames, batch)
 
     def geometry(
-        self, inputs: Any = None, *, steps: int | None = None, guidance_scale: float | None = None, **arguments: Any
+        self,
+        inputs: Any = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        **arguments: Any,
     ) -> Geometry:
         """What a run with these settings would offer to be addressed."""
-        gathered = gather(inputs, 0) if inputs is not None else Inputs((), [], None, {})
-        given = {"num_inference_steps": steps, "guidance_scale": guidance_scale} | arguments
+        gathered = gather(inputs, 0) if inputs is not None else Inputs((), (), [], None, {})
+        given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale} | arguments
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, given)
         return geometry_of(self.pipeline, self.architecture, settings)

@@ -42,7 +42,7 @@ class Subject:
         return self.model.pipeline
 
     def run(self, which: int = 0, guidance: float = 1.0, **more: Any) -> dl.Run:
-        settings = {"steps": STEPS, "decode": False, **more}
+        settings = {"num_inference_steps": STEPS, "decode": False, **more}
         return self.model.run(self.inputs[which], self.seeds[which], guidance_scale=guidance, **settings)
 
     def plain(self, which: int = 0, guidance: float = 1.0, output_type: str = "latent", **more: Any) -> Any:

@@ -57,7 +57,12 @@ def give(**arguments: Any) -> Callable[[Subject], dict[str, Any]]:
 
 def donor_of(*components: str, rows: int = 1, **arguments: Any) -> Callable[[Subject], dl.Run]:
     def make(subject: Subject) -> dl.Run:
-        settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False, "interventions": [capture(*components)]}
+        settings = {
+            "num_inference_steps": STEPS,
+            "guidance_scale": 1.0,
+            "decode": False,
+            "interventions": [capture(*components)],
+        }
         return subject.model.run(subject.inputs[1], list(range(rows)), **settings | arguments)
 
     return make
@@ -70,20 +75,27 @@ def renamed_donor(subject: Subject) -> dl.Run:
 
 def large_donor(subject: Subject) -> dl.Run:
     maze = dl.tasks.Maze(size=6).sample(1)[0]
-    return subject.model.run(maze, steps=STEPS, guidance_scale=1.0, decode=False, interventions=[capture("delta")])
+    return subject.model.run(
+        maze, num_inference_steps=STEPS, guidance_scale=1.0, decode=False, interventions=[capture("delta")]
+    )
 
 
 def wide_donor(subject: Subject) -> dl.Run:
     """A run with the same sites and grid whose residual stream is of another width."""
     model = dl.VideoDiT(random_pipeline(OrganismConfig(layers=4, heads=2)), defaults=subject.model.defaults)
-    settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False, "interventions": [capture("delta")]}
+    settings = {
+        "num_inference_steps": STEPS,
+        "guidance_scale": 1.0,
+        "decode": False,
+        "interventions": [capture("delta")],
+    }
     return model.run(subject.inputs[0], **settings)
 
 
 def recorded(subject: Subject, **select: Any) -> dl.Run:
     """A record of the run that these calls make, with the residual stream captured where it is asked for."""
     captures = [dl.Capture(S("resid", **select))] if select else []
-    settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False}
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False}
     return subject.model.run(subject.inputs[0], record=True, interventions=captures, **settings)
 
 
@@ -135,7 +147,7 @@ CASES: dict[str, Case] = {
                                    patch(donor_of("resid"), component="delta")),
     "donor of another name": Case(DonorError, "whole and unnamed", patch(renamed_donor, component="delta")),
     "donor of fewer steps": Case(DonorError, "s02/cond/L00/delta",
-                                 patch(donor_of("delta", steps=2), component="delta")),
+                                 patch(donor_of("delta", num_inference_steps=2), component="delta")),
     "donor of no uncond": Case(DonorError, "uncond", lambda s: {
         "interventions": [dl.Patch(donor_of("delta")(s), S("delta"))], "guidance_scale": 2.0}),
     "donor of another grid": Case(DonorError, r"\(5, 6, 6\).*\(5, 4, 4\)", patch(large_donor, component="delta")),
@@ -171,14 +183,16 @@ CASES: dict[str, Case] = {
     "no height": Case(InputError, "height=0.*nearest valid value is 16", give(height=0)),
     "frames": Case(InputError, "num_frames=8.*nearest valid value is (5|9)", give(num_frames=8)),
     "no frames": Case(InputError, "num_frames=0.*nearest valid value is 1", give(num_frames=0)),
-    "steps": Case(InputError, "steps=0.*at least 1", give(steps=0)),
-    "half a step": Case(InputError, "steps=1.5.*whole", give(steps=1.5)),
+    "steps": Case(InputError, "steps=0.*at least 1", give(num_inference_steps=0)),
+    "a selection of steps": Case(InputError, "takes no steps; the number of denoising steps is num_inference_steps",
+                                 give(steps=[0, 1])),
+    "half a step": Case(InputError, "steps=1.5.*whole", give(num_inference_steps=1.5)),
     "frames that are none": Case(InputError, "num_frames='5' is not", give(num_frames="5")),
     "height that is none": Case(InputError, "height=32.0 is not a multiple", give(height=32.0)),
     "guidance that is none": Case(InputError, "guidance_scale='high': need a finite number",
                                   give(guidance_scale="high")),
     "infinite guidance": Case(InputError, "guidance_scale=inf.*finite", give(guidance_scale=float("inf"))),
-    "a step that is true": Case(InputError, "steps=True.*whole", give(steps=True)),
+    "a step that is true": Case(InputError, "steps=True.*whole", give(num_inference_steps=True)),
     "stop where": Case(InputError, r"stop_after='soon'.*'last site'.*0\.\.2", give(stop_after="soon")),
     "stop at no site": Case(InputError, "no interventions, so it has no last site", give(stop_after="last site")),
     "stop before the start": Case(InputError, r"stop_after=-1.*0\.\.2", give(stop_after=-1)),
@@ -188,7 +202,7 @@ CASES: dict[str, Case] = {
     "resume of other rows": Case(InputError, "the record has rows.*seed=5.*seed=6",
                                  lambda s: {"resume": dl.Resume(s.run(record=True), 1), "seed": 6}),
     "resume of other settings": Case(InputError, "num_inference_steps=3, this 4",
-                                     lambda s: {"resume": dl.Resume(recorded(s), 1), "steps": 4}),
+                                     lambda s: {"resume": dl.Resume(recorded(s), 1), "num_inference_steps": 4}),
     "resume of another model": Case(InputError, "the record is of model", lambda s: {
         "resume": dl.Resume(subject_of("shipped").run(record=True), 1)}),
     "resume at no step": Case(InputError, r"step 3, layer 0: this run has steps 0\.\.2, layers 0\.\.3",
@@ -226,7 +240,7 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("name", list(CASES))
 def test_what_cannot_work_is_refused_by_name_and_leaves_nothing_behind(organism: Subject, name: str) -> None:
     case, calls = CASES[name], []
-    settings = {"inputs": organism.inputs[0], "steps": STEPS, "guidance_scale": 1.0, "decode": False}
+    settings = {"inputs": organism.inputs[0], "num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False}
     arguments = settings | case.arguments(organism)
     with forward_hooks(organism.pipeline.transformer, lambda *_: calls.append(1)), pytest.raises(case.error) as caught:
         organism.model.run(**arguments)

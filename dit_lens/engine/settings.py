@@ -38,7 +38,8 @@ def gather_settings(
         settings |= {"height": inputs.images[0].height, "width": inputs.images[0].width}
     settings |= dict(inputs.options) | {k: v for k, v in arguments.items() if v is not None or k not in _BASIC}
     if unknown := set(settings) - set(signature):
-        raise InputError(f"{type(pipeline).__name__} takes no {', '.join(sorted(unknown))}")
+        hint = "; the number of denoising steps is num_inference_steps" if "steps" in unknown else ""
+        raise InputError(f"{type(pipeline).__name__} takes no {', '.join(sorted(unknown))}{hint}")
     _fill_size(pipeline, settings)
     _count_steps(pipeline.scheduler, settings, arguments.get("num_inference_steps"))
     _check(pipeline, architecture, settings, inputs, takes_image="image" in signature)
@@ -64,9 +65,11 @@ def _count_steps(scheduler: Any, settings: dict[str, Any], asked: Any) -> None:
         if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
             raise InputError(f"{name}={values!r:.80}: need a list of finite numbers, one for each step")
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
-            raise InputError(f"{type(scheduler).__name__} takes no {name}; give steps=")
+            raise InputError(f"{type(scheduler).__name__} takes no {name}; give num_inference_steps=")
         if asked is not None and asked != len(numbers):
-            raise InputError(f"steps={asked} and {len(numbers)} {name}: give one of them, or as many of both")
+            raise InputError(
+                f"num_inference_steps={asked} and {len(numbers)} {name}: give one of them, or as many of both"
+            )
         settings["num_inference_steps"] = len(numbers)
 
 
@@ -85,7 +88,7 @@ def _fill_size(pipeline: Any, settings: dict[str, Any]) -> None:
 def _check(pipeline: Any, architecture: Architecture, settings: Settings, inputs: Inputs, *, takes_image: bool) -> None:
     steps = settings["num_inference_steps"]
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps={steps!r}: need a whole number of at least 1")
+        raise InputError(f"num_inference_steps={steps!r}: need a whole number of at least 1")
     scale = settings.get("guidance_scale", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise InputError(f"guidance_scale={scale!r}: need a finite number; above 1 there is a branch uncond")

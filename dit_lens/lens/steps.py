@@ -17,7 +17,6 @@ from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions.capture import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.preview import Preview
-from dit_lens.lens.representation.reading import require_step_count
 from dit_lens.model import VideoDiT
 from dit_lens.results.intervals import means_over_instances
 from dit_lens.results.plots import curves
@@ -226,7 +225,7 @@ def step_lens(
     Parameters
     ----------
     inputs, seed, **run_arguments
-        As in `VideoDiT.run`; ``steps`` is the number of denoising steps.
+        As in `VideoDiT.run`.
     branches : list of str, or "all"
         Guidance branches whose own estimates are kept besides the guided one ("cond", "uncond" ...).
 
@@ -234,14 +233,11 @@ def step_lens(
     ------
     SiteError
         Before the run: a branch that it will not have.
-    InputError
-        ``steps`` that is no number of steps.
 
     Notes
     -----
     The Chain-of-Steps viewer of "Demystifying Video Reasoning" (arXiv 2603.16870), experiment E1.
     """
-    require_step_count("the step lens keeps every step, choose some when it is decoded", run_arguments)
     given = [branches] if isinstance(branches, str) else list(branches)
     names = "all" if given == ["all"] else tuple(name for name in given if name != GUIDED)
     captures = [Capture(Sites(("latents", GUIDED)), name=_NAME)]

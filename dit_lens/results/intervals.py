@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dit_lens.results.arrays import Floats
+from dit_lens.results.arrays import Floats, Ints
 
 
 class Interval(NamedTuple):
@@ -95,6 +95,59 @@ def mean_over_instances(
     """
     means = np.asarray(pd.Series(values).groupby(np.asarray(instances)).mean().dropna(), dtype=np.float64)
     return mean_interval(means, replicates, seed), len(means)
+
+
+def over_instances(samples: pd.DataFrame, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Means over task instances of a tidy table of single rows, seeds of one instance averaged first.
+
+    Parameters
+    ----------
+    samples : DataFrame with columns instance, seed, measure, value and any others
+        NaN where a row has no value; an instance without any is left out.
+
+    Returns
+    -------
+    DataFrame with the other columns, measure, value, low, high (95 % bootstrap interval over instances, NaN for one
+    alone) and n instances, in order of first appearance
+
+    Examples
+    --------
+    >>> rows = [(0, "a", 1, "skill", 1.0), (0, "a", 2, "skill", 3.0), (0, "b", 1, "skill", 4.0)]
+    >>> over_instances(pd.DataFrame(rows, columns=["layer", "instance", "seed", "measure", "value"]))
+       layer measure  value  low  high  n
+    0      0   skill    3.0  2.0   4.0  2
+    """
+    by = [name for name in samples.columns if name not in ("instance", "seed", "measure", "value")] + ["measure"]
+    groups: Ints = np.asarray(samples.groupby(by, sort=False, dropna=False).ngroup(), dtype=np.int64)
+    means = _means_of_instances(groups, samples)
+    intervals = np.full((len(means), 4), np.nan)
+    counts = np.isfinite(means).sum(axis=1)
+    for count in np.unique(counts):
+        same = np.flatnonzero(counts == count)
+        values = means[same][np.isfinite(means[same])].reshape(len(same), count)
+        intervals[same] = [(*one, count) for one in _mean_intervals(values, replicates, seed)]
+    table = samples[by].iloc[np.unique(groups, return_index=True)[1]].reset_index(drop=True)
+    table[["value", "low", "high"]] = intervals[:, :3]
+    return table.assign(n=counts)
+
+
+def _means_of_instances(groups: Ints, samples: pd.DataFrame) -> Floats:
+    """Mean of each group's rows of each instance: float (groups, instances), NaN where there are none."""
+    instances, names = pd.factorize(samples["instance"], sort=True)
+    values = samples["value"].to_numpy(dtype=np.float64)
+    known = np.isfinite(values)
+    sums, counts = np.zeros((groups.max() + 1, len(names))), np.zeros((groups.max() + 1, len(names)))
+    np.add.at(sums, (groups[known], instances[known]), values[known])
+    np.add.at(counts, (groups[known], instances[known]), 1)
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def _mean_intervals(values: Floats, replicates: int, seed: int) -> list[Interval]:
+    """Of each row of values (groups, n); the same draws for all of them."""
+    if values.shape[1] < 2:
+        return [mean_interval(row) for row in values]
+    replicated = weighted_means(values, bootstrap_weights(values.shape[1], replicates, seed))
+    return [percentile_interval(column) for column in replicated.T]
 
 
 def means_over_instances(table: pd.DataFrame, by: Sequence[str], measure: str) -> pd.DataFrame:

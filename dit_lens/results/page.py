@@ -48,10 +48,14 @@ def write_page(
     for name, figure in figures.items():
         png = png_bytes(figure)
         write_atomic(path.with_name(f"{path.stem}-{name}.png"), png)
-        heading, source = html.escape(name), base64.b64encode(png).decode()
-        parts.append(f'<h2>{heading}</h2>\n<img alt="{heading}" src="data:image/png;base64,{source}">')
+        parts.append(f"<h2>{html.escape(name)}</h2>\n{web_image(png, name)}")
     page = _PAGE.format(title=html.escape(title), text=html.escape(text), parts="\n".join(parts + columns[1:]))
     return write_atomic(path, page.encode())
+
+
+def web_image(png: bytes, alt: str) -> str:
+    """A PNG as an HTML image that needs no file beside it."""
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def png_bytes(figure: Figure, dpi: int = 120) -> bytes:

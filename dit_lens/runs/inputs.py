@@ -14,6 +14,7 @@ from PIL import Image
 
 from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
+from dit_lens.runs.seeds import row_seeds
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Inputs:
 
     Attributes
     ----------
+    given : tuple, B of them
+        What each row was made from: a task instance, a prompt or a mapping.
     rows : tuple of Row
     prompts : list of str
     images : list of images, or None for text-to-video
     options : further arguments of the pipeline
     """
 
+    given: tuple[Any, ...]
     rows: tuple[Row, ...]
     prompts: list[str]
     images: list[Image.Image] | None
@@ -77,9 +81,7 @@ def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
     InputError
         Nothing to run, inputs of unknown kind, or numbers of inputs and seeds that do not fit.
     """
-    given = [inputs] if _is_single(inputs) else list(inputs)
-    if not given:
-        raise InputError("no inputs to run")
+    given = listed_inputs(inputs)
     seeds = _seeds(seed, len(given))
     given = given * len(seeds) if len(given) == 1 else given
     parsed = [_parse(item) for item in given] if len({id(g) for g in given}) > 1 else [_parse(given[0])] * len(given)
@@ -90,7 +92,37 @@ def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
     if any(p[3] != options for p in parsed):
         raise InputError("inputs of one run must share every option but prompt and image")
     rows = tuple(Row(p[0], s) for p, s in zip(parsed, seeds, strict=True))
-    return Inputs(rows, [p[1] for p in parsed], images or None, options)
+    return Inputs(tuple(given), rows, [p[1] for p in parsed], images or None, options)
+
+
+def listed_inputs(inputs: Any) -> list[Any]:
+    """One input or several as a list.
+
+    Raises
+    ------
+    InputError
+        Nothing to run.
+    """
+    given = [inputs] if _is_single(inputs) else list(inputs)
+    if not given:
+        raise InputError("no inputs to run")
+    return given
+
+
+def paired(inputs: Any, seed: int | Sequence[int]) -> list[tuple[Any, int]]:
+    """Every row's input and seed, as `VideoDiT.runs` makes them: an int gives each input a seed of its own.
+
+    Raises
+    ------
+    InputError
+        As `gather`.
+    """
+    given = listed_inputs(inputs)
+    if not isinstance(seed, Iterable):
+        _seeds(seed, 1)  # refuses what is no seed
+        return list(zip(given, row_seeds(int(seed), len(given)), strict=True))
+    seeds = _seeds(seed, len(given))
+    return list(zip(given * len(seeds) if len(given) == 1 else given, seeds, strict=True))
 
 
 def _is_single(inputs: Any) -> bool:

@@ -34,6 +34,8 @@ class Run:
         Hash of the transformers alone.
     setup : dict from part of the pipeline ("scheduler", "text_encoder", "pipeline" ...) to its hash
         Without the parts that only decode: what the latents depend on besides the transformers' weights.
+    inputs : tuple, B of them
+        What each row was given: a task instance, a prompt or a mapping.
     rows : tuple of Row, B of them
     content : str
         Hash of the prompts and pictures.
@@ -58,6 +60,7 @@ class Run:
     id: str
     model_id: str
     setup: Mapping[str, str]
+    inputs: tuple[Any, ...] = field(repr=False)
     rows: tuple[Row, ...]
     content: str
     frames: Video | None

@@ -20,7 +20,7 @@ COMPONENTS = ("latents", *CALL_COMPONENTS, "guided")
 #: Components that can be read but not edited.
 READ_ONLY = ("guided",)
 
-_PATTERN = re.compile(r"s(\d+)/([\w-]+)/(?:L(\d+)|-)/(\w+?)(?:\.(\d+))?/(\w+)")
+_PATTERN = re.compile(r"s(\d+)/([\w-]+)/(?:L(\d+)|-)/(\w+?)(?:\.(\d+))?(?:/(\w+))?")
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +48,7 @@ class Site:
     --------
     >>> str(Site(3, "cond", 5, "delta"))
     's03/cond/L05/delta/video'
-    >>> Site.parse("s03/cond/L05/head.2/video").head
+    >>> Site.parse("s03/cond/L05/head.2").head
     2
     """
 
@@ -69,7 +69,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read a canonical string.
+        """Read a canonical string; without a stream it is of the video.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class Site:
             raise SiteError(f"{text!r} is no site; a site reads like 's03/cond/L05/delta/video'")
         branch = None if match[2] == "-" else match[2]
         layer, head = (None if match[i] is None else int(match[i]) for i in (3, 5))
-        return cls(int(match[1]), branch, layer, match[4], match[6], head)
+        return cls(int(match[1]), branch, layer, match[4], match[6] or "video", head)
 
 
 def some(sites: Iterable[Site], most: int = 6) -> str:

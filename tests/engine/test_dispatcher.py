@@ -77,7 +77,7 @@ def test_a_users_own_wrapping_by_nnsight_still_traces_after_a_run(subject: Subje
         own = nnsight.NNsight(transformer)
         model = dl.VideoDiT(subject.pipeline, defaults=subject.model.defaults)
         inputs, seed = subject.inputs[0], subject.seeds[0]
-        settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False}
+        settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False}
         run = model.run(inputs, seed, interventions=[capture()], **settings)
         with torch.no_grad(), own.trace(0, fn=lambda _: transformer(**arguments)):
             seen = own.blocks[1].output.save()
@@ -110,7 +110,12 @@ def test_a_prepare_latents_of_the_users_own_is_used_and_stays(organism: Subject)
 def test_two_models_around_one_pipeline_do_not_disturb_each_other(organism: Subject) -> None:
     other = dl.VideoDiT(organism.pipeline, defaults=organism.model.defaults)
     first = organism.run(interventions=[capture("delta")])
-    arguments = {"steps": STEPS, "guidance_scale": 1.0, "decode": False, "interventions": [capture("delta")]}
+    arguments = {
+        "num_inference_steps": STEPS,
+        "guidance_scale": 1.0,
+        "decode": False,
+        "interventions": [capture("delta")],
+    }
     second = other.run(organism.inputs[0], organism.seeds[0], **arguments)
     third = organism.run(interventions=[capture("delta")])
     for run in (second, third):
@@ -156,7 +161,7 @@ class Counter:
 def test_the_ledger_counts_what_torch_hooks_count(subject: Subject, guidance: float, attached: bool) -> None:
     counter = Counter()
     interventions = [capture()] if attached else []
-    settings = {"steps": STEPS, "guidance_scale": guidance, "decode": False}
+    settings = {"num_inference_steps": STEPS, "guidance_scale": guidance, "decode": False}
     with counter.on(subject):
         run = subject.model.run(list(subject.inputs), [1, 2], interventions=interventions, **settings)
     ledger = run.ledger

@@ -44,7 +44,7 @@ def build(pipeline: Any = None) -> Subject:
 
 
 def run(subject: Subject, *interventions: Any, which: int = 0, **more: Any) -> dl.Run:
-    return subject.run(which, GUIDANCE, steps=STEPS, interventions=interventions, **more)
+    return subject.run(which, GUIDANCE, num_inference_steps=STEPS, interventions=interventions, **more)
 
 
 def plain(subject: Subject, which: int = 0, **more: Any) -> Tensor:

@@ -294,7 +294,7 @@ def test_a_list_of_noise_levels_says_how_many_steps_there_are(name: str) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"sigmas": [1.0, 0.5], "steps": 3}, r"steps=3 and 2 sigmas: give one of them"),
+        ({"sigmas": [1.0, 0.5], "num_inference_steps": 3}, r"steps=3 and 2 sigmas: give one of them"),
         ({"sigmas": []}, r"sigmas=\[\]: need a list of finite numbers"),
         ({"sigmas": [1.0, float("nan")]}, "sigmas=.*need a list of finite numbers"),
         ({"sigmas": "many"}, "sigmas='many': need a list of finite numbers"),

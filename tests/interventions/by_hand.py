@@ -62,7 +62,12 @@ def make_run(captures: Mapping[str, Tensor], sigmas: tuple[float, ...] = SIGMAS,
     steps = len(sigmas) - 1
     schedule = dl.Schedule("flow", tuple(1 - s for s in sigmas), sigmas, (1.0,) * steps,
                            tuple(-s for s in sigmas[:-1]), (1.0,) * steps)  # fmt: skip
-    given = {"rows": rows, "geometry": make_geometry(steps=steps), **changes}
+    given = {
+        "inputs": tuple(row.instance for row in rows),
+        "rows": rows,
+        "geometry": make_geometry(steps=steps),
+        **changes,
+    }
     return dl.Run(id="by-hand", model_id="none", setup={}, content="", frames=None, latents=torch.zeros(()),
                   schedule=schedule, settings={}, captures={"": found}, calls=(), states=(),
                   ledger=dl.Ledger(), **given)  # fmt: skip

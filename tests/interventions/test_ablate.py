@@ -139,7 +139,7 @@ def test_references_that_do_not_fit_are_refused_before_the_run(case: str) -> Non
 
 def test_ablating_in_a_run(organism: Subject) -> None:
     sites = dl.Sites("attn", steps=1, layers=2)
-    settings = {"steps": 3, "guidance_scale": 1.0, "decode": False}
+    settings = {"num_inference_steps": 3, "guidance_scale": 1.0, "decode": False}
     see, site = dl.Capture(sites), dl.Site(1, "cond", 2, "attn")
     plain = organism.model.run(organism.inputs[0], (1, 2, 3), interventions=[see], **settings)
     expected = {

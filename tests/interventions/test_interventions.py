@@ -15,7 +15,7 @@ SEEDS = (1, 2, 3)
 
 def run_rows(subject: Subject, *interventions: dl.Intervention, inputs: Any = None, seeds: Any = SEEDS) -> dl.Run:
     given = subject.inputs[0] if inputs is None else inputs
-    settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False}
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False}
     return subject.model.run(given, seeds, interventions=interventions, **settings)
 
 

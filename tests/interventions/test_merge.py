@@ -129,7 +129,7 @@ def test_weights_are_asked_for_every_step_before_the_run() -> None:
 
 def test_a_weighted_merge_in_a_run_is_the_weighted_mean(organism: Subject) -> None:
     sites = dl.Sites("resid", steps=1, layers=2)
-    settings = {"steps": 3, "guidance_scale": 1.0, "decode": False}
+    settings = {"num_inference_steps": 3, "guidance_scale": 1.0, "decode": False}
     plain = organism.model.run(organism.inputs[0], (1, 2, 3), interventions=[dl.Capture(sites)], **settings)
     merge = dl.Merge(sites, how="weighted", weights=lambda step: (1, step, 0))
     run = organism.model.run(organism.inputs[0], (1, 2, 3), interventions=[merge, dl.Capture(sites)], **settings)

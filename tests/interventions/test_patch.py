@@ -179,7 +179,7 @@ def test_a_row_that_the_batch_does_not_have_is_refused() -> None:
 
 def test_rows_exchanged_in_a_run_are_those_of_a_donor(organism: Subject) -> None:
     sites = dl.Sites("delta", steps=1, layers=2)
-    settings = {"steps": 3, "guidance_scale": 1.0, "decode": False}
+    settings = {"num_inference_steps": 3, "guidance_scale": 1.0, "decode": False}
     plain = organism.model.run(organism.inputs[0], (1, 2), interventions=[dl.Capture(sites)], **settings)
     swaps = [dl.Patch("rows", sites, rows=(1, 0)), dl.Patch(plain, sites, rows=(1, 0))]
     runs = [organism.model.run(organism.inputs[0], (1, 2), interventions=[swap], **settings) for swap in swaps]

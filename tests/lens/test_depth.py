@@ -205,7 +205,7 @@ def test_the_cells_that_were_read_are_those_of_the_tokens(organism: Subject) -> 
 
 def test_the_table_names_what_it_is_of_and_ends_at_the_model(two_experts: Subject) -> None:
     run = two_experts.model.run(
-        two_experts.inputs[0], [3, 4], steps=STEPS, guidance_scale=2.0, decode=False, record=True
+        two_experts.inputs[0], [3, 4], num_inference_steps=STEPS, guidance_scale=2.0, decode=False, record=True
     )
     tables = [depth_lens(two_experts.model, run, step, branch="uncond").frame() for step in (0, STEPS - 1)]
     assert [set(t["expert"]) for t in tables] == [{"high_noise"}, {"low_noise"}]

@@ -49,7 +49,7 @@ def test_step_lens_changes_nothing_and_ends_where_the_sampler_ends(subject: Subj
         subject.inputs[0],
         subject.seeds[0],
         branches="all",
-        steps=STEPS,
+        num_inference_steps=STEPS,
         guidance_scale=guidance,
         decode=False,
     )
@@ -160,7 +160,7 @@ def test_unguided_the_one_branch_is_the_guided_estimate(organism: Subject) -> No
 
 def test_the_table_has_the_numbers_of_its_definition(two_experts: Subject) -> None:
     run = two_experts.model.run(
-        list(two_experts.inputs), [3, 4], steps=STEPS, guidance_scale=1.0, decode=False, record=True
+        list(two_experts.inputs), [3, 4], num_inference_steps=STEPS, guidance_scale=1.0, decode=False, record=True
     )
     lens = StepLens.of(run)
     table = lens.frame()
@@ -195,7 +195,9 @@ def test_the_plot_shows_every_branch_and_the_change_of_expert(two_experts: Subje
 
 def test_decoding_chosen_steps_and_frames_in_shared_batches(text_to_video: Subject) -> None:
     model = text_to_video.model
-    run = model.run(list(text_to_video.inputs), [1, 2], steps=STEPS, decode=False, record=True, guidance_scale=2.0)
+    run = model.run(
+        list(text_to_video.inputs), [1, 2], num_inference_steps=STEPS, decode=False, record=True, guidance_scale=2.0
+    )
     lens, sizes = StepLens.of(run, ["cond"]), []
     whole = np.stack([model.decode(x) for x in lens.x0hat])
     assert np.array_equal(lens.decode(model, steps=-1), whole[-1:])
@@ -215,7 +217,7 @@ def test_decoding_chosen_steps_and_frames_in_shared_batches(text_to_video: Subje
 
 def test_what_does_not_exist_is_named(text_to_video: Subject) -> None:
     model, given = text_to_video.model, (text_to_video.inputs[0], 0)
-    settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False}
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False}
     with pytest.raises(SiteError, match=r"uncond.*cond"):
         step_lens(model, *given, branches=["uncond"], **settings)
     plain = step_lens(model, *given, **settings)
@@ -236,21 +238,26 @@ def test_what_does_not_exist_is_named(text_to_video: Subject) -> None:
         with pytest.raises(MadeForAnother, match=f"read from model {model.id}, this is {other.id}"):
             lens.decode(other)
     for wrong in ([0, 1], "all", True):
-        with pytest.raises(InputError, match="how many denoising steps the run makes; the step lens keeps every step"):
-            step_lens(model, text_to_video.inputs[0], steps=wrong)
+        with pytest.raises(InputError, match=r"num_inference_steps=.*need a whole number"):
+            step_lens(model, text_to_video.inputs[0], num_inference_steps=wrong)
 
 
 def test_a_run_that_was_stopped_has_the_steps_it_did(organism: Subject) -> None:
     run = organism.run(record=True, stop_after=1)
     assert len(StepLens.of(run).x0hat) == 2
     lens = step_lens(
-        organism.model, organism.inputs[0], organism.seeds[0], steps=STEPS, guidance_scale=1.0, stop_after=1
+        organism.model,
+        organism.inputs[0],
+        organism.seeds[0],
+        num_inference_steps=STEPS,
+        guidance_scale=1.0,
+        stop_after=1,
     )
     assert torch.equal(lens.x0hat, StepLens.of(run).x0hat)
 
 
 def test_interventions_are_seen(organism: Subject) -> None:
-    settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False, "branches": "all"}
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False, "branches": "all"}
     given = (organism.model, organism.inputs[0], organism.seeds[0])
     plain = step_lens(*given, **settings)
     zeroed = step_lens(*given, interventions=[dl.Ablate(dl.Sites("velocity", steps=1))], **settings)

@@ -26,7 +26,12 @@ def test_a_pipeline_loaded_from_its_folder_gives_the_same_results(name: str, tmp
         assert loaded.pipeline is not subject.pipeline
         assert loaded.layers == subject.model.layers
         assert list(loaded.experts) == list(subject.model.experts)
-    arguments = {"steps": STEPS, "guidance_scale": 2.0, "interventions": [capture("resid", steps=0)], "decode": False}
+    arguments = {
+        "num_inference_steps": STEPS,
+        "guidance_scale": 2.0,
+        "interventions": [capture("resid", steps=0)],
+        "decode": False,
+    }
     one, two = (m.run(subject.inputs[0], subject.seeds[0], **arguments) for m in (subject.model, loaded))
     torch.testing.assert_close(two.latents, one.latents, rtol=0, atol=1e-5)
     for site, tensor in one.captured().items():
@@ -55,7 +60,7 @@ def test_the_id_is_of_the_weights_and_the_configuration(organism: Subject, tmp_p
 
 
 def test_geometry_says_what_a_run_will_have(text_to_video: Subject, two_experts: Subject) -> None:
-    geometry = text_to_video.model.geometry(steps=2, guidance_scale=2.0)
+    geometry = text_to_video.model.geometry(num_inference_steps=2, guidance_scale=2.0)
     assert (geometry.steps, geometry.layers, geometry.grid) == (2, 4, (3, 2, 4))
     assert (geometry.branches, geometry.streams) == (("cond", "uncond"), ("video",))
     assert [(k.kind, k.components["video"], k.heads["video"]) for k in geometry.kinds] == [
@@ -63,7 +68,9 @@ def test_geometry_says_what_a_run_will_have(text_to_video: Subject, two_experts:
     ] * 4
     assert geometry.pixels == Pixels(frames=5, height=32, width=64, temporal=2)
     run = two_experts.run()
-    assert two_experts.model.geometry(two_experts.inputs[0], steps=STEPS, guidance_scale=1.0) == run.geometry
+    assert (
+        two_experts.model.geometry(two_experts.inputs[0], num_inference_steps=STEPS, guidance_scale=1.0) == run.geometry
+    )
 
 
 def test_the_shipped_organism_can_be_had_with_random_weights(shipped: Subject) -> None:

@@ -63,7 +63,7 @@ def test_recipe_and_logs_are_kept(name: str) -> None:
 def test_every_organism_says_which_tasks_it_was_trained_on(name: str) -> None:
     model, tasks = load_organism(name), organism_tasks(name)
     instance = tasks[0].sample(1)[0]
-    run = model.run(instance, steps=1)
+    run = model.run(instance, num_inference_steps=1)
     assert run.frames is not None
     assert tasks[0].score(run.frames, [instance]).total.shape == (1,)
 

@@ -254,7 +254,7 @@ def test_a_store_takes_no_run_of_another_scheduler(tmp_path: Path) -> None:
         stock = model.pipeline.scheduler
         model.pipeline.scheduler = type(stock).from_config(stock.config, solver_order=1)
         with pytest.raises(MadeForAnother, match="activations of runs with another scheduler"):
-            store.add(model.run(given_, 4, steps=2, decode=False, interventions=[keep]))
+            store.add(model.run(given_, 4, num_inference_steps=2, decode=False, interventions=[keep]))
         with pytest.raises(MadeForAnother, match="another scheduler"):
             store.require(model)
     store = dl.Store(tmp_path / "runs")
@@ -292,7 +292,7 @@ def test_interventions_may_come_from_a_generator() -> None:
     model, given_ = fresh()
     edit = Edit(DELTA, lambda x, at: 0 * x)
     listed = run(model, given_, edit)
-    drawn = model.run(given_, 3, steps=2, decode=False, interventions=(e for e in [edit]))
+    drawn = model.run(given_, 3, num_inference_steps=2, decode=False, interventions=(e for e in [edit]))
     assert drawn.id == listed.id != run(model, given_).id
     assert torch.equal(drawn.latents, listed.latents)
     record = run(model, given_, record=True)

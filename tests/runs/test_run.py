@@ -171,7 +171,7 @@ def test_a_residual_merge_equals_a_raw_torch_hook_that_does_the_same(subject: Su
     seeds = [1, 2, 3]
     merge = dl.Merge(dl.Sites("resid", steps=0, layers=1), group=3)
     run = subject.model.run(
-        subject.inputs[0], seeds, steps=STEPS, guidance_scale=1.0, decode=False, interventions=[merge]
+        subject.inputs[0], seeds, num_inference_steps=STEPS, guidance_scale=1.0, decode=False, interventions=[merge]
     )
     done = []
 
@@ -284,7 +284,7 @@ def test_sigmas_and_timesteps_are_the_schedulers(subject: Subject) -> None:
 
 
 def test_two_experts_are_named_by_the_boundary(two_experts: Subject, guidance: float) -> None:
-    run = two_experts.run(guidance=guidance, steps=4, interventions=[capture("resid", layers=0)])
+    run = two_experts.run(guidance=guidance, num_inference_steps=4, interventions=[capture("resid", layers=0)])
     names = ["high_noise" if call.timestep >= 900 else "low_noise" for call in run.calls]
     assert [call.expert for call in run.calls] == names
     assert set(names) == {"high_noise", "low_noise"}
@@ -405,10 +405,10 @@ def test_rows_with_latents_given_keep_each_their_own(organism: Subject) -> None:
 
 
 def test_one_input_and_several_seeds_are_rows_of_that_input(subject: Subject) -> None:
-    run = subject.model.run(subject.inputs[0], [3, 4], steps=2, guidance_scale=1.0, decode=False)
+    run = subject.model.run(subject.inputs[0], [3, 4], num_inference_steps=2, guidance_scale=1.0, decode=False)
     assert [row.seed for row in run.rows] == [3, 4]
     assert len({row.instance for row in run.rows}) == 1
-    alone = subject.model.run(subject.inputs[0], 4, steps=2, guidance_scale=1.0, decode=False).latents
+    alone = subject.model.run(subject.inputs[0], 4, num_inference_steps=2, guidance_scale=1.0, decode=False).latents
     tolerance = 1e-5 * float(alone.abs().max())
     torch.testing.assert_close(run.latents[1:], alone, rtol=0, atol=tolerance)
 
@@ -420,7 +420,7 @@ def test_interventions_are_told_step_sigma_expert_and_rows(two_experts: Subject)
         told.append((str(at.site), at.site.sigma, at.site.expert, [row.seed for row in at.rows]))
 
     look = Edit(dl.Sites(("latents", "delta", "guided"), layers=1), note, reads_only=True)
-    run = two_experts.run(steps=2, interventions=[look])
+    run = two_experts.run(num_inference_steps=2, interventions=[look])
     experts = [call.expert for call in run.calls]
     expected = []
     for step in (0, 1):

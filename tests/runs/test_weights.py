@@ -40,7 +40,7 @@ def test_a_model_is_the_same_in_every_mode_that_does_not_change_its_values(name:
     known = model.id, model.full_id()
     with MODES[name](model.pipeline, tmp_path):
         assert (model.id, model.full_id()) == known
-        model.run(tiny.inputs()[0], steps=1, decode=False)
+        model.run(tiny.inputs()[0], num_inference_steps=1, decode=False)
         assert (model.id, model.full_id()) == known
 
 

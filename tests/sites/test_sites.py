@@ -121,7 +121,6 @@ def test_the_canonical_string_reads_as_documented(site: dl.Site, text: str) -> N
         "s03/cond/L05/resid.1/video",
         "s03/cond/L05/nothing/video",
         "s03/cond/05/delta/video",
-        "s03/cond/L05/delta",
     ],
 )
 def test_what_is_no_site_is_refused_with_an_example(text: str) -> None:

@@ -28,7 +28,7 @@ CAPTURES = {
 @pytest.mark.parametrize("name", CAPTURES)
 def test_a_forecast_is_right_to_the_byte(organism: Subject, tmp_path: Path, name: str) -> None:
     captures = CAPTURES[name]
-    geometry = organism.model.geometry(organism.inputs[0], steps=STEPS, guidance_scale=1.0)
+    geometry = organism.model.geometry(organism.inputs[0], num_inference_steps=STEPS, guidance_scale=1.0)
     runs = [organism.run(which, interventions=captures) for which in (0, 1)]
     with Store(tmp_path) as store:
         before = store.forecast(captures, 2, geometry=geometry)
@@ -42,7 +42,7 @@ def test_a_forecast_is_right_to_the_byte(organism: Subject, tmp_path: Path, name
 
 def test_rows_and_dtypes_count(organism: Subject, tmp_path: Path) -> None:
     captures = [dl.Capture(dl.Sites("resid"))]
-    geometry = organism.model.geometry(organism.inputs[0], steps=STEPS, guidance_scale=1.0)
+    geometry = organism.model.geometry(organism.inputs[0], num_inference_steps=STEPS, guidance_scale=1.0)
     store = Store(tmp_path)
     one, two = (store.forecast(captures, 5, geometry=geometry, rows=rows).size for rows in (1, 2))
     narrow = store.forecast(captures, 5, geometry=geometry, rows=2, dtype={"resid": torch.bfloat16}).size

@@ -116,7 +116,7 @@ def test_a_run_with_another_scale_of_guidance_is_refused(organism: Subject, tmp_
 
 def test_a_run_of_other_steps_is_refused(organism: Subject, tmp_path: Path) -> None:
     capture = dl.Capture(dl.Sites("embed", steps=0))  # the first noise level is the same
-    one, other = (organism.run(k, steps=steps, interventions=[capture]) for k, steps in ((0, 3), (1, 4)))
+    one, other = (organism.run(k, num_inference_steps=steps, interventions=[capture]) for k, steps in ((0, 3), (1, 4)))
     with Store(tmp_path) as store:
         store.add(one)
         with pytest.raises(MadeForAnother, match="has num_inference_steps=4, the store has 3"):

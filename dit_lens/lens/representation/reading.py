@@ -112,8 +112,7 @@ def read(
     ----------
     reduces : mapping from a name to what `Capture` takes as ``reduce``
     **run_arguments
-        Of `VideoDiT.run`; further interventions apply before the reading. The number of denoising steps is
-        ``num_inference_steps``, for ``steps`` says which are read.
+        Of `VideoDiT.run`; further interventions apply before the reading.
     """
     _require_one("component", component, READABLE)
     _require_one("branch", branch)
@@ -136,23 +135,6 @@ _OF_THE_RUN = ("interventions", "body", "decode", "record", "stop_after", "resum
 def geometry_of(model: VideoDiT, inputs: Any, run_arguments: Mapping[str, Any]) -> Geometry:
     """What a run with these arguments would offer, without running."""
     return model.geometry(inputs, **{k: v for k, v in run_arguments.items() if k not in _OF_THE_RUN})
-
-
-def require_step_count(why: str, run_arguments: Mapping[str, Any]) -> None:
-    """Refuse a selection of steps where ``steps`` is the number of denoising steps of the run.
-
-    Parameters
-    ----------
-    why : str
-        Why there is nothing to select, for the message.
-
-    Raises
-    ------
-    InputError
-    """
-    steps = run_arguments.get("steps")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int)):
-        raise InputError(f"steps={steps!r}: here it is how many denoising steps the run makes; {why}")
 
 
 def _reading(run: Run, sites: Sequence[Site]) -> Reading:

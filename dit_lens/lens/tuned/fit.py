@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from dit_lens.engine.gradients import frozen
 from dit_lens.errors import EvidenceError, InputError
 from dit_lens.interventions.capture import Capture
-from dit_lens.lens.representation.reading import require_step_count
 from dit_lens.lens.tuned.bands import NoiseBand, NoiseLevel, band_of, make_bands
 from dit_lens.lens.tuned.sums import ResidualSums
 from dit_lens.lens.tuned.tuned_lens import Errors, Record, TunedLens
@@ -172,7 +171,7 @@ def fit_tuned_lens(
         Training run number k has seed ``seed + k``, counted on over all passes; the validation runs have the seeds
         after those, so that they share no noise with the training either.
     **arguments
-        Of the runs; ``steps`` is the number of denoising steps.
+        Of the runs, such as ``num_inference_steps``.
 
     Notes
     -----
@@ -188,10 +187,9 @@ def fit_tuned_lens(
     EvidenceError
         Too few runs, or instances that are in both lists.
     InputError
-        Unknown objective, bands, penalties or passes that are none, or ``steps`` that is no number of steps.
+        Unknown objective, or bands, penalties or passes that are none.
     """
     _check(train, validation, objective, start, penalties, passes)
-    require_step_count("a tuned lens reads every step", arguments)
     runs, count = Runs(model, branch, batch, arguments), len(train) * (passes if objective == "velocity" else 1)
     seen, held_out = seeded_from(train, seed), seeded_from(validation, seed + count)
     found = make_bands(runs.levels(train[0]), bands)

@@ -38,7 +38,7 @@ def run(organism: Subject) -> dl.Run:
 @cache
 def planted(place: str) -> tuple[dl.organisms.Planted, dl.Run]:
     truth = dl.organisms.load_planted("frames", place)
-    run = truth.model.run(truth.task.sample(2, seed=1), 0, steps=2, record=True, decode=False)
+    run = truth.model.run(truth.task.sample(2, seed=1), 0, num_inference_steps=2, record=True, decode=False)
     return truth, run
 
 
@@ -89,7 +89,7 @@ def test_attention_within_frames_is_that_of_a_whole_map_with_all_other_frames_cl
 def test_what_silenced_blocks_look_at_adds_nothing() -> None:
     """Mass is not effect: where the prompt cannot be read, attention to it looks as it does elsewhere."""
     truth = dl.organisms.load_planted("text", "middle")
-    record = truth.model.run(truth.task.sample(1, seed=1), 0, steps=1, record=True, decode=False)
+    record = truth.model.run(truth.task.sample(1, seed=1), 0, num_inference_steps=1, record=True, decode=False)
     found = attention(truth.model, record, 0, kind="cross")
     silenced = [k for k in found.layers if k not in truth.blocks]
     assert found.text is not None
@@ -191,9 +191,9 @@ def test_guidance_branches_are_told_apart(text_to_video: Subject) -> None:
 
 
 def test_rows_are_told_apart(organism: Subject) -> None:
-    several = organism.model.run(list(organism.inputs), [3, 4], steps=2, record=True, decode=False)
+    several = organism.model.run(list(organism.inputs), [3, 4], num_inference_steps=2, record=True, decode=False)
     both = attention(organism.model, several, 0).frames
-    alone = organism.model.run(organism.inputs[1], 4, steps=2, record=True, decode=False)
+    alone = organism.model.run(organism.inputs[1], 4, num_inference_steps=2, record=True, decode=False)
     one = attention(organism.model, alone, 0).frames
     assert both is not None
     assert one is not None
@@ -220,7 +220,9 @@ def test_fused_projections_are_understood(text_to_video: Subject) -> None:
     try:
         assert blocks[0].attn1.fused_projections
         model = dl.VideoDiT(text_to_video.pipeline, defaults=text_to_video.model.defaults)
-        run = model.run(text_to_video.inputs[0], text_to_video.seeds[0], steps=STEPS, record=True, decode=False)
+        run = model.run(
+            text_to_video.inputs[0], text_to_video.seeds[0], num_inference_steps=STEPS, record=True, decode=False
+        )
         fused = attention(model, run, 0).frames
     finally:
         for block in blocks:
@@ -331,7 +333,7 @@ def test_nan_is_an_error_that_names_the_layer(organism: Subject, run: dl.Run) ->
 
 
 def test_the_table_says_what_the_tensors_say(organism: Subject) -> None:
-    several = organism.model.run(list(organism.inputs), [3, 4], steps=2, record=True, decode=False)
+    several = organism.model.run(list(organism.inputs), [3, 4], num_inference_steps=2, record=True, decode=False)
     found = attention(organism.model, several, 1, layers=[1, 2], kind="self")
     assert found.frames is not None
     table = found.frame()
@@ -354,7 +356,7 @@ def test_the_table_says_what_the_tensors_say(organism: Subject) -> None:
 
 
 def test_mass_between_frames_is_that_of_the_maps(organism: Subject) -> None:
-    several = organism.model.run(list(organism.inputs), [3, 4], steps=2, record=True, decode=False)
+    several = organism.model.run(list(organism.inputs), [3, 4], num_inference_steps=2, record=True, decode=False)
     queries = dl.Tokens(frames=[0, 2], rows=(0, 2))
     found = attention(organism.model, several, 0, queries=queries, keep_maps=True)
     table = found.between_frames()

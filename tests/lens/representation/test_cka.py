@@ -167,7 +167,7 @@ def test_the_table_states_the_sample_axis(organism: Subject) -> None:
     run = organism.model.run(
         four,
         [1, 2, 3, 4],
-        steps=3,
+        num_inference_steps=3,
         decode=False,
         interventions=[dl.Capture(dl.Sites("resid", steps=0))],
         **organism.options,

@@ -26,7 +26,7 @@ def captured(subject: Subject, steps: list[int]) -> Tensor:
     """(steps, layers, B, F, H, W, D), float64."""
     keep = dl.Capture(dl.Sites("resid", steps=steps, branches="cond"))
     run = subject.model.run(
-        list(subject.inputs), [5, 6], steps=3, decode=False, interventions=[keep], **subject.options
+        list(subject.inputs), [5, 6], num_inference_steps=3, decode=False, interventions=[keep], **subject.options
     )
     return torch.stack([run.stack("resid", step=step) for step in steps]).double()
 

@@ -205,7 +205,7 @@ def test_gradient_steps_lower_the_error_of_the_velocity() -> None:
             batch=4,
             passes=passes,
             rate=0.02,
-            steps=2,
+            num_inference_steps=2,
         ).frame()["velocity_train_tuned"]
         for passes in (1, 4)
     ]
@@ -261,7 +261,7 @@ def test_training_is_refused_where_it_would_mean_nothing() -> None:
     with pytest.raises(EvidenceError, match="too few"):
         train_tuned_lens(model, TASK, 1, 4)
     with pytest.raises(EvidenceError, match=r"96 tokens in the band .* 128 channels; make more runs"):
-        train_tuned_lens(dl.load_organism("maze", random=True), TASK, 2, 2, steps=2, num_frames=5)
+        train_tuned_lens(dl.load_organism("maze", random=True), TASK, 2, 2, num_inference_steps=2, num_frames=5)
     with pytest.raises(EvidenceError, match=rf"1 instances are in both training and validation: {some[3].id}"):
         fit_tuned_lens(model, some, [some[3], *TASK.sample(2, 0, "val")])
     with pytest.raises(InputError, match="unknown objective 'x0hat'; one of residual, velocity"):
@@ -270,8 +270,8 @@ def test_training_is_refused_where_it_would_mean_nothing() -> None:
         train_tuned_lens(model, TASK, 4, 2, penalties=(0.0,))
     with pytest.raises(InputError, match="passes=0"):
         train_tuned_lens(model, TASK, 4, 2, objective="velocity", passes=0)
-    with pytest.raises(InputError, match=r"steps=\[0, 1\]: here it is how many denoising steps the run makes"):
-        train_tuned_lens(model, TASK, 4, 2, steps=[0, 1])
+    with pytest.raises(InputError, match=r"num_inference_steps=\[0, 1\]: need a whole number"):
+        train_tuned_lens(model, TASK, 4, 2, num_inference_steps=[0, 1])
     with pytest.raises(SiteError, match="unknown branch 'stg'"):
         train_tuned_lens(model, TASK, 4, 2, branch="stg")
     weight = model.pipeline.transformer.blocks[1].ffn.net[2].bias

@@ -49,7 +49,9 @@ def test_in_the_twin_an_adapter_adds_nothing(tmp_path: Path) -> None:
     tiny = TINY["wan2.1-t2v"]
     plain, adapted = (dl.VideoDiT(tiny.build(), defaults=tiny.settings) for _ in range(2))
     load_lora(adapted.pipeline, tmp_path, "one")
-    one, other = (random_twin(m).run(tiny.inputs()[0], 0, steps=2, decode=False) for m in (plain, adapted))
+    one, other = (
+        random_twin(m).run(tiny.inputs()[0], 0, num_inference_steps=2, decode=False) for m in (plain, adapted)
+    )
     torch.testing.assert_close(one.latents, other.latents)
     adapted.pipeline.transformer.register_parameter("extra", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(UnsupportedModel, match="extra is not in the transformer's configuration"):

@@ -69,10 +69,16 @@ def test_each_inverted_state_steps_to_the_next(text_to_video: Subject) -> None:
     """On random weights, whose prediction hardly depends on the state, the fixed point is exact."""
     model = text_to_video.model
     clean = torch.randn(1, 8, 3, 4, 8, generator=torch.Generator().manual_seed(1))
-    found = invert(model, text_to_video.inputs[0], clean, rounds=30, steps=3)
+    found = invert(model, text_to_video.inputs[0], clean, rounds=30, num_inference_steps=3)
     start = dl.Patch(found.noise, dl.Sites("latents", steps=0))
     run = model.run(
-        text_to_video.inputs[0], 9, steps=3, guidance_scale=1.0, decode=False, record=True, interventions=[start]
+        text_to_video.inputs[0],
+        9,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        decode=False,
+        record=True,
+        interventions=[start],
     )
     for step in range(3):
         torch.testing.assert_close(run.states[step], found.states[step], atol=1e-3, rtol=1e-3)
@@ -96,4 +102,4 @@ def test_bad_input_is_refused(text_to_video: Subject) -> None:
     with pytest.raises(InputError, match="rounds=0"):
         invert(model, text_to_video.inputs[0], torch.zeros(1), rounds=0)
     with pytest.raises(InputError, match="clean is"):
-        invert(model, text_to_video.inputs[0], torch.zeros(1, 8, 3, 4, 4), steps=3)
+        invert(model, text_to_video.inputs[0], torch.zeros(1, 8, 3, 4, 4), num_inference_steps=3)

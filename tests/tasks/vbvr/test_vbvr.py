@@ -336,25 +336,25 @@ def test_an_interrupted_run_goes_on(bench: Path, tmp_path: Path) -> None:
     samples, out = vbvr.read_bench(bench), tmp_path / "out"
     tired, rested = Player("tired"), Player("tired")
     with pytest.raises(KeyboardInterrupt):
-        vbvr.run_bench(tired, samples, out, seed=3, steps=4)
+        vbvr.run_bench(tired, samples, out, seed=3, num_inference_steps=4)
     with pytest.raises(KeyboardInterrupt):
-        vbvr.run_bench(rested, samples, out, seed=3, steps=4)
+        vbvr.run_bench(rested, samples, out, seed=3, num_inference_steps=4)
     assert tired.asked + rested.asked == [s.id for s in samples[:2]]
     assert not list(out.rglob("*.part"))
 
 
 def test_results_of_different_runs_are_not_mixed(bench: Path, tmp_path: Path) -> None:
     samples, out = vbvr.read_bench(bench), tmp_path / "out"
-    assert all(p.is_file() for p in vbvr.run_bench(Player(), samples, out, seed=3, steps=4))
+    assert all(p.is_file() for p in vbvr.run_bench(Player(), samples, out, seed=3, num_inference_steps=4))
     again = Player()
-    vbvr.run_bench(again, samples, out, seed=3, steps=4)
+    vbvr.run_bench(again, samples, out, seed=3, num_inference_steps=4)
     assert again.asked == []
     with pytest.raises(dl.errors.TaskError, match="seed 3, now 4"):
-        vbvr.run_bench(Player(), samples, out, seed=4, steps=4)
+        vbvr.run_bench(Player(), samples, out, seed=4, num_inference_steps=4)
     with pytest.raises(dl.errors.TaskError, match="model 'player', now 'other'"):
-        vbvr.run_bench(Player("other"), samples, out, seed=3, steps=4)
+        vbvr.run_bench(Player("other"), samples, out, seed=3, num_inference_steps=4)
     with pytest.raises(dl.errors.TaskError, match=r"steps: 4.*steps: 5"):
-        vbvr.run_bench(Player(), samples, out, seed=3, steps=5)
+        vbvr.run_bench(Player(), samples, out, seed=3, num_inference_steps=5)
 
 
 def test_null_videos(bench: Path, tmp_path: Path) -> None:

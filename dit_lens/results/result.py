@@ -1,0 +1,61 @@
+"""What every lens, probe table and analysis returns."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from dit_lens.results.page import png_bytes, web_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Columns that say where a number belongs, in the order in which a table has those that apply.
+SITE_COLUMNS = ("step", "sigma", "expert", "branch", "layer", "kind", "component", "stream", "head")
+#: Columns at the end of every table: what was measured, its value with the ends of the 95 % interval, and how many
+#: instances (or pairs, or videos) it is of.
+VALUE_COLUMNS = ("measure", "value", "low", "high", "n")
+
+
+class Result(ABC):
+    """What an analysis found: a tidy table and a picture.
+
+    Subclasses are frozen dataclasses whose fields are plain data: no model, no run, nothing that computes.
+    """
+
+    #: Of its JSON; it grows when the fields of a result change their meaning.
+    schema: ClassVar[int] = 1
+
+    @cached_property
+    @abstractmethod
+    def table(self) -> pd.DataFrame:
+        """Every number: the columns of `SITE_COLUMNS` that apply, coordinates of its own, then `VALUE_COLUMNS`."""
+
+    @abstractmethod
+    def plot(self, axis: Axes | None = None) -> Axes:
+        """The picture of it, into the given Axes or those of a new figure."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Kind, schema and table as JSON types; a number that is none, or infinite, is null."""
+        rows = self.table.to_dict(orient="records")
+        return {"kind": type(self).__name__, "schema": self.schema, "table": [_plain(row) for row in rows]}
+
+    def _repr_html_(self) -> str:
+        """The picture and the head of the table, for notebooks."""
+        axis = self.plot()
+        assert axis.figure is not None
+        picture = web_image(png_bytes(axis.figure.get_figure(root=True)), alt=type(self).__name__)
+        return picture + self.table.head(20).to_html(index=False, float_format="{:.3g}".format)
+
+
+def _plain(row: dict[Any, Any]) -> dict[str, Any]:
+    """A row of a table as JSON types."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        value = value.item() if hasattr(value, "item") else value
+        found[str(name)] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return found

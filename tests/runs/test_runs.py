@@ -1,0 +1,110 @@
+"""`VideoDiT.runs`: the one loop over runs, and its seeds."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dit_lens as dl
+from dit_lens.errors import InputError
+from dit_lens.runs.seeds import derive, row_seeds
+from tests.subjects import Subject, subject_of
+
+SHORT = {"num_inference_steps": 2, "guidance_scale": 1.0, "decode": False, "progress": None}
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return subject_of("text_to_video")
+
+
+WORDS = ("circle", "square", "blue")
+
+
+def inputs(count: int) -> list[str]:
+    return [WORDS[i % 3] for i in range(count)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_every_row_comes_once_and_in_order_whatever_the_batch(subject: Subject, batch: int) -> None:
+    runs = list(subject.model.runs(inputs(5), 3, batch=batch, **SHORT))
+    assert [len(run.rows) for run in runs] == [min(batch, 5 - i) for i in range(0, 5, batch)]
+    assert [given for run in runs for given in run.inputs] == inputs(5)
+    assert [row.seed for run in runs for row in run.rows] == row_seeds(3, 5)
+
+
+def test_a_row_is_what_it_is_alone(subject: Subject) -> None:
+    (run,) = subject.model.runs(inputs(3), [4, 5, 6], **SHORT)
+    for i, seed in enumerate((4, 5, 6)):
+        alone = subject.model.run(inputs(3)[i], seed, **{k: v for k, v in SHORT.items() if k != "progress"})
+        torch.testing.assert_close(run.latents[i : i + 1], alone.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_one_input_and_several_seeds_are_rows_of_it(subject: Subject) -> None:
+    runs = list(subject.model.runs("circle", [1, 2, 3], batch=2, **SHORT))
+    assert [run.inputs for run in runs] == [("circle", "circle"), ("circle",)]
+    assert [row.seed for run in runs for row in run.rows] == [1, 2, 3]
+
+
+def test_interventions_are_applied_to_every_batch(subject: Subject) -> None:
+    capture = dl.Capture(dl.Sites("velocity", steps=0))
+    runs = list(subject.model.runs(inputs(3), batch=2, interventions=[capture], **SHORT))
+    assert [len(run["s00/cond/-/velocity"]) for run in runs] == [2, 1]
+
+
+def test_the_pipeline_is_free_between_two_runs(subject: Subject) -> None:
+    loop = subject.model.runs(inputs(2), batch=1, **SHORT)
+    first = next(loop)
+    between: list[dl.Run] = []
+    options = {k: v for k, v in SHORT.items() if k != "progress"}
+    thread = threading.Thread(target=lambda: between.append(subject.model.run("circle", first.rows[0].seed, **options)))
+    thread.start()
+    thread.join()
+    assert torch.equal(between[0].latents, first.latents)
+    assert next(loop).inputs == ("square",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"inputs": []}, "no inputs"),
+        ({"inputs": ["circle", "blue"], "seed": [1]}, "1 seeds for 2 inputs"),
+        ({"inputs": "circle", "seed": -1}, "negative"),
+        ({"inputs": "circle", "seed": 1.5}, "whole number"),
+        ({"inputs": "circle", "batch": 0}, "batch=0: need a whole number of at least 1"),
+        ({"inputs": "circle", "batch": True}, "batch=True"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_the_first_run(
+    subject: Subject, given: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        subject.model.runs(**given)
+
+
+@given(seed=st.integers(0, 2**70), count=st.integers(1, 40), first=st.integers(0, 40))
+def test_rows_keep_their_seeds_whatever_comes_after_them(seed: int, count: int, first: int) -> None:
+    assert row_seeds(seed, count, first) == row_seeds(seed, first + count)[first:]
+
+
+@given(seed=st.integers(0, 2**40))
+def test_neighbouring_seeds_and_purposes_share_no_draw(seed: int) -> None:
+    drawn = [{*row_seeds(s, 100), derive(s, "pairs"), derive(s, "lens")} for s in (seed, seed + 1, seed + 2)]
+    assert all(len(one) == 102 and not one & other for one, other in pairwise(drawn))
+    assert max(drawn[0]) < 2**53
+
+
+def test_noise_of_neighbouring_seeds_is_not_the_same_rows_shifted(subject: Subject) -> None:
+    capture = dl.Capture(dl.Sites("latents", steps=0))
+    noise = [
+        run["s00/-/-/latents"].flatten(1).numpy()
+        for seed in (7, 8)
+        for run in subject.model.runs(["circle"] * 4, seed, interventions=[capture], **SHORT)
+    ]
+    assert np.abs(np.corrcoef(np.concatenate(noise)) - np.eye(8)).max() < 0.5
