@@ -11,9 +11,10 @@ import torch
 import dit_lens as dl
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.rows.rows import Rows
-from dit_lens.probing.rows.targets import labels_of, targets_of
+from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.tasks import TASKS, Label, Permanence
+from dit_lens.tasks.evidence import labels_of
 
 SMALL: dict[str, Any] = {"maze": {"size": 4}, "tictactoe": {"size": 3}}
 
