@@ -328,8 +328,16 @@ def test_steps_that_cannot_be_known_are_refused(given: dict[str, Any], message: 
             {"timesteps": [999, 500]},
             "MochiPipeline sets its scheduler to noise levels of its own",
         ),
-        ("allegro", {"timesteps": [999, 500]}, "EulerAncestralDiscreteScheduler takes no timesteps; give steps="),
-        ("cogvideox-1.0", {"timesteps": [999, 500]}, "CogVideoXDDIMScheduler takes no timesteps; give steps="),
+        (
+            "allegro",
+            {"timesteps": [999, 500]},
+            "EulerAncestralDiscreteScheduler takes no timesteps; give num_inference_steps=",
+        ),
+        (
+            "cogvideox-1.0",
+            {"timesteps": [999, 500]},
+            "CogVideoXDDIMScheduler takes no timesteps; give num_inference_steps=",
+        ),
         ("wan2.1-t2v", {"sigmas": [1.0, 0.5]}, "WanPipeline takes no sigmas"),
     ],
 )

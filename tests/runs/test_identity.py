@@ -34,7 +34,7 @@ def fresh(name: str = "wan2.1-t2v") -> tuple[dl.VideoDiT, Any]:
 
 
 def run(model: dl.VideoDiT, given: Any, *interventions: Any, **more: Any) -> dl.Run:
-    return model.run(given, 3, **{"steps": 2, "decode": False, "interventions": interventions, **more})
+    return model.run(given, 3, **{"num_inference_steps": 2, "decode": False, "interventions": interventions, **more})
 
 
 # -- weights

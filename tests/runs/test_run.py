@@ -385,7 +385,7 @@ def test_the_order_of_the_list_is_the_order_at_one_site(subject: Subject, compon
 
 def test_rows_of_a_batch_equal_their_own_single_runs(subject: Subject, guidance: float) -> None:
     seeds = (3, 4)
-    settings = {"steps": STEPS, "guidance_scale": guidance, "decode": False}
+    settings = {"num_inference_steps": STEPS, "guidance_scale": guidance, "decode": False}
     batch = subject.model.run(list(subject.inputs), seeds, **settings)
     for row, (one, seed) in enumerate(zip(subject.inputs, seeds, strict=True)):
         alone = subject.model.run(one, seed, **settings)
@@ -397,7 +397,7 @@ def test_rows_of_a_batch_equal_their_own_single_runs(subject: Subject, guidance:
 
 def test_rows_with_latents_given_keep_each_their_own(organism: Subject) -> None:
     noise = torch.randn(2, 8, 5, 4, 4, generator=torch.Generator().manual_seed(1))
-    settings = {"steps": STEPS, "guidance_scale": 1.0, "decode": False}
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False}
     batch = organism.model.run(list(organism.inputs), [3, 4], latents=noise, **settings)
     for row, one in enumerate(organism.inputs):
         alone = organism.model.run(one, 3, latents=noise[row : row + 1], **settings)
@@ -447,8 +447,8 @@ def test_the_id_is_the_same_for_the_same_run_and_another_for_any_other(organism:
     noises = torch.randn(2, 1, 8, 5, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
     patch = [dl.Patch(donor, dl.Sites("delta", layers=k)) for k in (0, 1)]
     kinds: list[dict[str, Any]] = [
-        {}, {"which": 1}, {"guidance": 2.0}, {"steps": 2}, {"interventions": patch[:1]}, {"interventions": patch[1:]},
-        {"latents": noises[0]}, {"latents": noises[1]},
+        {}, {"which": 1}, {"guidance": 2.0}, {"num_inference_steps": 2},
+        {"interventions": patch[:1]}, {"interventions": patch[1:]}, {"latents": noises[0]}, {"latents": noises[1]},
     ]  # fmt: skip
     ids = [organism.run(**kind).id for kind in kinds]
     assert len(set(ids)) == len(kinds)

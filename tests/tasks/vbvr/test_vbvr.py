@@ -353,7 +353,7 @@ def test_results_of_different_runs_are_not_mixed(bench: Path, tmp_path: Path) ->
         vbvr.run_bench(Player(), samples, out, seed=4, num_inference_steps=4)
     with pytest.raises(dl.errors.TaskError, match="model 'player', now 'other'"):
         vbvr.run_bench(Player("other"), samples, out, seed=3, num_inference_steps=4)
-    with pytest.raises(dl.errors.TaskError, match=r"steps: 4.*steps: 5"):
+    with pytest.raises(dl.errors.TaskError, match=r"num_inference_steps: 4.*num_inference_steps: 5"):
         vbvr.run_bench(Player(), samples, out, seed=3, num_inference_steps=5)
 
 
@@ -451,7 +451,7 @@ def test_results_of_another_length_or_size_name_the_file(tmp_path: Path) -> None
 def test_a_model_runs_on_samples_as_on_the_instances_themselves(tmp_path: Path, organism: Subject) -> None:
     instances = dl.tasks.Maze(size=4, lengths=(3, 8)).sample(2)
     samples = vbvr.export(instances, tmp_path / "bench", MAZE, OUT)
-    settings: dict[str, Any] = {"steps": 2, "height": 32, "width": 32}
+    settings: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
     vbvr.run_bench(organism.model, samples, tmp_path / "out", seed=7, **settings)
     for sample, instance in zip(samples, instances, strict=True):
         direct = organism.model.run(instance, seed=7, **settings).frames
