@@ -246,7 +246,7 @@ class VideoDiT:
             As in `run`.
         seed : int or sequence of int
             A sequence has one seed per row; one input and K seeds make K rows. An int gives every input a seed of its
-            own, `dit_lens.runs.seeds.row_seeds`, and another int shares none of them.
+            own, drawn by numpy's ``SeedSequence``, and another int shares none of them.
         batch : int
             Rows that are run at once.
         progress : str or None

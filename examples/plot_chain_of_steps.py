@@ -27,8 +27,8 @@ dl.plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
 
 # %%
 # How much of the final trail is visible at each step: intersection over union, mean over the four mazes.
-final = task.read_answer(lens.run.frames[:, -1])
+final = task.read_answer(lens.run.frames[:, -1], mazes).marks
 for step, frames in enumerate(lens.decode(model)):
-    shown = task.read_answer(frames[:, -1])
-    overlap = (shown & final).sum(axis=(1, 2)) / (shown | final).sum(axis=(1, 2)).clip(min=1)
+    shown = task.read_answer(frames[:, -1], mazes).marks
+    overlap = dl.tasks.agreement(shown, final)
     print(f"step {step}, sigma {lens.sigmas[step]:.2f}: overlap with the final trail {overlap.mean():.2f}")

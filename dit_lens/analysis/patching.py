@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +32,7 @@ from dit_lens.results.intervals import bootstrap_weights, percentile_interval, w
 from dit_lens.sites.select import Select, indices
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.base import Pair, Task
+from dit_lens.tasks.evidence import answer_masks, on_grid, require, show_answer
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,12 @@ def patching_sweep(
         No pair has an answer cell of its own to measure on.
     """
     chosen = indices(layers, model.layers, "layer")
-    pairs = [pair for pair in pairs if answer_cells(task, pair).any()]
+    masks = answer_masks(task, pairs, who="patching_sweep")
+    pairs = [pair for pair, mask in zip(pairs, masks, strict=True) if mask.any()]
     if not pairs:
-        raise EvidenceError("no pair's two answers differ in a cell that is not a goal; there is nothing to measure on")
+        raise EvidenceError(
+            "no pair's two answers differ where what was given does not; there is nothing to measure on"
+        )
     right = both_right(model, task, pairs, seed, batch)
     kept = [pair for pair, ok in zip(pairs, right, strict=True) if ok] or list(pairs)
     seeds = {id(pair): seed + i for i, pair in enumerate(pairs)}
@@ -131,14 +134,6 @@ def patching_sweep(
     return PatchingSweep(component, step, tuple(chosen), share, unrelated, flips, sum(right), len(pairs), any(right))
 
 
-def answer_cells(task: Task, pair: Pair) -> NDArray[np.bool_]:
-    """Cells on a shortest path of one side only and no goal of either: bool of shape (n, n)."""
-    labels = task.labels(list(pair), latent_frames=2)
-    on_path, goal = labels["on_path"].values[:, 0], labels["goal"].values[:, 0]
-    cells: NDArray[np.bool_] = (on_path[0] ^ on_path[1]) & ~goal.any(axis=0)
-    return cells
-
-
 def both_right(model: VideoDiT, task: Task, pairs: Sequence[Pair], seed: int, batch: int) -> list[bool]:
     """Whether the clean runs of both sides, from the same noise, are strictly right."""
     right: list[bool] = []
@@ -150,7 +145,7 @@ def both_right(model: VideoDiT, task: Task, pairs: Sequence[Pair], seed: int, ba
             instances = [pair[side] for pair in part]
             frames = model.run(instances, seed=list(seeds)).frames
             assert frames is not None
-            sides.append(task.score(frames, instances).strict)
+            sides.append(require(task, "score", who="patching_sweep").score(frames, instances).strict)
         right += [bool(a and b) for a, b in zip(*sides, strict=True)]
     return right
 
@@ -177,8 +172,10 @@ def _movements(
 def _latent_mask(task: Task, pairs: Sequence[Pair], x0hat: Tensor) -> Tensor:
     """Answer cells on every latent frame but the given first one: (2 P, 1, F, H, W)."""
     mask = torch.zeros(len(x0hat), 1, *x0hat.shape[2:], dtype=x0hat.dtype, device=x0hat.device)
-    cells = torch.from_numpy(np.stack([answer_cells(task, pair) for pair in pairs])).to(mask)
-    mask[:, 0, 1:, : task.size, : task.size] = cells.repeat(2, 1, 1)[:, None]
+    height, width = x0hat.shape[3:]
+    masks = answer_masks(task, pairs, who="patching_sweep")
+    cells = on_grid(task, masks, (height, width), (8 * height, 8 * width))
+    mask[:, 0, 1:] = torch.from_numpy(cells).to(mask).repeat(2, 1, 1)[:, None]
     return mask
 
 
@@ -202,11 +199,5 @@ def _flips(
         patch = Patch(donor, Sites(component, layers=layer))
         frames = model.run(originals, seed=seeds, interventions=[patch]).frames
         assert frames is not None
-        flips.append(shows_answer(task, frames, others))
+        flips.append(show_answer(task, frames, others, who="patching_sweep"))
     return np.stack(flips)
-
-
-def shows_answer(task: Task, frames: NDArray[np.uint8], instances: Sequence[Any]) -> NDArray[np.bool_]:
-    """Whether the last frames' trails are legal and complete on these instances: bool of shape (B,)."""
-    scores: Any = task.score(frames, list(instances))
-    return np.asarray((scores.legal == 1) & (scores.complete == 1))

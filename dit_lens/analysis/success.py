@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.training.data import encode, to_tensor
 from dit_lens.results.intervals import Interval, wilson
-from dit_lens.tasks.base import title_of
 
 #: A task counts as solved only where the lower end of its normalised score is above this.
 CLAIM = 0.3
@@ -156,7 +155,7 @@ def _evaluate(model: VideoDiT, task: Any, count: int, seed: int, batch: int) -> 
     scores = task.score(videos, instances)
     nulls = task.floors(count, seed).query("video != 'truth'")
     return TaskResult(
-        task=title_of(task),
+        task=task.title,
         size=task.size,
         n=count,
         strict=wilson(int(scores.strict.sum()), count),
@@ -178,7 +177,7 @@ def exchange_prompts(
     clean, swapped = (generate(model, side, seed, batch) for side in (originals, others))
     judged = ((clean, originals), (swapped, originals), (swapped, others))
     rates = [wilson(int(task.score(videos, by).strict.sum()), count) for videos, by in judged]
-    return SwapResult(title_of(task), kind, count, *rates)
+    return SwapResult(task.title, kind, count, *rates)
 
 
 def prompt_kinds(task: Any) -> list[str]:
@@ -201,13 +200,13 @@ def compare_guidance(
     strict = {s: wilson(int(task.score(v, instances).strict.sum()), count) for s, v in videos.items()}
     plain = videos[scales[0]].astype(np.int64)
     changed = {s: float((np.abs(v - plain) > 25).any(axis=(1, 2, 3, 4)).mean()) for s, v in videos.items()}
-    return GuidanceResult(title_of(task), count, strict, changed)
+    return GuidanceResult(task.title, count, strict, changed)
 
 
 def generate(model: VideoDiT, instances: Sequence[Any], seed: int, batch: int, **options: Any) -> NDArray[np.uint8]:
     """Videos of instances, uint8 (B, T, height, width, 3); instance i runs with seed ``seed + i``."""
     videos = []
-    for i in tqdm(range(0, len(instances), batch), desc=title_of(instances[0].task), unit="batch"):
+    for i in tqdm(range(0, len(instances), batch), desc=instances[0].task.title, unit="batch"):
         part = list(instances[i : i + batch])
         frames = model.run(part, seed=list(range(seed + i, seed + i + len(part))), **options).frames
         assert frames is not None

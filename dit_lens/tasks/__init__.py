@@ -1,10 +1,12 @@
 """Reasoning tasks with exact truth: what to solve, what is in every cell, and whether a video solved it."""
 
-from typing import Any
+from collections.abc import Callable
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import vbvr
-from dit_lens.tasks.base import Instance, Label, Pair, Scores, Task, title_of
+from dit_lens.tasks.answers import Answers, agreement
+from dit_lens.tasks.base import Instance, Label, Pair, Problem, Scores, Task
+from dit_lens.tasks.evidence import EVIDENCE, BoardTask, Evidence, declared, declares, require
 from dit_lens.tasks.maze import Maze, MazeInstance, MazeScores
 from dit_lens.tasks.puzzles.move import Move
 from dit_lens.tasks.puzzles.pattern import Pattern
@@ -14,7 +16,11 @@ from dit_lens.tasks.puzzles.sort import Sort
 from dit_lens.tasks.puzzles.tictactoe import TicTacToe
 
 __all__ = [
+    "EVIDENCE",
     "TASKS",
+    "Answers",
+    "BoardTask",
+    "Evidence",
     "Instance",
     "Label",
     "Maze",
@@ -24,6 +30,7 @@ __all__ = [
     "Pair",
     "Pattern",
     "Permanence",
+    "Problem",
     "Puzzle",
     "PuzzleInstance",
     "PuzzleScores",
@@ -31,16 +38,21 @@ __all__ = [
     "Sort",
     "Task",
     "TicTacToe",
+    "agreement",
+    "declared",
+    "declares",
+    "require",
     "task_named",
-    "title_of",
     "vbvr",
 ]
 
 #: Every task by its name.
-TASKS: dict[str, Any] = {task.name: task for task in (Maze, Move, Pattern, Permanence, Sort, TicTacToe)}
+TASKS: dict[str, Callable[..., BoardTask]] = {
+    task.name: task for task in (Maze, Move, Pattern, Permanence, Sort, TicTacToe)
+}
 
 
-def task_named(name: str, frames: int = 9) -> Task:
+def task_named(name: str, frames: int = 9) -> BoardTask:
     """A task by a short name.
 
     Parameters
@@ -59,5 +71,4 @@ def task_named(name: str, frames: int = 9) -> Task:
         kind, options = kind.removeprefix("two-goal "), options | {"goals": 2}
     if kind not in TASKS or (size and not size.isdecimal()) or ("goals" in options and kind != "maze"):
         raise TaskError(f"no task is named {name!r}; there are {', '.join(TASKS)}, such as 'maze:6' or 'two-goal maze'")
-    task: Task = TASKS[kind](frames=frames, **options)
-    return task
+    return TASKS[kind](frames=frames, **options)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -61,13 +60,31 @@ class Label:
 
 @runtime_checkable
 class Instance(Protocol):
-    """One problem: what `VideoDiT.run` and the analyses need of it.
+    """One problem: what `VideoDiT.run` needs of it.
 
     Attributes
     ----------
     id : str
         The same for the same problem.
-    prompt, image : what the model is given
+    prompt, image : what the model is given; the image is None where it is given none
+    """
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def image(self) -> Image.Image | None: ...
+
+
+@runtime_checkable
+class Problem(Instance, Protocol):
+    """An instance whose truth is known.
+
+    Attributes
+    ----------
     video : uint8 array of shape (T, height, width, 3)
         The true video.
     variables : mapping
@@ -76,12 +93,6 @@ class Instance(Protocol):
     steps : int
         Number of steps that a solution needs.
     """
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def prompt(self) -> str: ...
 
     @property
     def image(self) -> Image.Image: ...
@@ -138,46 +149,25 @@ class Scores(Protocol):
 
 
 class Task(Protocol):
-    """What the analyses need of a task. A grid task of n x n cells draws one cell on one latent position.
+    """The least that a task is: a name and instances. What more it has, `dit_lens.tasks.evidence` says.
 
     Attributes
     ----------
     name : str
-    size, frames : int
-        Cells n a side, and pixel frames T of a video.
-    kinds : mapping
-        The kinds of counterfactual pairs, the default first, and the variable that each changes.
-    weights : mapping
-        What each rule of the score is worth; they sum to 1.
+    title : str
+        The name, with what sets the task apart from others of its name.
     """
 
-    name: ClassVar[str]
-    weights: ClassVar[Mapping[str, float]]
+    @property
+    def name(self) -> str: ...
 
     @property
-    def size(self) -> int: ...
+    def title(self) -> str:
+        return self.name
 
-    @property
-    def frames(self) -> int: ...
-
-    @property
-    def kinds(self) -> Mapping[str, str]: ...
-
-    def sample(self, count: int, seed: int = 0, split: Split = "test") -> list[Any]: ...
-
-    def pair(self, seed: int = 0, kind: str | None = None, split: Split = "test") -> Pair: ...
-
-    def pairs(self, count: int, seed: int = 0, kind: str | None = None, split: Split = "test") -> list[Pair]: ...
-
-    def labels(self, instances: Sequence[Any], latent_frames: int) -> dict[str, Label]: ...
-
-    def render(self, instances: Sequence[Any]) -> Video: ...
-
-    def score(self, frames: Video, instances: Any) -> Scores: ...
-
-    def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame: ...
-
-    def describe(self) -> dict[str, Any]: ...
+    def sample(self, count: int, seed: int = 0, split: Split = "test") -> list[Any]:
+        """Instances, the same for the same arguments; no two splits share one."""
+        ...
 
 
 def generator(seed: int, size: int, split: Split) -> np.random.Generator:
@@ -211,42 +201,13 @@ def instance_of_each(frames: Any, instances: Any) -> list[Any]:
     return [instances] * (len(frames) if isinstance(frames, np.ndarray) else 1)
 
 
-def check_videos(task: Any, frames: Any, count: int, height: int, width: int) -> None:
-    """Refuse whatever is not ``count`` uint8 videos of the task's length and picture.
+def check_pixels(task: object, pixels: Any, shape: tuple[int, ...], what: str = "videos") -> None:
+    """Refuse whatever is not uint8 videos, or pictures, of this shape.
 
     Raises
     ------
     TaskError
     """
-    expected = (count, task.frames, height, width, 3)
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.shape != expected:
-        got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
-        raise TaskError(f"{task}: expected uint8 videos of shape {expected}, got {got}")
-
-
-def describe_task(task: Any) -> dict[str, Any]:
-    """What a task is, as JSON types: summary, an example prompt, rules with weights, kinds of pairs, labels with roles.
-
-    ``candidates`` is the largest number of candidate answers among a hundred instances, ``steps`` the fewest and the
-    most necessary steps.
-    """
-    examples = task.sample(100, split="train")
-    steps = [example.steps for example in examples]
-    labels = task.labels(examples[:1], latent_frames=(task.frames + 1) // 2)
-    return {
-        "name": task.name,
-        "summary": (type(task).__doc__ or "").strip().split("\n")[0],
-        "size": task.size,
-        "frames": task.frames,
-        "prompt": examples[0].prompt,
-        "rules": dict(task.weights),
-        "kinds": dict(task.kinds),
-        "candidates": max(len(example.candidates) for example in examples),
-        "steps": [min(steps), max(steps)],
-        "labels": {name: label.role for name, label in labels.items()},
-    }
-
-
-def title_of(task: Any) -> str:
-    """Name of a task, with what sets it apart from others of its name."""
-    return "two-goal maze" if getattr(task, "goals", 1) > 1 else str(task.name)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != shape:
+        got = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise TaskError(f"{task}: expected uint8 {what} of shape {shape}, got {got}")

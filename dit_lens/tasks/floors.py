@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
+from dit_lens.tasks.evidence import BoardTask
 
-def null_floors(task: Any, count: int, seed: int) -> pd.DataFrame:
+
+def null_floors(task: BoardTask, count: int, seed: int) -> pd.DataFrame:
     """Scores of the truth and of videos that cannot have solved the task.
 
     "frozen": the first frame throughout. "noise": uniform random pixels. "shuffled": the true frames in random order.

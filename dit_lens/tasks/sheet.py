@@ -10,12 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dit_lens.tasks.evidence import BoardTask
+
 #: Inches: a frame of a video, the white between two, the margin at the left, and the text above each video and task.
 FRAME, BETWEEN, MARGIN, LINE, HEADING = 0.8, 0.06, 0.15, 0.28, 0.5
 _SMALL, _LARGE, _GREY = 9, 12, "#555555"
 
 
-def plot_tasks(tasks: Mapping[str, Any], seed: int = 0) -> Figure:
+def plot_tasks(tasks: Mapping[str, BoardTask], seed: int = 0) -> Figure:
     """For every task a true video, all frames from left to right, and below it that of its counterfactual.
 
     The pair is of the task's default kind. Above each video stands its prompt.
@@ -36,7 +38,7 @@ def plot_tasks(tasks: Mapping[str, Any], seed: int = 0) -> Figure:
     return figure
 
 
-def _draw_task(figure: Figure, name: str, task: Any, seed: int, top: float) -> None:
+def _draw_task(figure: Figure, name: str, task: BoardTask, seed: int, top: float) -> None:
     kind, pair = next(iter(task.kinds)), task.pair(seed)
     _write(figure, MARGIN, top - 0.34, name, fontsize=_LARGE, fontweight="bold", va="center")
     right = figure.get_figwidth() - MARGIN

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.analysis.patching import answer_cells, patching_sweep
+from dit_lens.analysis.patching import patching_sweep
 from dit_lens.errors import EvidenceError
 from tests.subjects import Subject
 
@@ -33,12 +33,12 @@ def test_a_random_model_solves_no_pair_and_all_are_used(organism: Subject, small
 
 
 def test_share_equals_the_patch_done_by_hand(organism: Subject, small: dl.tasks.Maze) -> None:
-    pair = next(p for p in small.pairs(5, seed=0) if answer_cells(small, p).any())
+    pair = next(p for p in small.pairs(5, seed=0) if small.answer_mask(p).any())
     sweep = patching_sweep(organism.model, small, [pair], layers=[2], seed=3, flip_pairs=0)
     site, way = dl.Sites("delta", steps=0), []
     runs = [organism.model.run(x, seed=3, record=True, interventions=[dl.Capture(site)]) for x in pair]
     own = [organism.model.replay(run, 0).x0hat for run in runs]
-    cells = torch.from_numpy(answer_cells(small, pair))
+    cells = torch.from_numpy(small.answer_mask(pair))
     for a, b in ((0, 1), (1, 0)):
         moved = organism.model.replay(runs[a], 0, [dl.Patch(runs[b], site.at(layers=2))]).x0hat
         change, direction = ((x - own[a])[:, :, 1:, cells] for x in (moved, own[b]))
@@ -47,9 +47,9 @@ def test_share_equals_the_patch_done_by_hand(organism: Subject, small: dl.tasks.
 
 
 def test_answer_cells_are_on_one_answer_only_and_hold_no_goal(small: dl.tasks.Maze) -> None:
-    for original, counterfactual in small.pairs(10, seed=1):
-        cells = answer_cells(small, (original, counterfactual))
-        labels = small.labels([original, counterfactual], 2)
+    for pair in small.pairs(10, seed=1):
+        cells = small.answer_mask(pair)
+        labels = small.labels(list(pair), 2)
         on_path = labels["on_path"].values[:, 0]
         assert not (cells & labels["goal"].values[:, 0].any(axis=0)).any()
         assert not (cells & on_path[0] & on_path[1]).any()

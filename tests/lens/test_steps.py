@@ -26,6 +26,7 @@ from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.preview import Preview
 from dit_lens.lens.steps import MEASURES, StepLens, step_lens
 from dit_lens.runs.schedule import Schedule
+from dit_lens.tasks import agreement
 from dit_lens.validation.witness import Subject as Family
 from tests.subjects import STEPS, Subject
 
@@ -291,9 +292,8 @@ def test_step_lens_of_the_shipped_model_shows_the_answer_forming(shipped: Subjec
     mazes = task.sample(6, seed=1)
     lens = step_lens(shipped.model, mazes, seed=list(range(6)))
     frames = lens.decode(shipped.model, steps=[0, 9], frames=-1)
-    final = task.read_answer(lens.run.frames[:, -1])
-    shown = [task.read_answer(f[:, -1]) for f in frames]
-    overlap = [np.mean((s & final).sum((1, 2)) / np.maximum((s | final).sum((1, 2)), 1)) for s in shown]
+    final = task.read_answer(lens.run.frames[:, -1], mazes).marks
+    overlap = [agreement(task.read_answer(f[:, -1], mazes).marks, final).mean() for f in frames]
     assert overlap[1] == 1
     assert overlap[0] < overlap[1]
     cosine = lens.frame().groupby("step").cosine.mean()

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 
 from dit_lens.errors import TaskError
 from dit_lens.families.tiny.text import WORDS
-from dit_lens.tasks import TASKS, Instance, Maze, Puzzle, task_named
+from dit_lens.tasks import TASKS, Maze, Problem, Puzzle, task_named
 from dit_lens.tasks.base import SPLITS
 from dit_lens.tasks.puzzles.glyphs import ATLAS, paint
 
@@ -93,7 +93,7 @@ def test_other_sizes_and_longer_videos_are_solved_by_their_truth(name: str, chan
 def test_an_instance_has_what_the_analyses_need(name: str) -> None:
     task = task_named(name)
     for instance in sampled(name)[:20]:
-        assert isinstance(instance, Instance)
+        assert isinstance(instance, Problem)
         assert instance.video.dtype == np.uint8
         assert instance.video.shape == shape(task, 1)[1:]
         assert np.array_equal(np.asarray(instance.image), instance.video[0])

@@ -15,7 +15,7 @@ from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
 from dit_lens.lens.steps import step_lens
 from dit_lens.model import VideoDiT
-from dit_lens.tasks.base import title_of
+from dit_lens.tasks.base import Task
 
 #: The seed of a chain's first instance, apart from those of the runs that are probed.
 CHAIN_SEED = 10_000
@@ -39,7 +39,7 @@ class Chain:
         The frames are not decoded ones of as many steps and instances, or there are too few.
     """
 
-    task: Any
+    task: Task
     instances: Sequence[Any]
     frames: Video
     sigmas: tuple[float, ...]
@@ -68,7 +68,7 @@ class Chain:
     @property
     def title(self) -> str:
         """Name of the task, with what sets it apart from others of its name."""
-        return title_of(self.task)
+        return self.task.title
 
     def named(self, table: pd.DataFrame, step: str = "step") -> pd.DataFrame:
         """A table with sigma and expert of its column ``step`` put behind it, and the task in front."""

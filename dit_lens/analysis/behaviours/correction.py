@@ -3,7 +3,7 @@
 The definitions. At every step x0hat is decoded and its answer is read, by one of
 two judges:
 
-- *answer*: the task's hard reading of the last frame (`dit_lens.tasks.reading.read_answers`). It has three states:
+- *answer*: the task's hard reading of the last frame (its `read_answer`). It has three states:
   "right"; "wrong", a readable answer that is not right; "open", where no single answer is readable.
 - *strict*: strict success of the whole decoded video. It has two: "right", and "wrong" for everything else, so that a
   video which is only blurred counts as wrong.
@@ -35,7 +35,7 @@ from dit_lens.analysis.behaviours.chain import Chain
 from dit_lens.errors import EvidenceError
 from dit_lens.results.intervals import Interval, mean_interval, wilson
 from dit_lens.results.plots import curves
-from dit_lens.tasks.reading import read_answers
+from dit_lens.tasks.evidence import answers_of, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,10 +161,11 @@ def self_correction(chain: Chain, judge: Judge = "answer") -> Correction:
     """
     task, instances = chain.task, list(chain.instances)
     if judge == "strict":
-        right = np.stack([task.score(frames, instances).strict for frames in chain.frames])
+        known = require(task, "score", who="self_correction")
+        right = np.stack([known.score(frames, instances).strict for frames in chain.frames])
         return Correction(chain, judge, np.where(right, _RIGHT, _WRONG))
     if judge != "answer":
         raise EvidenceError(f"no judge {judge!r}; there are 'answer' and 'strict'")
-    answers = [read_answers(task, frames, instances) for frames in chain.frames]
+    answers = [answers_of(task, frames[:, -1], instances, who="self_correction") for frames in chain.frames]
     states = [np.where(a.right, _RIGHT, np.where(a.drawn, _WRONG, _OPEN)) for a in answers]
     return Correction(chain, judge, np.stack(states))

@@ -42,7 +42,7 @@ from dit_lens.probing.rows.data import ProbeData
 from dit_lens.results.arrays import Bools, Ints
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval
 from dit_lens.results.plots import heatmap
-from dit_lens.tasks.base import Label, title_of
+from dit_lens.tasks.base import Label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,7 +206,7 @@ def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = 
             label, cells = _asked(target, here, colours)
             grids[frame, target] = _grid(data, label, runs, cells + place * here["hidden"].shape[1], config)
             peaks.append(_peak(grids[frame, target], frame, target, config))
-    return WorkingMemory(title_of(task), config, grids, peaks, len(instances))
+    return WorkingMemory(task.title, config, grids, peaks, len(instances))
 
 
 def hidden_frames(labels: dict[str, Label]) -> Bools:

@@ -53,8 +53,7 @@ from dit_lens.probing.rows.collect import collect
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval, weighted_means
 from dit_lens.results.plots import curves
-from dit_lens.tasks.base import title_of
-from dit_lens.tasks.reading import read_ends
+from dit_lens.tasks.evidence import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,7 +211,7 @@ def perception_before_action(
     drawn, drawn_curves = _of_lens(chain, ends, config)
     both = pd.concat([probe_curves, drawn_curves], ignore_index=True)
     sigmas, experts = dict(enumerate(chain.sigmas)), dict(enumerate(chain.experts))
-    return PerceptionOrder(title_of(task), config, sigmas, experts, [*onsets, *drawn], layers, both, len(instances))
+    return PerceptionOrder(task.title, config, sigmas, experts, [*onsets, *drawn], layers, both, len(instances))
 
 
 def _role(label: str) -> str:
@@ -243,9 +242,11 @@ def _of_probes(grid: ProbeGrid, config: BehaviourConfig) -> tuple[list[Onset], l
 def _of_lens(chain: Chain, ends: Sequence[str], config: BehaviourConfig) -> tuple[list[Onset], pd.DataFrame]:
     """Onsets and shares of what x0hat draws."""
     instances, last = list(chain.instances), chain.frames[:, :, -1]
-    drawn = read_ends(chain.task, last, instances)
-    trails = chain.task.read_answer(last)
-    finished = trails[-1].sum(axis=(1, 2)) >= 2
+    task = require(chain.task, "read_given", "read_answer", who="perception_before_action")
+    given = [task.read_given(images, instances) for images in last]
+    drawn = {name: np.stack([at[name] for at in given]) for name in ends}
+    trails = np.stack([task.read_answer(images, instances).marks for images in last])
+    finished = (trails[-1] > 0).sum(axis=(1, 2)) >= 2
     shown = {name: drawn[name] for name in ends} | {PATH: (trails == trails[-1]).all(axis=(2, 3)) & finished}
     weights = bootstrap_weights(chain.count, config.replicates, config.seed)
     onsets, rows, steps = [], [], tuple(range(chain.steps))

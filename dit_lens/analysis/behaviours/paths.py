@@ -1,7 +1,7 @@
 """Multi-path: how many candidate answers x0hat draws at once, at every step.
 
 The definitions, fixed before any figure was looked at. What is drawn is read softly from the last decoded frame
-(`dit_lens.tasks.reading`): a thing is *alive* where more than 0.15 of it is drawn, and *undecided* where more than 0.15
+(`alive` of the task): a thing is *alive* where more than 0.15 of it is drawn, and *undecided* where more than 0.15
 and less than 0.85 is. *Superposed* is an instance with more than one candidate alive at that step.
 
 - Puzzles (pattern, tic-tac-toe, permanence, sort): the picture is taken apart into the candidates' true last frames;
@@ -28,11 +28,10 @@ import numpy as np
 import pandas as pd
 
 from dit_lens.analysis.behaviours.chain import Chain
-from dit_lens.errors import EvidenceError
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, mean_interval, wilson
 from dit_lens.results.plots import curves
-from dit_lens.tasks.puzzles.shares import NO_CANDIDATES
+from dit_lens.tasks.evidence import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +93,5 @@ def multi_path(chain: Chain) -> MultiPath:
     EvidenceError
         The task has no candidates that a picture can be taken apart into.
     """
-    if not hasattr(chain.task, "alive"):
-        raise EvidenceError(f"{getattr(chain.task, 'name', chain.task)!r} {NO_CANDIDATES}")
-    return MultiPath(chain, chain.task.alive(chain.frames[:, :, -1], chain.instances))
+    task = require(chain.task, "alive", who="multi_path")
+    return MultiPath(chain, task.alive(chain.frames[:, :, -1], chain.instances))

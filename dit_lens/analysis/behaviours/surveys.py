@@ -18,7 +18,6 @@ from dit_lens.analysis.behaviours.order import MEASURES, PerceptionOrder, percep
 from dit_lens.analysis.behaviours.paths import MultiPath, multi_path
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.tasks.base import title_of
 
 
 @dataclass
@@ -111,7 +110,7 @@ def survey(model: VideoDiT, tasks: Sequence[Any], config: BehaviourConfig | None
     config = replace(config or BehaviourConfig(), **changes)
     found = Survey(config)
     for task in tasks:
-        name, chain = title_of(task), None
+        name, chain = task.title, None
         with found.skipping("chain of steps", name):
             chain = _chain(found, model, task)
         one = task.sample(1, seed=config.seed)

@@ -14,6 +14,9 @@ from dit_lens.lens.depth import depth_lens
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import mean_interval
+from dit_lens.tasks.answers import agreement
+from dit_lens.tasks.base import Task
+from dit_lens.tasks.evidence import answers_of, rules_of_answer
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class LensCurves:
 
 def lens_curves(
     model: VideoDiT,
-    task: Any,
+    task: Task,
     instances: Sequence[Any],
     *,
     step: int = 0,
@@ -66,12 +69,11 @@ def lens_curves(
         run = model.run(part, seed=list(range(seed + i, seed + i + len(part))), record=True)
         assert run.frames is not None
         shown.append(depth_lens(model, run, step).decode(model, frames=-1)[:, :, 0])
-        drawn.append(task.read_answer(run.frames[:, -1]))
+        drawn.append(answers_of(task, run.frames[:, -1], part, who="lens_curves").marks)
     frames, final = np.concatenate(shown, axis=1), np.concatenate(drawn)
     final = final[[place[id(j)] for j in judges]]
-    agreement, legality = [], []
+    agreed, legality = [], []
     for of_layer in frames:
-        trails = task.read_answer(of_layer)
-        agreement.append((trails & final).sum(axis=(1, 2)) / np.maximum((trails | final).sum(axis=(1, 2)), 1))
-        legality.append(task.judge_answer(trails, judges)[0])
-    return LensCurves(step, np.stack(agreement), np.stack(legality))
+        agreed.append(agreement(answers_of(task, of_layer, judges, who="lens_curves").marks, final))
+        legality.append(next(iter(rules_of_answer(task, of_layer, judges, who="lens_curves").values())))
+    return LensCurves(step, np.stack(agreed), np.stack(legality))

@@ -20,6 +20,8 @@ from dit_lens.results.intervals import means_over_instances
 from dit_lens.results.plots import curves
 from dit_lens.runs.run import Run
 from dit_lens.sites.select import Select, indices
+from dit_lens.tasks.answers import agreement
+from dit_lens.tasks.evidence import declares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,14 +177,13 @@ def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
 def _scores(task: Any, instances: Sequence[Any], run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Any]:
     """Columns of what the task reads off the decoded answers, in the order of `DepthLens.frame`."""
     assert run.frames is not None
-    columns, reads = [], hasattr(task, "read_answer")
-    drawn = task.read_answer(run.frames[:, -1]) if reads else None
+    columns, reads = [], declares(task, "read_answer", "judge_answer")
+    drawn: Any = task.read_answer(run.frames[:, -1], instances).marks if reads else None
     for frames in lens.decode(model):
         scores = task.score(frames, instances)
         found = {"strict": scores.strict.astype(float), "total": scores.total}
         if reads:
-            shown = task.read_answer(frames[:, -1])
-            both, either = (shown & drawn).sum(axis=(1, 2)), (shown | drawn).sum(axis=(1, 2))
-            found |= {"agreement": both / np.maximum(either, 1), "legality": task.judge_answer(shown, instances)[0]}
+            shown, rules = task.read_answer(frames[:, -1], instances), task.judge_answer(frames[:, -1], instances)
+            found |= {"agreement": agreement(shown.marks, drawn), "legality": next(iter(rules.values()))}
         columns.append(found)
     return {name: np.concatenate([found[name] for found in columns]) for name in columns[0]}

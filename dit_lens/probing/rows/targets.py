@@ -11,40 +11,12 @@ import numpy as np
 from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
 from dit_lens.probing.rows.rows import Rows
-from dit_lens.tasks.base import Label
-
-
-def labels_of(task: Any, instances: Sequence[Any], latent_frames: int, frames: Video | None = None) -> dict[str, Label]:
-    """Every label of a task: those of cells, and of frames and clips.
-
-    ``task.labels`` gives those of the cells, (B, F, n, n), and ``task.scene_labels``, where the task has it, those of
-    latent frames, (B, F), and of clips, (B,). ``steps``, how many steps a solution needs, comes from the instances.
-
-    Parameters
-    ----------
-    frames : uint8 array of shape (B, T, height, width, 3), optional
-        Videos that the model made, for tasks whose ``labels`` say something of them.
-
-    Raises
-    ------
-    EvidenceError
-        A task without labels.
-    """
-    if not hasattr(task, "labels"):
-        raise EvidenceError(f"task {getattr(task, 'name', task)!r} has no labels: nothing to ask a probe")
-    drawn = {} if frames is None else {"frames": frames}
-    found = dict(task.labels(instances, latent_frames, **drawn))
-    if hasattr(task, "scene_labels"):
-        found |= task.scene_labels(instances, latent_frames)
-    if all(hasattr(instance, "steps") for instance in instances):
-        found["steps"] = Label("steps", "reasoning", np.array([float(i.steps) for i in instances]))
-    if not found:
-        raise EvidenceError(f"task {task.name!r} has no labels: nothing to ask a probe")
-    return found
+from dit_lens.tasks.base import Label, Task
+from dit_lens.tasks.evidence import labels_of
 
 
 def targets_of(
-    task: Any, instances: Sequence[Any], rows: Rows, names: Sequence[str] | None = None, frames: Video | None = None
+    task: Task, instances: Sequence[Any], rows: Rows, names: Sequence[str] | None = None, frames: Video | None = None
 ) -> dict[str, Label]:
     """Labels as values of rows, (B, N).
 

@@ -22,7 +22,7 @@ def paths_alive(task: Maze, images: Video, instances: Sequence[Any]) -> dict[str
     """Candidates in pictures (S, B, height, width, 3) of S steps; see `Maze.alive`."""
     boards = maze_boards.concatenate([instance.board for instance in instances])
     ink = read_ink(task, images, instances)
-    inked, final = ink > ALIVE, task.read_answer(images[-1])
+    inked, final = ink > ALIVE, np.isin(maze_render.read_centres(images[-1], task.size, task.goals), maze_render.ANSWER)
     branches = np.stack([count_branches(boards.moves, cells, final) for cells in inked]).astype(np.float64)
     if task.goals == 1:
         alive = (branches + 1) * (inked.sum(axis=(2, 3)) >= 2)

@@ -13,16 +13,31 @@ from dit_lens.tasks.latent_frames import over_latent_frames, pixel_frames
 from dit_lens.tasks.maze.boards import MOVES, Boards, distances, mark, open_moves, shortest_path_cells
 from dit_lens.tasks.maze.render import GOAL_NAMES, walk
 
+#: The labels that a verdict is read from; of a maze with two goals ``goal`` has the other role.
+MAIN_LABELS = {
+    "perception": (
+        "wall_right",
+        "wall_down",
+        "wall_left",
+        "wall_up",
+        "start",
+        "goal",
+        "goal_red",
+        "goal_purple",
+    ),
+    "reasoning": ("on_path", "distance"),
+}
+
 
 def maze_labels(
-    boards: Boards, paths: list[tuple[int, ...]], latent_frames: int, frames: int, speed: int, drawn: Bools | None
+    boards: Boards, paths: list[tuple[int, ...]], latent_frames: int, frames: int, speed: int
 ) -> dict[str, Label]:
     """Labels of B mazes on F latent frames, each of shape (B, F, n, n).
 
     Perception: ``wall_right`` and ``wall_down`` (walls that the cell itself shows), ``wall_left`` and ``wall_up``
     (walls that the neighbouring cell shows), ``start``, ``goal``. Reasoning: ``dead_end``, ``on_path`` (on some
     shortest path), ``distance`` (moves to the goal, a regression target), ``agent`` (the true walk is here in this
-    latent frame) and, where the drawn trails are given, ``drawn`` (on the trail that this run finally shows).
+    latent frame).
 
     With two goals ``goal`` is the one that the prompt names, which the picture alone does not tell: reasoning, as are
     ``on_path`` and ``distance``, which mean that goal. ``goal_red`` and ``goal_purple`` are perception.
@@ -43,8 +58,6 @@ def maze_labels(
     if two:
         of_colour = zip(GOAL_NAMES, np.moveaxis(boards.goals, 1, 0), strict=True)
         still |= {f"goal_{name}": ("perception", mark(cells, boards.size)) for name, cells in of_colour}
-    if drawn is not None:
-        still["drawn"] = ("reasoning", drawn)
     labels = {
         name: Label(name, role, np.repeat(values[:, None], latent_frames, axis=1))
         for name, (role, values) in still.items()

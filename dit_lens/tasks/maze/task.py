@@ -15,16 +15,17 @@ from PIL import Image
 from dit_lens.errors import TaskError
 from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats, Ints
+from dit_lens.tasks.answers import Answers, hold
 from dit_lens.tasks.base import (
     Label,
     Pair,
     Split,
     check_frames,
-    check_videos,
-    describe_task,
+    check_pixels,
     generator,
     instance_of_each,
 )
+from dit_lens.tasks.describe import describe_task
 from dit_lens.tasks.floors import null_floors
 from dit_lens.tasks.maze import counterfactual
 from dit_lens.tasks.maze.alive import paths_alive
@@ -36,8 +37,20 @@ from dit_lens.tasks.maze.boards import (
     sample_paths,
     shortest_path_cells,
 )
-from dit_lens.tasks.maze.labels import maze_labels, maze_scene_labels
-from dit_lens.tasks.maze.render import ANSWER, CELL, GOAL_NAMES, frame_sides, read_centres, render_video
+from dit_lens.tasks.maze.labels import MAIN_LABELS, maze_labels, maze_scene_labels
+from dit_lens.tasks.maze.render import (
+    ANSWER,
+    CELL,
+    GOAL_NAMES,
+    GOALS,
+    START,
+    UNREADABLE,
+    frame_sides,
+    read_centres,
+    read_rings,
+    render_video,
+    rings,
+)
 from dit_lens.tasks.maze.scorer import WEIGHTS, MazeScores, judge_trails, score_videos
 
 
@@ -169,6 +182,11 @@ class Maze:
     goals: int = 1
     name: ClassVar[str] = "maze"
     weights: ClassVar[Mapping[str, float]] = WEIGHTS
+    cell: ClassVar[int] = CELL
+    main_labels: ClassVar[Mapping[str, tuple[str, ...]]] = MAIN_LABELS
+    answer_label: ClassVar[str] = "on_path"
+    #: The features come with the verdict that needs them.
+    search_free: ClassVar[tuple[str, ...] | None] = None
 
     def __post_init__(self) -> None:
         low, high = self.path_lengths
@@ -186,6 +204,10 @@ class Maze:
             raise TaskError(f"Maze(lengths={self.lengths}): a walk of {high} moves does not fit; at most {most}")
         if not 0 <= self.loops <= 1:
             raise TaskError(f"Maze(loops={self.loops}): loops is a chance, 0 to 1")
+
+    @property
+    def title(self) -> str:
+        return "maze" if self.goals == 1 else "two-goal maze"
 
     @property
     def path_lengths(self) -> tuple[int, int]:
@@ -261,17 +283,13 @@ class Maze:
         walks = np.array([(*i.path, *i.path[-1:] * (longest - len(i.path))) for i in instances])
         return render_video(boards, walks, self.frames, self.speed)
 
-    def labels(
-        self, instances: Sequence[MazeInstance], latent_frames: int, frames: Video | None = None
-    ) -> dict[str, Label]:
-        """Labels for probes, each of shape (B, F, n, n); with a run's ``frames`` also ``drawn``.
+    def labels(self, instances: Sequence[MazeInstance], latent_frames: int) -> dict[str, Label]:
+        """Labels for probes, each of shape (B, F, n, n).
 
         See `dit_lens.tasks.maze.labels.maze_labels` for what each says.
         """
-        boards = self._boards(instances)
-        drawn = None if frames is None else self.score(frames, instances).trail
-        paths = [i.path for i in instances]
-        return maze_labels(boards, paths, latent_frames, self.frames, self.speed, drawn)
+        boards, paths = self._boards(instances), [i.path for i in instances]
+        return maze_labels(boards, paths, latent_frames, self.frames, self.speed)
 
     def scene_labels(self, instances: Sequence[MazeInstance], latent_frames: int) -> dict[str, Label]:
         """Labels of the whole clip and of each latent frame; see `dit_lens.tasks.maze.labels.maze_scene_labels`."""
@@ -287,16 +305,38 @@ class Maze:
             Videos of another size, type or number than the instances.
         """
         many = instance_of_each(frames, instances)
-        check_videos(self, frames, len(many), CELL * self.side, CELL * self.side)
+        check_pixels(self, frames, (len(many), self.frames, *self._picture))
         return score_videos(frames, self._boards(many), self.speed)
 
-    def read_answer(self, images: Video) -> Bools:
-        """Cells that the last of the given frames (..., height, width, 3) shows as trail or agent: bool (..., n, n)."""
-        return np.isin(read_centres(images, self.size, self.goals), ANSWER)
+    def answer_mask(self, pair: Pair) -> Bools:
+        """Cells on a shortest path of one side only and no goal of either: bool (n, n)."""
+        boards = self._boards(pair)
+        goals = np.isin(rings(boards), GOALS).any(axis=0)
+        return np.asarray(np.logical_xor(*shortest_path_cells(boards)) & ~goals)
 
-    def judge_answer(self, answers: Bools, instances: Sequence[MazeInstance]) -> tuple[Floats, Floats]:
-        """The rules *legal* and *complete* of answers (B, n, n) as `read_answer` gives them: two float arrays (B,)."""
-        return judge_trails(answers, self._boards(instances))
+    def read_answer(self, images: Video, instances: Sequence[MazeInstance]) -> Answers:
+        """What pictures, uint8 (B, height, width, 3), show of the path: cells of trail or agent are marked 1.
+
+        A path is drawn where the centre of every cell is readable and at least two cells are marked.
+        """
+        centres = self._centres(images, instances)
+        trail = np.isin(centres, ANSWER)
+        drawn = (centres != UNREADABLE).all(axis=(1, 2)) & (trail.sum(axis=(1, 2)) >= 2)
+        return Answers(trail.astype(np.int64), drawn, drawn & hold(self._judged(trail, instances)))
+
+    def judge_answer(self, images: Video, instances: Sequence[MazeInstance]) -> dict[str, Floats]:
+        """The rules *legal* and *complete* of the paths that pictures show, each float (B,)."""
+        return self._judged(np.isin(self._centres(images, instances), ANSWER), instances)
+
+    def read_given(self, images: Video, instances: Sequence[MazeInstance]) -> dict[str, Bools]:
+        """Whether pictures draw start and goals where they are, by the names of their labels: bool (B,) each."""
+        boards, here = self._boards(instances), np.arange(len(instances))
+        check_pixels(self, images, (len(instances), *self._picture), "pictures")
+        shown = read_rings(images, self.size, self.goals)
+        names = ["goal"] if self.goals == 1 else [f"goal_{name}" for name in GOAL_NAMES]
+        goals = zip(GOALS, np.moveaxis(boards.goals, 1, 0), strict=False)
+        ends = {"start": (START, boards.start)} | dict(zip(names, goals, strict=True))
+        return {name: shown[here, cell[:, 0], cell[:, 1]] == code for name, (code, cell) in ends.items()}
 
     def alive(self, images: Video, instances: Sequence[MazeInstance]) -> dict[str, Floats]:
         """How many paths pictures show at once, each float (S, B).
@@ -320,6 +360,19 @@ class Maze:
     def describe(self) -> dict[str, Any]:
         """What the task is, as JSON types; see `dit_lens.tasks.base.describe_task`."""
         return describe_task(self) | {"goals": self.goals}
+
+    @property
+    def _picture(self) -> tuple[int, int, int]:
+        """Shape of a frame: (height, width, 3)."""
+        return CELL * self.side, CELL * self.side, 3
+
+    def _centres(self, images: Video, instances: Sequence[MazeInstance]) -> Ints:
+        """Who is in each cell of B pictures: int (B, n, n)."""
+        check_pixels(self, images, (len(instances), *self._picture), "pictures")
+        return read_centres(images, self.size, self.goals)
+
+    def _judged(self, trail: Bools, instances: Sequence[MazeInstance]) -> dict[str, Floats]:
+        return dict(zip(("legal", "complete"), judge_trails(trail, self._boards(instances)), strict=True))
 
     def _boards(self, instances: Sequence[MazeInstance]) -> Boards:
         if not instances:

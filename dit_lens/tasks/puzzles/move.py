@@ -58,6 +58,7 @@ class Move(Puzzle):
     weights: ClassVar[Mapping[str, float]] = {"placed": 0.4, "moves": 0.3, "targets": 0.2, "kept": 0.1}
     kinds: ClassVar[Mapping[str, str]] = {"word": "assign", "ring": "rings"}
     layout: ClassVar[tuple[str, ...]] = ("cells", "rings", "shapes", "colours", "ring_colours")
+    answer_rules: ClassVar[tuple[str, ...]] = ("placed",)
     sizes: ClassVar[tuple[int, int]] = (4, 16)
 
     def __post_init__(self) -> None:
@@ -173,6 +174,13 @@ class Move(Puzzle):
         legal = once[:, 1:] & once[:, :-1] & (far <= 1).all(axis=2) & ~exchange
         legal[:, 0] &= (cell[:, 0] == start).all(axis=1)
         return legal, (legal & (far > 0).any(axis=2)).any(axis=1)
+
+    def drawn(self, codes: Ints, scenes: Scenes) -> Bools:
+        """Whether each object stands in exactly one cell, not both where they began."""
+        glyphs = _GLYPH[scenes["colours"], scenes["shapes"]]
+        seen = codes.reshape(len(codes), 1, -1) == glyphs[:, :, None]
+        moved = (seen.argmax(axis=2) != scenes["cells"]).any(axis=1)
+        return np.asarray((seen.sum(axis=2) == 1).all(axis=1) & moved)
 
     def maps(self, scenes: Scenes) -> Maps:
         """Perception: ``object``, ``ring``, a label of each colour (of an object or a ring) and of each shape.

@@ -22,7 +22,8 @@ import numpy as np
 
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, GAP, NAMES, NUMBER, SIZES
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, PuzzleInstance, Scenes, distinct, length
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance, Scenes, distinct, length
+from dit_lens.tasks.puzzles.shares import Candidates
 
 _LONGEST = 4
 #: Glyph of each colour and size: int (5, 3).
@@ -33,7 +34,7 @@ _ATTRIBUTES[_GLYPH] = np.moveaxis(np.indices(_GLYPH.shape), 0, -1)
 
 
 @dataclass(frozen=True)
-class Pattern(Puzzle):
+class Pattern(Candidates):
     """A periodic sequence of colours or of sizes has one gap to fill.
 
     Examples
@@ -48,6 +49,7 @@ class Pattern(Puzzle):
     weights: ClassVar[Mapping[str, float]] = {"symbol": 0.6, "settled": 0.3, "kept": 0.1}
     kinds: ClassVar[Mapping[str, str]] = {"symbol": "symbols", "gap": "gap"}
     layout: ClassVar[tuple[str, ...]] = ("by_size", "constant", "symbols", "period", "gap")
+    answer_rules: ClassVar[tuple[str, ...]] = ("symbol",)
     sizes: ClassVar[tuple[int, int]] = (3, 16)
 
     def draw(self, rng: np.random.Generator, count: int) -> Scenes:
@@ -117,6 +119,11 @@ class Pattern(Puzzle):
             "kept": kept.sum(axis=(1, 2)) / ((flat.shape[2] - 1) * (frames - 1)),
         }
 
+    def drawn(self, codes: Ints, scenes: Scenes) -> Bools:
+        """Whether the gap's cell shows a symbol."""
+        cell = codes.reshape(len(codes), -1)[np.arange(len(codes)), scenes["gap"]]
+        return np.asarray(_ATTRIBUTES[cell][:, 0] >= 0)
+
     def maps(self, scenes: Scenes) -> Maps:
         """Perception: a label of each colour and size, and ``gap``. Reasoning: ``answer`` (the gap's cell), ``answer_``
         with a colour or size (the symbol that belongs there has it), ``phase`` (the cell's position in the period).
@@ -156,7 +163,7 @@ class Pattern(Puzzle):
         return tuple(self._name(scene, symbol) for symbol in range(len(SIZES if scene["by_size"] else COLOURS)))
 
     def outcomes(self, instance: PuzzleInstance) -> Ints:
-        """The candidates of `Puzzle.outcomes`: the symbols of the period; five colours would not be independent."""
+        """The candidates of `Candidates.outcomes`: the symbols of the period; five colours would not be independent."""
         scene = instance.scene
         phase, period = int(scene["gap"][0] % scene["period"][0]), int(scene["period"][0])
         ways = []
@@ -164,7 +171,7 @@ class Pattern(Puzzle):
             symbols = scene["symbols"].copy()
             symbols[0, phase] = symbol
             ways.append({"symbols": symbols})
-        codes, gap = self._ends_of(instance, ways), int(scene["gap"][0])
+        codes, gap = self.ends_of(instance, ways), int(scene["gap"][0])
         # Another symbol in the period would change its other cells too: only the gap's is taken.
         filled = np.repeat(codes[:1], len(codes), axis=0)
         filled.reshape(len(codes), -1)[:, gap] = codes.reshape(len(codes), -1)[:, gap]

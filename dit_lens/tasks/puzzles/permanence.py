@@ -25,8 +25,9 @@ import numpy as np
 
 from dit_lens.errors import TaskError
 from dit_lens.results.arrays import Bools, Floats, Ints
-from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, PuzzleInstance, Scenes, distinct, in_order, length
+from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, UNREADABLE, WALL
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance, Scenes, distinct, in_order, length
+from dit_lens.tasks.puzzles.shares import Candidates
 
 _OBJECTS = 2
 #: Glyph of each colour and shape: int (5, 3).
@@ -36,7 +37,7 @@ _START, _HIDDEN, _END, _NOWHERE = range(4)
 
 
 @dataclass(frozen=True)
-class Permanence(Puzzle):
+class Permanence(Candidates):
     """An object goes behind a wall and comes out, or stays; the prompt says which object and whether.
 
     Examples
@@ -51,6 +52,7 @@ class Permanence(Puzzle):
     weights: ClassVar[Mapping[str, float]] = {"place": 0.4, "identity": 0.3, "passage": 0.2, "kept": 0.1}
     kinds: ClassVar[Mapping[str, str]] = {"exit": "out", "object": "mover", "colour": "colours"}
     layout: ClassVar[tuple[str, ...]] = ("rows", "colours", "shapes")
+    answer_rules: ClassVar[tuple[str, ...]] = ("identity",)
     sizes: ClassVar[tuple[int, int]] = (4, 16)
 
     def __post_init__(self) -> None:
@@ -138,6 +140,12 @@ class Permanence(Puzzle):
         away = ((place == _HIDDEN) | (place == _END)).any(axis=1) & (place[:, -1] != _START)
         return np.asarray(legal.mean(axis=1) * away)
 
+    def drawn(self, codes: Ints, scenes: Scenes) -> Bools:
+        """Whether first and last column are readable, one object left the first, and the last shows one at most."""
+        first, last = codes[:, :, 0], codes[:, :, -1]
+        readable = (first != UNREADABLE).all(axis=1) & (last != UNREADABLE).all(axis=1)
+        return np.asarray(readable & (np.isin(first, _GLYPH).sum(axis=1) < 2) & (np.isin(last, _GLYPH).sum(axis=1) < 2))
+
     def maps(self, scenes: Scenes) -> Maps:
         """Perception: ``wall``, ``object`` (seen here), a label of each colour and shape. Reasoning: ``mover`` (the
         cell in which the named object is, seen or not), ``hidden`` (it is here and not seen) and ``hidden_`` with its
@@ -189,10 +197,10 @@ class Permanence(Puzzle):
         return (*(self._name(scene, i) for i in range(_OBJECTS)), "nothing")
 
     def outcomes(self, instance: PuzzleInstance) -> Ints:
-        """The candidates of `Puzzle.outcomes`: either object outside, or the mover gone."""
+        """The candidates of `Candidates.outcomes`: either object outside, or the mover gone."""
         mover = instance.scene["mover"]
         ways = [(np.zeros_like(mover), True), (np.ones_like(mover), True), (mover, False)]
-        return self._ends_of(instance, [{"mover": who, "out": np.array([out])} for who, out in ways])
+        return self.ends_of(instance, [{"mover": who, "out": np.array([out])} for who, out in ways])
 
     def necessary_steps(self, scene: Mapping[str, Any]) -> int:
         """Cells that the object crosses."""

@@ -7,6 +7,7 @@ whose first axis is B. A puzzle gives, all vectorised over B,
 - ``vary``: scenes with one variable changed, for counterfactual pairs;
 - ``codes``: the true video as glyph numbers, int (B, T, n, n);
 - ``judge``: the rules of the score, read off glyph numbers;
+- ``drawn``: whether the last frame shows an answer, right or wrong, read off glyph numbers;
 - ``maps``: what is where and what the answer needs, per pixel frame and cell;
 
 and, of one scene, ``prompt``, ``answer``, ``candidates`` and ``necessary_steps``.
@@ -25,24 +26,23 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from dit_lens.errors import EvidenceError, TaskError
+from dit_lens.errors import TaskError
 from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats, Ints
+from dit_lens.tasks.answers import Answers, hold
 from dit_lens.tasks.base import (
-    ALIVE,
     Label,
     Pair,
     Split,
     check_frames,
-    check_videos,
-    describe_task,
+    check_pixels,
     generator,
     instance_of_each,
 )
+from dit_lens.tasks.describe import describe_task
 from dit_lens.tasks.floors import null_floors
 from dit_lens.tasks.latent_frames import over_latent_frames
-from dit_lens.tasks.puzzles.glyphs import CELL, paint, read
-from dit_lens.tasks.puzzles.shares import NO_CANDIDATES, read_shares
+from dit_lens.tasks.puzzles.glyphs import CELL, UNREADABLE, paint, read
 
 Scenes = dict[str, NDArray[Any]]
 #: Name of a label to its role and its values, bool or float of shape (B, T, n, n), or (B, n, n) if it never changes.
@@ -157,7 +157,13 @@ class Puzzle:
     kinds: ClassVar[Mapping[str, str]]
     #: Variables that decide to which split a scene belongs: those that the picture shows and no pair by prompt changes.
     layout: ClassVar[tuple[str, ...]]
+    #: The rules of the score that say whether the answer is right, whatever the frames before the last one show.
+    answer_rules: ClassVar[tuple[str, ...]]
     sizes: ClassVar[tuple[int, int]] = (3, 16)
+    cell: ClassVar[int] = CELL
+    answer_label: ClassVar[str] = "answer"
+    #: The features come with the verdict that needs them.
+    search_free: ClassVar[tuple[str, ...] | None] = None
 
     def __post_init__(self) -> None:
         low, high = self.sizes
@@ -181,6 +187,10 @@ class Puzzle:
 
     def judge(self, codes: Ints, scenes: Scenes) -> dict[str, Floats]:
         """Each rule in [0, 1], shape (B,), of videos read as glyph numbers (B, T, n, n)."""
+        raise NotImplementedError
+
+    def drawn(self, codes: Ints, scenes: Scenes) -> Bools:
+        """Whether last frames read as glyph numbers (B, n, n) show one answer, right or wrong: bool (B,)."""
         raise NotImplementedError
 
     def maps(self, scenes: Scenes) -> Maps:
@@ -208,6 +218,10 @@ class Puzzle:
         return {name: scenes[name] for name in self.layout}
 
     # What every puzzle has.
+
+    @property
+    def title(self) -> str:
+        return self.name
 
     @property
     def side(self) -> int:
@@ -316,38 +330,40 @@ class Puzzle:
             Videos of another size, type or number than the instances.
         """
         many = instance_of_each(frames, instances)
-        check_videos(self, frames, len(many), CELL * self.side, CELL * self.side)
+        check_pixels(self, frames, (len(many), self.frames, CELL * self.side, CELL * self.side, 3))
         return PuzzleScores(self.judge(read(frames, self.size), self._scenes(many)), self.weights)
 
-    def outcomes(self, instance: PuzzleInstance) -> Ints:
-        """Glyph numbers of the first frame, then of the last frame under each candidate answer: int (1 + K, n, n).
+    def answer_mask(self, pair: Pair) -> Bools:
+        """Cells in which the true last frames differ and the first ones do not: bool (n, n).
 
-        Raises
-        ------
-        EvidenceError
-            The task has no list of candidates that pictures can be taken apart into.
+        It is empty where only what was given differs in the end.
         """
-        raise EvidenceError(f"{self.name!r} {NO_CANDIDATES}")
+        codes = self.codes(self._scenes(pair))
+        return np.asarray((codes[0, -1] != codes[1, -1]) & (codes[0, 0] == codes[1, 0]))
 
-    def alive(self, images: Video, instances: Sequence[PuzzleInstance]) -> dict[str, Floats]:
-        """How many candidate answers pictures show at once, each float (S, B): "alive", and whether it is "readable".
+    def read_answer(self, images: Video, instances: Sequence[PuzzleInstance]) -> Answers:
+        """What pictures, uint8 (B, height, width, 3), show of the answer; see `drawn` for when one is drawn.
 
-        A candidate is alive where more than `ALIVE` of it is drawn, none where the picture is no mixture of them.
-
-        Parameters
-        ----------
-        images : uint8 array of shape (S, B, height, width, 3)
-            Last frames of the instances at S steps.
+        Cells are marked whose glyph is not that of the first frame, with the glyph's number and 1.
         """
-        shares = [read_shares(self, images[:, b], instance) for b, instance in enumerate(instances)]
-        alive = [(s.weights > ALIVE).sum(axis=1) * s.readable for s in shares]
-        readable = np.stack([s.readable for s in shares], axis=1)
-        return {"alive": np.stack(alive, axis=1).astype(np.float64), "readable": readable.astype(np.float64)}
+        codes, scenes = self._read(images, len(instances)), self._scenes(instances)
+        new = (codes != self.codes(scenes)[:, 0]) & (codes != UNREADABLE)
+        drawn = self.drawn(codes, scenes)
+        return Answers(np.where(new, 1 + codes, 0), drawn, drawn & hold(self._judged(codes, scenes)))
 
-    def _ends_of(self, instance: PuzzleInstance, ways: Sequence[Scenes]) -> Ints:
-        """The first frame of an instance and the last ones of what becomes of its scene with some variables changed."""
-        videos = self.codes(concatenate([instance.scene | way for way in ways]))
-        return np.concatenate([videos[:1, 0], videos[:, -1]])
+    def judge_answer(self, images: Video, instances: Sequence[PuzzleInstance]) -> dict[str, Floats]:
+        """The rules of `answer_rules` of what pictures show, each float (B,)."""
+        return self._judged(self._read(images, len(instances)), self._scenes(instances))
+
+    def _read(self, images: Video, count: int) -> Ints:
+        """Glyph numbers of B pictures: int (B, n, n)."""
+        check_pixels(self, images, (count, CELL * self.side, CELL * self.side, 3), "pictures")
+        return read(images, self.size)
+
+    def _judged(self, codes: Ints, scenes: Scenes) -> dict[str, Floats]:
+        # The rules of the answer read the last frame alone.
+        rules = self.judge(np.repeat(codes[:, None], self.frames, axis=1), scenes)
+        return {rule: rules[rule] for rule in self.answer_rules}
 
     def floors(self, count: int = 100, seed: int = 0) -> pd.DataFrame:
         """Scores of the truth and of videos that cannot have solved it; see `dit_lens.tasks.floors.null_floors`."""

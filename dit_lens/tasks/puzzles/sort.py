@@ -32,7 +32,6 @@ from dit_lens.tasks.puzzles.glyphs import numbers as glyph_numbers
 from dit_lens.tasks.puzzles.puzzle import (
     Facts,
     Maps,
-    Puzzle,
     PuzzleInstance,
     Scenes,
     concatenate,
@@ -40,6 +39,7 @@ from dit_lens.tasks.puzzles.puzzle import (
     length,
     take,
 )
+from dit_lens.tasks.puzzles.shares import Candidates
 
 _BAR = glyph_numbers("bar")
 #: Colour of each bar glyph, -1 for what is no bar. The last entry is that of ``UNREADABLE``.
@@ -48,7 +48,7 @@ _COLOUR[_BAR] = np.arange(len(COLOURS))
 
 
 @dataclass(frozen=True)
-class Sort(Puzzle):
+class Sort(Candidates):
     """Bars change places, neighbour with neighbour, until they stand in order of size.
 
     Parameters
@@ -73,6 +73,7 @@ class Sort(Puzzle):
     weights: ClassVar[Mapping[str, float]] = {"sorted": 0.45, "moves": 0.3, "bars": 0.15, "background": 0.1}
     kinds: ClassVar[Mapping[str, str]] = {"direction": "descending", "bars": "heights"}
     layout: ClassVar[tuple[str, ...]] = ("heights", "colours")
+    answer_rules: ClassVar[tuple[str, ...]] = ("sorted",)
     sizes: ClassVar[tuple[int, int]] = (3, 8)
 
     def __post_init__(self) -> None:
@@ -163,6 +164,13 @@ class Sort(Puzzle):
             "background": alone[:, 1:].mean(axis=(1, 2)),
         }
 
+    def drawn(self, codes: Ints, scenes: Scenes) -> Bools:
+        """Whether every column shows a bar, all of different heights, in another order than at first."""
+        bars = np.isin(codes, _BAR)
+        heights = np.where(bars[:, -1], np.logical_and.accumulate(bars[:, ::-1], axis=1).sum(axis=1), 0)
+        all_there = (np.sort(heights, axis=1) == 1 + np.arange(self.size)).all(axis=1)
+        return np.asarray(all_there & (heights != scenes["heights"]).any(axis=1))
+
     def maps(self, scenes: Scenes) -> Maps:
         """Perception: a label of each colour, and ``height`` (of the column's bar). Reasoning: ``inverted`` (the
         column's bar and the next to its right are in the wrong order), ``rank`` (the column in which the column's bar
@@ -205,8 +213,8 @@ class Sort(Puzzle):
         return tuple(self._moves(way) for way in ways if self._allowed(way)[0])
 
     def outcomes(self, instance: PuzzleInstance) -> Ints:
-        """The candidates of `Puzzle.outcomes`: sorted up and down, as far as the bars are not so at first."""
-        codes = self._ends_of(instance, [{"descending": np.array([down])} for down in (False, True)])
+        """The candidates of `Candidates.outcomes`: sorted up and down, as far as the bars are not so at first."""
+        codes = self.ends_of(instance, [{"descending": np.array([down])} for down in (False, True)])
         return codes[[0, *(1 + np.flatnonzero((codes[1:] != codes[:1]).any(axis=(1, 2))))]]
 
     def necessary_steps(self, scene: Mapping[str, Any]) -> int:

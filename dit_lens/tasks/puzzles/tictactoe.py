@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_lens.results.arrays import Bools, Floats, Ints
-from dit_lens.tasks.puzzles.glyphs import NUMBER, SLOT
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, PuzzleInstance, Scenes, length
+from dit_lens.tasks.puzzles.glyphs import NUMBER, SLOT, UNREADABLE
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance, Scenes, length
+from dit_lens.tasks.puzzles.shares import Candidates
 
 _EMPTY, _X, _O = range(3)
 #: What a square shows, by the number of its state.
@@ -31,7 +32,7 @@ _GLYPH = np.array([SLOT, NUMBER["x"], NUMBER["o"]])
 
 
 @dataclass(frozen=True)
-class TicTacToe(Puzzle):
+class TicTacToe(Candidates):
     """Play the winning move of the player that the prompt names.
 
     Examples
@@ -50,6 +51,7 @@ class TicTacToe(Puzzle):
     weights: ClassVar[Mapping[str, float]] = {"win": 0.6, "single": 0.3, "kept": 0.1}
     kinds: ClassVar[Mapping[str, str]] = {"player": "player", "mark": "board"}
     layout: ClassVar[tuple[str, ...]] = ("board",)
+    answer_rules: ClassVar[tuple[str, ...]] = ("win",)
     sizes: ClassVar[tuple[int, int]] = (3, 5)
 
     def draw(self, rng: np.random.Generator, count: int) -> Scenes:
@@ -106,6 +108,13 @@ class TicTacToe(Puzzle):
             "kept": kept.sum(axis=(1, 2)) / (marked.sum(axis=(1, 2)) * (frames - 1)),
         }
 
+    def drawn(self, codes: Ints, scenes: Scenes) -> Bools:
+        """Whether the squares that were empty are readable and exactly one of them shows a mark."""
+        squares = np.where(scenes["board"] == _EMPTY, codes, SLOT)
+        return np.asarray(
+            (squares != UNREADABLE).all(axis=(1, 2)) & (np.isin(squares, _GLYPH[1:]).sum(axis=(1, 2)) == 1)
+        )
+
     def maps(self, scenes: Scenes) -> Maps:
         """Perception: ``x``, ``o`` and ``empty`` squares. Reasoning: ``answer`` (the square to play), ``wins_x`` and
         ``wins_o`` (where that player would win).
@@ -134,7 +143,7 @@ class TicTacToe(Puzzle):
         return tuple(self._square(square) for square in np.flatnonzero(scene["board"] == _EMPTY).tolist())
 
     def outcomes(self, instance: PuzzleInstance) -> Ints:
-        """The candidates of `Puzzle.outcomes`: the named player's mark on each empty square."""
+        """The candidates of `Candidates.outcomes`: the named player's mark on each empty square."""
         board, mark = instance.scene["board"][0], _GLYPH[int(instance.scene["player"][0])]
         squares = np.flatnonzero(board == 0)
         codes = np.repeat(_GLYPH[board][None], 1 + len(squares), axis=0)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.files.video import FPS, write_video
-from dit_lens.tasks.base import Instance, Task
+from dit_lens.tasks.base import Problem, Task
+from dit_lens.tasks.evidence import require
 from dit_lens.tasks.vbvr.bench import (
     FINAL,
     FIRST,
@@ -31,7 +32,7 @@ from dit_lens.tasks.vbvr.results import read_result
 
 
 def export(
-    instances: Sequence[Instance],
+    instances: Sequence[Problem],
     folder: str | Path,
     task: str,
     split: str = SPLITS[0],
@@ -72,7 +73,7 @@ def export(
     return samples
 
 
-def _write(sample: VbvrSample, instance: Instance, fps: float, crf: int | None) -> None:
+def _write(sample: VbvrSample, instance: Problem, fps: float, crf: int | None) -> None:
     """Write all files under a temporary name, then rename the folder: a sample is there whole or not at all."""
     video, part = instance.video, sample.folder.with_name(f".{sample.index}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -89,7 +90,7 @@ def _write(sample: VbvrSample, instance: Instance, fps: float, crf: int | None) 
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _metadata(task: str, instance: Instance) -> dict[str, Any]:
+def _metadata(task: str, instance: Problem) -> dict[str, Any]:
     parameters = {name: _plain(value) for name, value in instance.variables.items()}
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
     return {"task_id": instance.id, "generator": task, "parameters": parameters, "param_hash": digest}
@@ -107,7 +108,7 @@ def _plain(value: Any) -> Any:
 
 
 def score_results(
-    folder: str | Path, results: str | Path, task: Task, instances: Sequence[Instance], name: str | None = None
+    folder: str | Path, results: str | Path, task: Task, instances: Sequence[Problem], name: str | None = None
 ) -> pd.DataFrame:
     """Score results of exported instances by our own scorer.
 
@@ -132,7 +133,7 @@ def score_results(
     """
     samples = read_bench(folder, None if name is None else [name])
     by_id = {instance.id: instance for instance in instances}
-    matched, videos, problems = list[Instance](), [], list[str]()
+    matched, videos, problems = list[Problem](), [], list[str]()
     for sample in samples:
         instance_id = sample.metadata.get("task_id")
         if instance_id not in by_id:
@@ -144,7 +145,7 @@ def score_results(
             problems.append(str(error))
     if problems:
         raise TaskError("\n".join([f"{len(problems)} of {len(samples)} results cannot be scored", *problems]))
-    scores = task.score(np.stack(videos), matched)
+    scores = require(task, "score", who="score_results").score(np.stack(videos), matched)
     places = {
         "split": [s.split for s in samples],
         "task": [s.task for s in samples],

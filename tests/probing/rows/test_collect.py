@@ -19,6 +19,7 @@ from dit_lens.probing.rows.random_weights import random_twin
 from dit_lens.probing.rows.sources import ForwardNoise, invert
 from dit_lens.store.store import Store
 from dit_lens.tasks import Maze, Permanence
+from dit_lens.tasks.evidence import labels_of
 from tests.engine.modes import load_lora
 from tests.subjects import Subject
 
@@ -126,7 +127,7 @@ def test_the_drawn_answer_is_a_label_of_decoded_runs() -> None:
     data = collect(model, task, mazes, steps=0, layers=0, controls=(), decode=True)
     assert "on_path" in data[0].labels
     run = model.run(mazes, [0, 1])
-    drawn = task.labels(mazes, 5, run.frames)["drawn"].values[:, -1].reshape(2, -1)
+    drawn = labels_of(task, mazes, 5, run.frames)["drawn"].values[:, -1].reshape(2, -1)
     assert drawn.any(axis=1).all()
     np.testing.assert_array_equal(data[0].labels["drawn"].values, drawn)
 

@@ -11,9 +11,10 @@ import torch
 import dit_lens as dl
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.rows.rows import Rows
-from dit_lens.probing.rows.targets import labels_of, targets_of
+from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.tasks import TASKS, Label, Permanence
+from dit_lens.tasks.evidence import labels_of
 
 SMALL: dict[str, Any] = {"maze": {"size": 4}, "tictactoe": {"size": 3}}
 
@@ -223,7 +224,7 @@ class Broken(Checkers):
 def test_bad_input_is_refused_with_what_is_wrong() -> None:
     given, rows = geometry((3, 4, 4)), Rows.of(geometry((3, 4, 4)), Checkers(), "cell", frames=-1)
     for task in (Unlabelled(), Nothing()):
-        with pytest.raises(EvidenceError, match="has no labels: nothing to ask"):
+        with pytest.raises(EvidenceError, match="has no labels: nothing to ask|a probe needs labels"):
             targets_of(task, [0], rows)
     with pytest.raises(EvidenceError, match="no label colour; it has number, is_first, class"):
         targets_of(Checkers(), [0], rows, ["colour"])

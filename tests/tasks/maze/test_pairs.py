@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks import Instance, Maze, MazeInstance, Pair, Task
+from dit_lens.tasks import Evidence, Maze, MazeInstance, Pair, Problem
+from dit_lens.tasks.evidence import labels_of
 from dit_lens.tasks.maze.boards import in_split
 from tests.tasks import reference
 
@@ -102,7 +103,7 @@ def mazes() -> tuple[MazeInstance, ...]:
 
 @pytest.fixture(scope="module")
 def labels() -> dict[str, np.ndarray]:
-    found = Maze(5, loops=0.2).labels(mazes(), LATENT_FRAMES, np.stack([m.video for m in mazes()]))
+    found = labels_of(Maze(5, loops=0.2), mazes(), LATENT_FRAMES, np.stack([m.video for m in mazes()]))
     return {name: label.values for name, label in found.items()}
 
 
@@ -147,13 +148,13 @@ def test_the_agent_label_is_where_the_pixel_frames_of_a_latent_frame_show_it(lab
 
 def test_drawn_is_what_the_given_frames_show_and_not_the_truth() -> None:
     one, other = Maze(5).pair()
-    found = Maze(5).labels([one], LATENT_FRAMES, other.video[None])["drawn"].values
+    found = labels_of(Maze(5), [one], LATENT_FRAMES, other.video[None])["drawn"].values
     assert {5 * int(i) + int(j) for i, j in np.argwhere(found[0, 0])} == set(other.path)
 
 
 def test_frames_of_another_number_than_the_mazes_are_refused() -> None:
-    with pytest.raises(TaskError, match="expected uint8 videos"):
-        Maze(5).labels(list(Maze(5).pair()), LATENT_FRAMES, Maze(5).pair()[0].video[None])
+    with pytest.raises(TaskError, match="expected uint8 pictures"):
+        labels_of(Maze(5), list(Maze(5).pair()), LATENT_FRAMES, Maze(5).pair()[0].video[None])
 
 
 # -- instances ---------------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def test_the_id_of_an_instance_is_of_its_walls_start_and_goal() -> None:
 
 
 def test_an_instance_is_what_a_run_takes() -> None:
-    assert isinstance(Maze(5).sample(1)[0], Instance)
+    assert isinstance(Maze(5).sample(1)[0], Problem)
 
 
 def test_the_answer_is_the_cells_of_all_shortest_paths_and_the_only_candidate_of_one_goal() -> None:
@@ -187,7 +188,7 @@ def test_the_mazes_that_seeds_and_ids_of_published_results_stand_for_stay_what_t
 
 
 def test_a_maze_is_a_task() -> None:
-    members = [name for name in (*vars(Task), *Task.__annotations__) if not name.startswith("_")]
+    members = [name for name in dir(Evidence) if not name.startswith("_")]
     assert {"kinds", "weights", "name", "sample", "render", "describe"} <= set(members)
     assert [name for name in members if not hasattr(Maze(), name)] == []
     described = json.loads(json.dumps(Maze(6).describe()))

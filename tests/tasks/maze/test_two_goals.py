@@ -300,11 +300,11 @@ def test_the_answer_to_the_other_prompt_is_judged_as_incomplete_alone() -> None:
     # Towards purple the way to red leaves off two moves before it, of eight; the other way round one of seven.
     for named, path, complete in ((1, PATH, 6 / 8), (0, TO_PURPLE, 6 / 7)):
         maze = serpentine(named)
-        answer = maze.task.read_answer(video_of(*path)[-1:])
-        assert {int(c) for c in np.flatnonzero(answer[0])} == set(path)
-        legal, share = maze.task.judge_answer(answer, [maze])
-        assert legal[0] == 1
-        assert share[0] == pytest.approx(complete)
+        last = video_of(*path)[-1:]
+        assert {int(c) for c in np.flatnonzero(maze.task.read_answer(last, [maze]).marks[0])} == set(path)
+        rules = maze.task.judge_answer(last, [maze])
+        assert rules["legal"][0] == 1
+        assert rules["complete"][0] == pytest.approx(complete)
 
 
 def test_purple_is_read_only_where_there_are_two_goals() -> None:
