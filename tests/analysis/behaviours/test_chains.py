@@ -270,7 +270,7 @@ def test_a_task_without_listed_candidates_is_refused_by_name() -> None:
     task = Move()
     instances = task.sample(2)
     truth = task.render(instances)
-    with pytest.raises(EvidenceError, match="multi_path needs alive .* task 'move' does not declare it"):
+    with pytest.raises(EvidenceError, match=r"multi_path needs alive .* task 'move' does not declare it"):
         multi_path(chain_of(task, instances, truth, truth))
 
 

@@ -224,7 +224,7 @@ class Broken(Checkers):
 def test_bad_input_is_refused_with_what_is_wrong() -> None:
     given, rows = geometry((3, 4, 4)), Rows.of(geometry((3, 4, 4)), Checkers(), "cell", frames=-1)
     for task in (Unlabelled(), Nothing()):
-        with pytest.raises(EvidenceError, match="has no labels: nothing to ask|a probe needs labels"):
+        with pytest.raises(EvidenceError, match=r"has no labels: nothing to ask|a probe needs labels"):
             targets_of(task, [0], rows)
     with pytest.raises(EvidenceError, match="no label colour; it has number, is_first, class"):
         targets_of(Checkers(), [0], rows, ["colour"])
