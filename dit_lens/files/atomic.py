@@ -72,6 +72,12 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
         raise StoreError(f"{folder} cannot be replaced: {error.strerror or error}") from error
 
 
+def standing(folder: Path) -> Path:
+    """Where what belongs in ``folder`` lies: beside it, if a kill came between the renames of `replacing_folder`."""
+    old = folder.with_name(f".{folder.name}.old")
+    return old if old.is_dir() and not folder.exists() else folder
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, each to be found after a power cut."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
