@@ -8,6 +8,7 @@ from dit_lens.tasks.answers import Answers, agreement
 from dit_lens.tasks.base import Instance, Label, Pair, Problem, Scores, Task
 from dit_lens.tasks.evidence import EVIDENCE, BoardTask, Evidence, declared, declares, require
 from dit_lens.tasks.maze import Maze, MazeInstance, MazeScores
+from dit_lens.tasks.own import Input, Labelled, Pairs
 from dit_lens.tasks.puzzles.move import Move
 from dit_lens.tasks.puzzles.pattern import Pattern
 from dit_lens.tasks.puzzles.permanence import Permanence
@@ -21,13 +22,16 @@ __all__ = [
     "Answers",
     "BoardTask",
     "Evidence",
+    "Input",
     "Instance",
     "Label",
+    "Labelled",
     "Maze",
     "MazeInstance",
     "MazeScores",
     "Move",
     "Pair",
+    "Pairs",
     "Pattern",
     "Permanence",
     "Problem",

@@ -17,11 +17,13 @@ from dit_lens.tasks.vbvr.bench import SPLITS, Report, VbvrSample, read_bench, re
 from dit_lens.tasks.vbvr.exported import export, score_results
 from dit_lens.tasks.vbvr.official import beside_floors, official_scores
 from dit_lens.tasks.vbvr.results import null_results, read_result, run_bench, write_results
+from dit_lens.tasks.vbvr.task import VbvrTask
 
 __all__ = [
     "SPLITS",
     "Report",
     "VbvrSample",
+    "VbvrTask",
     "beside_floors",
     "export",
     "null_results",

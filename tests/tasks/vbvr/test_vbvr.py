@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 import dit_lens as dl
+from dit_lens.errors import EvidenceError, TaskError
 from dit_lens.runs.inputs import Row
-from dit_lens.tasks import vbvr
+from dit_lens.tasks import declared, vbvr
+from dit_lens.tasks.evidence import answer_masks, labels_of
 from tests.subjects import Subject
 
 MAZE, SORT = "O-39_maze_data-generator", "G-3_stable_sort_data-generator"
@@ -587,3 +589,35 @@ def test_a_missing_requirement_of_theirs_is_named(bench: Path, tmp_path: Path, m
     monkeypatch.syspath_prepend(tmp_path / "site")
     with pytest.raises(dl.errors.TaskError, match="cannot be imported: No module named 'nowhere_to_be_found'"):
         vbvr.official_scores(bench, bench)
+
+
+# As a task.
+
+
+def test_samples_are_a_task_that_declares_what_their_folders_tell(bench: Path) -> None:
+    task = vbvr.VbvrTask(tuple(vbvr.read_bench(bench)))
+    assert declared(task) == ("scene_labels", "render")
+    drawn = task.sample(3, seed=1)
+    assert {sample.id for sample in drawn} == {sample.id for sample in task.samples}
+    assert [sample.id for sample in task.sample(3, seed=1)] == [sample.id for sample in drawn]
+    label = labels_of(task, drawn, 2)["generator"]
+    assert [label.names[value] for value in label.values] == [sample.task for sample in drawn]
+    assert np.array_equal(task.render(drawn), np.stack([sample.video for sample in drawn]))
+    with pytest.raises(EvidenceError, match=r"patching_sweep needs answer_mask .* task 'vbvr' does not declare it"):
+        answer_masks(task, [], who="patching_sweep")
+
+
+def test_what_the_samples_cannot_give_is_refused(bench: Path) -> None:
+    task = vbvr.VbvrTask(tuple(vbvr.read_bench(bench)[:2]))
+    with pytest.raises(TaskError, match="no samples given"):
+        vbvr.VbvrTask(())
+    for count, split in ((3, "test"), (0, "test"), (1, "train")):
+        with pytest.raises(TaskError, match=f"asked for {count} of split '{split}'; there are 2 of test"):
+            task.sample(count, split=split)  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match=f"{MAZE}/00000 are not of this task"):
+        task.scene_labels(vbvr.read_bench(bench)[2:], 2)
+    vbvr.write_video(bench / IN / SORT / "00000" / "ground_truth.mp4", np.zeros((4, 16, 16, 3), np.uint8))
+    with pytest.raises(TaskError, match="true videos of 4 frames of 16 x 16 and 5 frames of 32 x 24 are not one array"):
+        task.render(list(task.samples))
+    with pytest.raises(TaskError, match="true videos of no samples"):
+        task.render([])
