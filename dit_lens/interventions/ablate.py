@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import DonorError, InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
@@ -72,6 +73,8 @@ class Ablate:
     rows: Sequence[int] | None = None
     over: str = "rows"
     shift: int = 1
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.rows is not None:

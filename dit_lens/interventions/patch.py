@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import DonorError, InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
@@ -81,6 +82,8 @@ class Patch:
     weight: float = 1.0
     pair: str = "step"
     sigma_tolerance: float = SIGMA_TOLERANCE
+
+    __repr__ = short_repr
 
     @classmethod
     def from_row(cls, row: int, sites: Sites, *, mode: str = "replace", weight: float = 1.0) -> Patch:

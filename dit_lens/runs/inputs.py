@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.seeds import row_seeds
@@ -44,6 +45,8 @@ class Inputs:
     prompts: list[str]
     images: list[Image.Image] | None
     options: Mapping[str, Any]
+
+    __repr__ = short_repr
 
     @property
     def content(self) -> str:
