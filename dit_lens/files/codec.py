@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections.abc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from types import GenericAlias, NoneType, UnionType
@@ -214,7 +214,7 @@ class _Sequence:
         if not isinstance(data, list):
             raise mismatch(data, self._kind, name)
         found = [unpacker.unpack(item, kind, place) for item, kind, place in self._each(data, kinds, name)]
-        made = _made(self._kind, name, found)
+        made = _made(partial(self._kind, found), name)
         if len(made) != len(found):
             raise Malformed(f"field {name!r} has an item twice")
         return made
@@ -263,7 +263,7 @@ class _Dict:
         values = [
             unpacker.unpack(value, kind, f"{name}.{key!s:.40}") for key, (_, value) in zip(keys, data, strict=True)
         ]
-        found: dict[Any, Any] = _made(dict, name, list(zip(keys, values, strict=True)))
+        found: dict[Any, Any] = _made(partial(dict, zip(keys, values, strict=True)), name)
         if len(found) != len(data):
             raise Malformed(f"field {name!r} has a key twice")
         return found
@@ -274,9 +274,9 @@ class _Record:
 
     def pack(self, value: Any, kinds: Arguments, name: str, packer: Packer) -> Any:
         kind: Any = kinds[0]
+        hints = _fields(kind)
         if type(value) is not kind:
             raise mismatch(value, kind, name)
-        hints = _fields(kind)
         return {key: packer.pack(getattr(value, key), hint, f"{name}.{key}") for key, hint in hints.items()}
 
     def unpack(self, data: Any, kinds: Arguments, name: str, unpacker: Unpacker) -> Any:
@@ -288,7 +288,7 @@ class _Record:
             if names:
                 raise Malformed(f"field {f'{name}.{min(names)}'!r} {what}")
         found = {key: unpacker.unpack(data[key], hint, f"{name}.{key}") for key, hint in hints.items()}
-        return _made(kind, name, **found)
+        return _made(partial(kind, **found), name)
 
 
 class _Any:
@@ -364,10 +364,10 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {name: hints.get(name, Any) for name in names}
 
 
-def _made(kind: Any, name: str, *items: Any, **found: Any) -> Any:
+def _made(make: Callable[[], Any], name: str) -> Any:
     """A value of what was read; what its own class refuses was not written by it."""
     try:
-        return kind(*items, **found)
+        return make()
     except (ValueError, TypeError, DitLensError) as error:
         raise Malformed(f"field {name!r}: {error}") from error
 

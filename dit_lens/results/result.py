@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
+from dit_lens.files import saved
 from dit_lens.results.page import png_bytes, web_image
 
 if TYPE_CHECKING:
@@ -22,12 +24,12 @@ VALUE_COLUMNS = ("measure", "value", "low", "high", "n")
 
 
 class Result(ABC):
-    """What an analysis found: a tidy table and a picture.
+    """What an analysis found: a tidy table, a picture, and files of it.
 
     Subclasses are frozen dataclasses whose fields are plain data: no model, no run, nothing that computes.
     """
 
-    #: Of its JSON; it grows when the fields of a result change their meaning.
+    #: Of `to_json` and of the files of `save`; it grows when the fields of a result change their meaning.
     schema: ClassVar[int] = 1
 
     @cached_property
@@ -43,6 +45,27 @@ class Result(ABC):
         """Kind, schema and table as JSON types; a number that is none, or infinite, is null."""
         rows = self.table.to_dict(orient="records")
         return {"kind": type(self).__name__, "schema": self.schema, "table": [_plain(row) for row in rows]}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result into a folder of its own: JSON and safetensors, whole or not at all.
+
+        Raises
+        ------
+        StoreError
+            The folder holds something else, or cannot be written.
+        """
+        return saved.save(self, folder, kind=type(self).__name__, schema=self.schema)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote; nothing in the files is executed.
+
+        Raises
+        ------
+        StoreError
+            No such folder, or files that are damaged, changed or of another kind or schema; names the file and field.
+        """
+        return saved.load(cls, folder, kind=cls.__name__, schema=cls.schema)
 
     def _repr_html_(self) -> str:
         """The picture and the head of the table, for notebooks."""
