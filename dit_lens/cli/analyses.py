@@ -52,8 +52,7 @@ def _steps(options: argparse.Namespace) -> Printed:
     count = min(options.count, 2) if options.quick else options.count
     mazes = task.sample(count, seed=options.seed)
     lens = step_lens(model, mazes, seed=list(range(count)))
-    assert lens.run.frames is not None
-    strict = task.score(lens.run.frames, mazes).strict
+    strict = task.score(lens.run.decoded, mazes).strict
     titles = [f"{m.length} moves\n{'solved' if ok else 'failed'}" for m, ok in zip(mazes, strict, strict=True)]
     figure = plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
     path = write_atomic(options.out, png_bytes(figure))

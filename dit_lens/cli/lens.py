@@ -28,8 +28,7 @@ def _lens(options: argparse.Namespace) -> Printed:
     model, task = load(options.model), Maze(options.size)
     maze = task.sample(1, seed=options.seed)[0]
     run = model.run(maze, seed=options.seed, record=True)
-    assert run.frames is not None
-    strict = bool(task.score(run.frames, [maze]).strict[0])
+    strict = bool(task.score(run.decoded, [maze]).strict[0])
     steps = range(0, run.geometry.steps, 3 if options.quick else 1)
     lenses = [depth_lens(model, run, step) for step in steps]
     frames = np.stack([lens.decode(model, frames=-1)[:, 0, 0] for lens in lenses], axis=1)

@@ -176,9 +176,8 @@ def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
 
 def _scores(task: Any, instances: Sequence[Any], run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Any]:
     """Columns of what the task reads off the decoded answers, in the order of `DepthLens.frame`."""
-    assert run.frames is not None
     columns, reads = [], declares(task, "read_answer", "judge_answer")
-    drawn: Any = task.read_answer(run.frames[:, -1], instances).marks if reads else None
+    drawn: Any = task.read_answer(run.decoded[:, -1], instances).marks if reads else None
     for frames in lens.decode(model):
         scores = task.score(frames, instances)
         found = {"strict": scores.strict.astype(float), "total": scores.total}
