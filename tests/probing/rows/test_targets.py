@@ -267,17 +267,13 @@ def test_inputs_with_labels_are_asked_of_clips_frames_and_tokens() -> None:
 
 
 def test_cells_of_a_task_without_a_board_are_refused() -> None:
-    with pytest.raises(
-        EvidenceError, match=r"a probe with level='cell' needs size .* task 'labelled'"
-    ):
+    with pytest.raises(EvidenceError, match=r"a probe with level='cell' needs size .* task 'labelled'"):
         Rows.of(geometry((3, 2, 4)), own(y=[0, 1]), "cell")
 
 
 def test_tokens_of_another_grid_and_cells_of_tokens_are_refused() -> None:
     task = own(token=np.zeros((2, 3, 2, 4)))
-    with pytest.raises(
-        EvidenceError, match=r"label 'token' has 2 x 4 values a frame, not one of each token"
-    ):
+    with pytest.raises(EvidenceError, match=r"label 'token' has 2 x 4 values a frame, not one of each token"):
         targets_of(task, [task.inputs[0]], Rows.of(geometry((3, 4, 4)), task, "token"), ["token"])
     board = Label("token", "perception", np.zeros((1, 3, 4, 4)), level="token")
     with pytest.raises(EvidenceError, match="'token' is of the token and cannot be asked of each cell"):
