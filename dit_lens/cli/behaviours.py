@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+
+if TYPE_CHECKING:
+    from dit_lens.tasks import BoardTask
 
 
 def add_commands(commands: Commands) -> None:
@@ -34,14 +37,14 @@ def _behaviours(options: argparse.Namespace) -> Printed:
     return f"{found}\n\nin {seconds:.0f} s", found.to_json() | {"model": options.model, "seconds": seconds}
 
 
-def _tasks(options: argparse.Namespace) -> list[Any]:
-    """The tasks that were asked for; by default those of the organism without *move*, of mazes the first size."""
+def _tasks(options: argparse.Namespace) -> list[BoardTask]:
+    """The tasks that were asked for; by default those of the organism with candidates, of one task the first size."""
     from dit_lens.organisms.load import organism_tasks
-    from dit_lens.tasks import Maze, Move, task_named
+    from dit_lens.tasks import declares, task_named
 
     if options.tasks:
         return [task_named(name) for name in options.tasks]
     folder = options.model if is_organism_folder(options.model) else None
     tasks = organism_tasks(options.model.removeprefix(RANDOM), folder=folder)
-    tasks = [task for task in tasks if not isinstance(task, Move)]
-    return tasks[:1] if all(isinstance(task, Maze) for task in tasks) else tasks
+    tasks = [task for task in tasks if declares(task, "alive")]
+    return tasks[:1] if len({task.name for task in tasks}) == 1 else tasks

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+
+if TYPE_CHECKING:
+    from dit_lens.tasks import BoardTask
 
 
 def add_commands(commands: Commands) -> None:
@@ -41,7 +44,7 @@ def _evaluate(options: argparse.Namespace) -> Printed:
     return "\n".join(map(str, [*results, *prompts, *guidance])), data | _sizes(tasks, data["tasks"])
 
 
-def _tasks(options: argparse.Namespace) -> list[Any]:
+def _tasks(options: argparse.Namespace) -> list[BoardTask]:
     """The tasks that were asked for, by default those of the organism."""
     from dit_lens.organisms.load import organism_tasks
     from dit_lens.tasks import task_named
@@ -53,11 +56,11 @@ def _tasks(options: argparse.Namespace) -> list[Any]:
     return organism_tasks(options.name.removeprefix(RANDOM))
 
 
-def _sizes(tasks: Sequence[Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _sizes(tasks: Sequence[BoardTask], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The key ``sizes`` of an evaluation on mazes alone, with the names that its rows had before there were tasks."""
     from dit_lens.tasks import Maze
 
-    if not all(isinstance(task, Maze) and task.goals == 1 for task in tasks):
+    if not all(task.title == Maze.name for task in tasks):
         return {}
     return {
         "sizes": [row | {"default": row["size"] == Maze.size, "by_path_length": row["by_steps"]} for row in rows],
