@@ -276,7 +276,7 @@ class _Pairs:
         if not self.pairs:
             return found[0]
         originals, others = zip(*self.pairs, strict=True)
-        options = {"interventions": [*self.interventions, Capture(sites)], "decode": False}
+        options: dict[str, Any] = {"interventions": [*self.interventions, Capture(sites)], "decode": False}
         unpatched = iter(originals)
         for donor in self.model.runs(others, self.seeds, batch=self.batch, progress="donors", **options):
             recipients = list(islice(unpatched, len(donor.rows)))

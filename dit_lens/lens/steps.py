@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dit_lens.engine.dispatcher import velocities
 from dit_lens.errors import InputError, SiteError
+from dit_lens.families.registry import family_named
 from dit_lens.interventions.capture import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.preview import Preview
@@ -77,7 +78,7 @@ class StepLens:
             calls = run.recorded(step)
             found = {name: v for call in calls for name, v in velocities(call, call.output).items()}
             if set(found) == set(run.geometry.branches):  # a run may have been stopped within its last step
-                guide, states[step] = calls[0].context.architecture.guide, run.states[step]
+                guide, states[step] = family_named(run.family).guide, run.states[step]
                 found[GUIDED] = guide(found, calls[-1].scales, states[step], calls[0].sigma)
                 predicted[step] = found
         return cls._from(run, wanted, states, predicted)

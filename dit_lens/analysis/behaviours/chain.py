@@ -96,7 +96,7 @@ def decoded_chain(
     if not given:
         raise EvidenceError(f"{task.name}: no instances to run")
     others = tuple(interventions)
-    options = {"interventions": others, "record": True, "decode": False} | run_arguments
+    options: dict[str, Any] = {"interventions": others, "record": True, "decode": False} | run_arguments
     parts = []
     for run in model.runs(given, seed, batch=batch, progress=f"chain of steps, {task.title}", **options):
         lens = StepLens.of(run)
