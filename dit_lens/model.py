@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -41,6 +41,9 @@ from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select
 from dit_lens.sites.sites import Sites
+
+#: Makes the interventions of one batch from the inputs and the seeds of its rows.
+ForBatch = Callable[[list[Any], list[int]], Iterable[Intervention]]
 
 
 class VideoDiT:
@@ -238,6 +241,7 @@ class VideoDiT:
         *,
         batch: int = 32,
         progress: str | None = "runs",
+        interventions: Iterable[Intervention] | ForBatch = (),
         **run_arguments: Any,
     ) -> Iterator[Run]:
         """Generate from many inputs, ``batch`` rows at a time.
@@ -255,6 +259,8 @@ class VideoDiT:
             Rows that are run at once.
         progress : str or None
             Title of the progress bar, None for none.
+        interventions : iterable of Intervention, or callable (inputs, seeds) -> iterable of Intervention
+            The same for every run, or made for each from the inputs and seeds of its rows.
         **run_arguments
             As in `run`.
 
@@ -266,15 +272,23 @@ class VideoDiT:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r}: need a whole number of at least 1")
         rows = paired(inputs, seed)
-        return self._batches(rows, batch, progress, run_arguments)
+        if callable(interventions) and not hasattr(interventions, "sites"):  # no intervention that stands alone
+            return self._batches(rows, batch, progress, interventions, run_arguments)
+        same = listed(cast(Iterable[Intervention], interventions))
+        return self._batches(rows, batch, progress, lambda _inputs, _seeds: same, run_arguments)
 
     def _batches(
-        self, rows: Sequence[tuple[Any, int]], batch: int, progress: str | None, run_arguments: Mapping[str, Any]
+        self,
+        rows: Sequence[tuple[Any, int]],
+        batch: int,
+        progress: str | None,
+        make: ForBatch,
+        run_arguments: Mapping[str, Any],
     ) -> Iterator[Run]:
         with tqdm(total=len(rows), desc=progress, unit="run", disable=progress is None) as bar:
             for start in range(0, len(rows), batch):
-                given, seeds = zip(*rows[start : start + batch], strict=True)
-                yield self.run(list(given), list(seeds), **run_arguments)
+                given, seeds = (list(part) for part in zip(*rows[start : start + batch], strict=True))
+                yield self.run(given, seeds, interventions=make(given, seeds), **run_arguments)
                 bar.update(len(seeds))
 
     def _generate(

@@ -16,8 +16,8 @@ from torch import Tensor
 from dit_lens.errors import EvidenceError
 from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.sites.select import Select, indices
-from dit_lens.tasks.base import Label, Level
-from dit_lens.tasks.puzzles.glyphs import CELL
+from dit_lens.tasks.base import Label, Level, Task
+from dit_lens.tasks.evidence import declares, require
 
 Pool = Callable[[Tensor], Tensor]
 
@@ -48,8 +48,9 @@ class Rows:
         Latent frames (of the token grid) that are read.
     grid : (F, H, W) of the tokens
     latent : (F, H, W) of the model's input
-    cells : int
-        Cells n a side, of ``CELL`` pixels; the board lies in the upper left of the picture.
+    cells, cell : int
+        Cells n a side, and pixels a side of a cell; the board lies in the upper left of the picture. Both are 0 where
+        the task has no board: then every token counts.
     pixels : Pixels
     pool : callable from (B, n, D) to (B, D)
     """
@@ -59,44 +60,50 @@ class Rows:
     grid: tuple[int, int, int]
     latent: tuple[int, int, int]
     cells: int
+    cell: int
     pixels: Pixels
     pool: Pool = POOLS["mean"]
 
     @classmethod
     def of(
-        cls, geometry: Geometry, task: Any, level: Level = "cell", frames: Select = "all", pool: str | Pool = "mean"
+        cls, geometry: Geometry, task: Task, level: Level = "cell", frames: Select = "all", pool: str | Pool = "mean"
     ) -> Rows:
         """Rows of a task's runs.
 
         Raises
         ------
         EvidenceError
-            An unknown level or pooling, a video that is not the task's, or cells that share a token.
+            An unknown level or pooling, a video that is not the task's, cells that share a token, or cells of a task
+            that has none.
         """
         if level not in LEVELS:
             raise EvidenceError(f"unknown level {level!r}; one of {', '.join(LEVELS)}")
         if isinstance(pool, str) and pool not in POOLS:
             raise EvidenceError(f"unknown pooling {pool!r}; one of {', '.join(POOLS)}, or a callable")
         pixels, latent = geometry.pixels, geometry.latent_grid
-        if pixels is None or pixels.frames != task.frames:
-            count = "an unknown number of" if pixels is None else pixels.frames
-            raise EvidenceError(f"the model makes {count} frames and {task.name} has {task.frames}: labels do not fit")
+        made = None if pixels is None else pixels.frames
+        told = require(task, "frames", who="a probe").frames if declares(task, "frames") else made
+        if pixels is None or made != told:
+            count = "an unknown number of" if made is None else made
+            raise EvidenceError(f"the model makes {count} frames and {task.name} has {told}: labels do not fit")
         chosen = tuple(indices(frames, geometry.grid[0], "latent frame"))
-        made = (latent[0], latent[1], latent[2])
-        rows = cls(
-            level, chosen, geometry.grid, made, task.size, pixels, POOLS[pool] if isinstance(pool, str) else pool
-        )
+        board = (0, 0)
+        if level == "cell" or declares(task, "size", "cell"):
+            known = require(task, "size", "cell", who=f"a probe with level={level!r}")
+            board = (known.size, known.cell)
+        pooled = POOLS[pool] if isinstance(pool, str) else pool
+        rows = cls(level, chosen, geometry.grid, (latent[0], latent[1], latent[2]), *board, pixels, pooled)
         rows._check()
         return rows
 
     def _check(self) -> None:
         height, width = self._token
-        if CELL * self.cells > min(self.pixels.height, self.pixels.width):
-            raise EvidenceError(f"a board of {self.cells} cells of {CELL} pixels leaves the picture")
-        if self.level == "cell" and max(height, width) > CELL:
+        if self.cell * self.cells > min(self.pixels.height, self.pixels.width):
+            raise EvidenceError(f"a board of {self.cells} cells of {self.cell} pixels leaves the picture")
+        if self.level == "cell" and max(height, width) > self.cell:
             raise EvidenceError(
-                f"a token of {height} x {width} pixels holds several cells of {CELL} x {CELL}: their features are the "
-                "same; ask for level='token'"
+                f"a token of {height} x {width} pixels holds several cells of {self.cell} x {self.cell}: their "
+                "features are the same; ask for level='token'"
             )
 
     @property
@@ -106,8 +113,10 @@ class Rows:
 
     @property
     def _board(self) -> tuple[int, int]:
-        """Rows and columns of the tokens that touch the board."""
-        return -(-CELL * self.cells // self._token[0]), -(-CELL * self.cells // self._token[1])
+        """Rows and columns of the tokens that touch the board, of all tokens where there is none."""
+        if not self.cells:
+            return self.grid[1:]
+        return -(-self.cell * self.cells // self._token[0]), -(-self.cell * self.cells // self._token[1])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,7 +146,7 @@ class Rows:
             height, width = self._board
             return chosen[:, :, :height, :width].flatten(1, 3)
         down, across = (
-            _shares(self.cells, size, count).to(chosen) for size, count in zip(self._token, self.grid[1:], strict=True)
+            self._shares(size, count).to(chosen) for size, count in zip(self._token, self.grid[1:], strict=True)
         )
         return torch.einsum("bfhwd,ih,jw->bfijd", chosen, down, across).flatten(1, 3)
 
@@ -174,11 +183,7 @@ class Rows:
         EvidenceError
             A label of smaller things than the rows.
         """
-        if label.level is None or _FINENESS[label.level] > _FINENESS[self.level]:
-            raise EvidenceError(
-                f"label {label.name!r} is of the {label.level} and cannot be asked of each {self.level}"
-            )
-        values = label.values
+        values = self._fitting(label)
         count = len(values)
         if label.level == "clip":
             return np.broadcast_to(values[:, None], (count, self.count))
@@ -186,9 +191,29 @@ class Rows:
         if label.level == "frame":
             each = self.count // len(self.frames)
             return np.repeat(values, each, axis=1)
+        if label.level == "token":
+            height, width = self._board
+            return values[:, :, :height, :width].reshape(count, -1)
         if self.level == "token":
             values = self._by_token(values)
         return values.reshape(count, -1)
+
+    def _fitting(self, label: Label) -> NDArray[Any]:
+        """The values of a label that these rows can be asked for.
+
+        Raises
+        ------
+        EvidenceError
+            A label of smaller things than the rows, or of other cells or tokens.
+        """
+        level, values = label.level, label.values
+        if level is None or _FINENESS[level] > _FINENESS[self.level] or (level, self.level) == ("token", "cell"):
+            raise EvidenceError(f"label {label.name!r} is of the {level} and cannot be asked of each {self.level}")
+        places = {"cell": (self.cells, self.cells), "token": self.grid[1:]}.get(level)
+        if places not in (None, values.shape[2:]):
+            told = " x ".join(map(str, values.shape[2:]))
+            raise EvidenceError(f"label {label.name!r} has {told} values a frame, not one of each {level} of {places}")
+        return values
 
     @property
     def latent_frames(self) -> int:
@@ -212,7 +237,7 @@ class Rows:
         down, across = (
             share / share.sum(axis=0)
             for size, count, kept in zip(self._token, self.grid[1:], self._board, strict=True)
-            for share in [_shares(self.cells, size, count).numpy()[:, :kept].astype(np.float64)]
+            for share in [self._shares(size, count).numpy()[:, :kept].astype(np.float64)]
         )
         if np.issubdtype(values.dtype, np.integer):
             of_cells: NDArray[Any] = values[:, :, down.argmax(axis=0)[:, None], across.argmax(axis=0)]
@@ -220,12 +245,11 @@ class Rows:
         held: NDArray[np.float64] = np.einsum("bfij,ih,jw->bfhw", values.astype(np.float64), down, across)
         return held > 0 if values.dtype == np.bool_ else held
 
+    def _shares(self, token: int, count: int) -> Tensor:
+        """Along one axis, the share of each cell that lies in each token of ``token`` pixels: (cells, count)."""
+        cell, place = torch.arange(self.cells)[:, None] * self.cell, torch.arange(count) * token
+        low, high = torch.maximum(cell, place), torch.minimum(cell + self.cell, place + token)
+        return (high - low).clamp(min=0) / self.cell
+
 
 _FINENESS: dict[str, int] = {"clip": 0, "frame": 1, "cell": 2, "token": 2}
-
-
-def _shares(cells: int, token: int, count: int) -> Tensor:
-    """Along one axis, the share of each cell that lies in each token of ``token`` pixels: (cells, count)."""
-    cell, place = torch.arange(cells)[:, None], torch.arange(count)
-    low, high = torch.maximum(CELL * cell, token * place), torch.minimum(CELL * (cell + 1), token * (place + 1))
-    return (high - low).clamp(min=0) / CELL
