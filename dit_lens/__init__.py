@@ -90,9 +90,12 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "ActivationDataset",
     "Store",
     # what is concluded; `behaviours`, intervals and pictures
+    "Evaluation",
+    "GuidanceComparison",
     "Localization",
     "LocalizeConfig",
     "PatchingSweep",
+    "PromptExchange",
     "behaviours",
     "compare_guidance",
     "evaluate",
@@ -132,7 +135,8 @@ _NAMES = {
     "dit_lens.analysis.localization.localize": "localize",
     "dit_lens.analysis.localization.result": "Localization LocalizeConfig",
     "dit_lens.analysis.patching": "PatchingSweep patching_sweep",
-    "dit_lens.analysis.success": "compare_guidance evaluate exchange_prompts",
+    "dit_lens.analysis.success": "Evaluation GuidanceComparison PromptExchange "
+    "compare_guidance evaluate exchange_prompts",
     "dit_lens.engine.apply": "apply",
     "dit_lens.engine.gradients": "Gradients",
     "dit_lens.errors": "DitLensError",
@@ -197,7 +201,14 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.analysis.localization.localize import localize
     from dit_lens.analysis.localization.result import Localization, LocalizeConfig
     from dit_lens.analysis.patching import PatchingSweep, patching_sweep
-    from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts
+    from dit_lens.analysis.success import (
+        Evaluation,
+        GuidanceComparison,
+        PromptExchange,
+        compare_guidance,
+        evaluate,
+        exchange_prompts,
+    )
     from dit_lens.engine.apply import apply
     from dit_lens.engine.gradients import Gradients
     from dit_lens.errors import DitLensError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
@@ -32,13 +33,13 @@ def _behaviours(options: argparse.Namespace) -> Printed:
 
     started = time.perf_counter()
     config = BehaviourConfig.quick() if options.quick else BehaviourConfig()
-    found = survey(load(options.model), _tasks(options), config, seed=options.seed)
+    found = survey(load(options.model), _tasks(options), replace(config, seed=options.seed))
     seconds = time.perf_counter() - started
     return f"{found}\n\nin {seconds:.0f} s", found.to_json() | {"model": options.model, "seconds": seconds}
 
 
 def _tasks(options: argparse.Namespace) -> list[BoardTask]:
-    """The tasks that were asked for; by default those of the organism with candidates, of one task the first size."""
+    """The tasks that were asked for; by default each of the organism's that lists its candidates, at its first size."""
     from dit_lens.organisms.load import organism_tasks
     from dit_lens.tasks import declares, task_named
 
@@ -46,5 +47,5 @@ def _tasks(options: argparse.Namespace) -> list[BoardTask]:
         return [task_named(name) for name in options.tasks]
     folder = options.model if is_organism_folder(options.model) else None
     tasks = organism_tasks(options.model.removeprefix(RANDOM), folder=folder)
-    tasks = [task for task in tasks if declares(task, "alive")]
-    return tasks[:1] if len({task.name for task in tasks}) == 1 else tasks
+    first = {task.title: task for task in reversed(tasks) if declares(task, "alive")}
+    return [task for task in tasks if first.get(task.title) is task]
