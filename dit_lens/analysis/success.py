@@ -352,11 +352,11 @@ def _evaluate(
     )
 
 
-def _floor(task: Any, count: int, seed: int) -> float:
+def _floor(task: Task, count: int, seed: int) -> float:
     """The best strict success of videos that solve nothing, NaN where the task makes none."""
-    if not hasattr(task, "floors"):
+    if not declares(task, "floors"):
         return float("nan")
-    return float(task.floors(count, seed).query("video != 'truth'")["strict"].max())
+    return float(require(task, "floors", who="evaluate").floors(count, seed).query("video != 'truth'")["strict"].max())
 
 
 def _restored(model: VideoDiT, task: Task, instances: Sequence[Any], batch: int) -> Bools:
