@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.engine.plan import listed
+from dit_lens.engine.plan import listed, make_plan
 from dit_lens.errors import DidNotFire, InputError, SiteError
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
@@ -17,8 +17,8 @@ from dit_lens.runs.call import Call
 from dit_lens.runs.replay import Replay
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.select import indices
-from dit_lens.sites.site import Site
+from dit_lens.sites.select import Select, indices, show
+from dit_lens.sites.site import LAYER_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 
@@ -59,8 +59,15 @@ def require_sites(
         raise SiteError(f"{lens} reads the stream {' or '.join(streams)}, got stream={sites.stream!r}")
     if not (tokens or sites.tokens == Tokens()):
         raise SiteError(f"{lens} reads all tokens, got tokens {sites.tokens}")
-    if not (heads or sites.heads == "all"):
-        raise SiteError(f"{lens} does not tell heads apart, got heads={sites.heads!r}")
+    if not (heads or is_all(sites.heads)):
+        raise SiteError(f"{lens} does not tell heads apart, got heads {show(sites.heads)}")
+    if not (is_all(sites.layers) or set(components) & set(LAYER_COMPONENTS)):
+        raise SiteError(f"{lens} reads what belongs to no layer, got layers {show(sites.layers)}")
+
+
+def is_all(select: Select) -> bool:
+    """Whether a selection is the word "all"."""
+    return isinstance(select, str) and select == "all"
 
 
 def at_branch(sites: Sites, branch: str) -> Sites:
@@ -97,6 +104,19 @@ def arguments_of(given: Mapping[str, Any]) -> tuple[Any, tuple[Intervention, ...
         raise InputError(f"{wrong[0]}= is set by the lens, which runs as far as it reads and decodes nothing: omit it")
     others = {name: value for name, value in given.items() if name not in ("seed", "interventions")}
     return given.get("seed", 0), listed(given.get("interventions", ())), others
+
+
+def replayed_arguments_of(given: Mapping[str, Any]) -> tuple[Any, tuple[Intervention, ...], dict[str, Any]]:
+    """The same where the steps of the run are done again.
+
+    Raises
+    ------
+    InputError
+        Plain nnsight code, which is not done again with them.
+    """
+    if given.get("body") is not None:
+        raise InputError("body= is not done again where a step is replayed; give interventions=")
+    return arguments_of(given)
 
 
 def reusable(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,9 +159,7 @@ class Recorded:
         """
         if isinstance(source, Run):
             return cls._of_run(model, source, sites, run_arguments)
-        seed, interventions, others = arguments_of(run_arguments)
-        if others.get("body") is not None:
-            raise InputError("body= is not done again where a step is replayed; give interventions=")
+        seed, interventions, others = replayed_arguments_of(run_arguments)
         geometry = geometry_of(model, source, others)
         sites.resolve(geometry)
         last = indices(sites.steps, geometry.steps, "step")[-1]
@@ -160,11 +178,12 @@ class Recorded:
         steps = found.steps(sites)
         for step in steps:
             run.recorded(step)
-        for intervention in found.interventions:
-            if not any(_acts_at(intervention, run.geometry, step) for step in steps):
+        for planned in make_plan(found.interventions, run.geometry, run.rows):
+            if not any(_is_within(site, steps) for site in planned.sites):
+                name, where = type(planned.intervention).__name__, planned.intervention.sites
                 raise DidNotFire(
-                    f"{type(intervention).__name__} at [{intervention.sites}] is within no denoiser call of the steps "
-                    f"that are read, {', '.join(map(str, steps))}; for the state between calls make the run under it"
+                    f"{name} at [{where}] is within no denoiser call of the steps that are read, "
+                    f"{', '.join(map(str, steps))}; for the state between calls make the run under it"
                 )
         return found
 
@@ -172,7 +191,7 @@ class Recorded:
         """The selected steps; "all" are those that were finished where the run was stopped early."""
         chosen = indices(sites.steps, self.run.geometry.steps, "step")
         finished = [step for step in chosen if is_finished(self.run, step)]
-        return finished if sites.steps == "all" and finished else chosen
+        return finished if is_all(sites.steps) and finished else chosen
 
     def call(self, step: int, branch: str) -> Call:
         """The recorded call that carries a branch."""
@@ -186,7 +205,8 @@ class Recorded:
 
         The record holds what the interventions did between calls.
         """
-        acting = [i for i in self.interventions if _acts_at(i, self.run.geometry, step)]
+        geometry = self.run.geometry
+        acting = [i for i in self.interventions if any(_is_within(s, [step]) for s in i.sites.resolve(geometry))]
         return model.replay(self.run, step, [*acting, *captures])
 
     def clean(self, step: int, prediction: Tensor) -> Tensor:
@@ -200,9 +220,9 @@ def is_finished(run: Run, step: int) -> bool:
     return {branch for call in calls for branch in call.branches} == set(run.geometry.branches)
 
 
-def _acts_at(intervention: Intervention, geometry: Geometry, step: int) -> bool:
-    """Whether an intervention has a site within the denoiser calls of a step."""
-    return any(site.step == step and site.branch is not None for site in intervention.sites.resolve(geometry))
+def _is_within(site: Site, steps: Sequence[int]) -> bool:
+    """Whether a site lies within a denoiser call of some steps, not around it."""
+    return site.step in steps and site.branch is not None
 
 
 def captured(

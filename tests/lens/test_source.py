@@ -106,6 +106,9 @@ def test_what_has_no_meaning_beside_a_run_or_is_the_lenss_own_is_refused(lens: s
             read(lens, organism, list(organism.inputs), **{name: value})
     with pytest.raises(InputError, match="record=True"):
         read(lens, organism, recorded(organism, record=False))
+    if lens != "step_lens":
+        with pytest.raises(InputError, match="is no intervention"):
+            read(lens, organism, run, interventions=["bypass"])
 
 
 def test_sites_that_do_not_fit_are_refused_before_anything_runs(lens: str, organism: Subject) -> None:
@@ -126,7 +129,9 @@ def test_sites_that_do_not_fit_are_refused_before_anything_runs(lens: str, organ
         refused(own.at(heads=[0]), "does not tell heads apart")
     if lens not in ("attention", "depth_lens"):
         refused(own.at(tokens=dl.Tokens(frames=[0])), "reads all tokens")
-    if lens != "step_lens":
+    if lens == "step_lens":
+        refused(own.at(layers=[0]), "reads what belongs to no layer")
+    else:
         refused(own.at(layers=9), r"layers 0\.\.3")
         refused(own.at(branches="uncond"), "of branch 'uncond' and branch='cond'")
         refused(own, "unknown branch 'stg'", branch="stg")
@@ -155,8 +160,11 @@ def test_a_run_that_was_stopped_is_read_as_far_as_it_went(organism: Subject) -> 
 
 
 def test_plain_code_is_not_done_again_and_so_refused(organism: Subject) -> None:
+    given = {"body": lambda call, dit: None}
     with pytest.raises(InputError, match="body= is not done again"):
-        dl.depth_lens(organism.model, organism.inputs[0], body=lambda call, dit: None)
+        dl.depth_lens(organism.model, organism.inputs[0], **given)
+    with pytest.raises(InputError, match="body= is not done again"):
+        dl.fit_tuned_lens(organism.model, ["a", "b"], ["c", "d"], **given)
 
 
 def test_rows_of_one_instance_are_averaged_first(organism: Subject) -> None:
@@ -170,4 +178,18 @@ def test_rows_of_one_instance_are_averaged_first(organism: Subject) -> None:
 def test_a_saved_lens_is_the_same_lens(lens: str, organism: Subject, tmp_path: Any) -> None:
     found = read(lens, organism, recorded(organism))
     again = type(found).load(found.save(tmp_path / lens))
-    pd.testing.assert_frame_equal(again.table, found.table)
+    pd.testing.assert_frame_equal(again.table, found.table, check_exact=True)
+
+
+def test_regions_are_saved_too(organism: Subject, tmp_path: Any) -> None:
+    run = recorded(organism)
+    half = np.arange(run.geometry.grid[-1]) < 2
+    region = {
+        "left": np.broadcast_to(half, run.geometry.grid),
+        "again": torch.from_numpy(half).expand(run.geometry.grid),
+    }
+    found = dl.energy(organism.model, run, sites=dl.Sites(steps=0), regions=region)
+    ratios = found.table[found.table["measure"] == "ratio"]
+    assert set(ratios["region"]) == {"left", "again"}
+    again = dl.Energy.load(found.save(tmp_path / "energy"))
+    pd.testing.assert_frame_equal(again.table, found.table, check_exact=True)

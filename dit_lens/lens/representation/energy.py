@@ -209,9 +209,10 @@ def _region(name: str, mask: Any, shape: tuple[int, ...]) -> Bools:
         raise InputError(f"region {name!r}: need booleans, got {array.dtype}")
     if array.shape not in (shape, shape[1:]):
         raise InputError(f"region {name!r}: need shape {shape} (B, F, H, W) or {shape[1:]}, got {array.shape}")
-    if not _frames_with_both(np.broadcast_to(array, shape)).any():
+    region = np.array(np.broadcast_to(array, shape))
+    if not _frames_with_both(region).any():
         raise EvidenceError(f"region {name!r} has no latent frame with tokens both inside and outside of it")
-    return np.broadcast_to(array, shape)
+    return region
 
 
 def _frames_with_both(mask: Bools) -> Bools:

@@ -14,7 +14,7 @@ from dit_lens.errors import EvidenceError, InputError
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.depth import DepthLens, depth_lens
 from dit_lens.lens.reading import tidy
-from dit_lens.lens.source import arguments_of, at_branch, geometry_of
+from dit_lens.lens.source import at_branch, geometry_of, replayed_arguments_of
 from dit_lens.lens.tuned.bands import band_of
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
@@ -131,7 +131,7 @@ def compare_lenses(
     drawn = [t.sample(instances, seed) for t in tasks] if isinstance(instances, int) else [list(instances)]
     if len(drawn) != len(tasks) or not all(drawn):
         raise InputError("give instances of one task at a time, or how many of each")
-    _, interventions, others = arguments_of(run_arguments)
+    _, interventions, others = replayed_arguments_of(run_arguments)
     if sites is not None:
         at_branch(sites, tuned.record.branch).resolve(geometry_of(model, drawn[0][0], others))
     seeds = row_seeds(derive(seed, "comparison"), sum(map(len, drawn)))

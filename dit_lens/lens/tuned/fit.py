@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dit_lens.engine.gradients import frozen
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.lens.source import arguments_of, at_branch, require_sites
+from dit_lens.lens.source import at_branch, is_all, replayed_arguments_of, require_sites, reusable
 from dit_lens.lens.tuned.bands import NoiseBand, band_of, make_bands
 from dit_lens.lens.tuned.recipe import TunedLensRecipe
 from dit_lens.lens.tuned.runs import Runs, Seeded, StepReading
@@ -121,7 +121,7 @@ def fit_tuned_lens(
         Bands that are none.
     """
     _check(train, validation, sites, branch, run_arguments)
-    runs = Runs(model, branch, recipe.batch, run_arguments)
+    runs = Runs(model, branch, recipe.batch, reusable(run_arguments))
     passes = [list(zip(train, seeds, strict=True)) for seeds in recipe.train_seeds(seed, len(train))]
     held_out = list(zip(validation, recipe.validation_seeds(seed, len(validation)), strict=True))
     bands = make_bands(runs.levels(train[0]), recipe.bands)
@@ -188,9 +188,9 @@ def _check(
 ) -> None:
     """Before anything runs."""
     require_sites("a tuned lens", at_branch(sites, branch), ["resid"])
-    if sites.steps != "all":
+    if not is_all(sites.steps):
         raise InputError(f"a tuned lens is fitted at all steps, got steps={sites.steps!r}; its recipe has bands")
-    arguments_of(run_arguments)
+    replayed_arguments_of(run_arguments)
     if min(len(train), len(validation)) < 2:
         raise EvidenceError(
             f"{len(train)} training and {len(validation)} validation instances; need at least 2 of each"

@@ -415,7 +415,7 @@ def test_no_wrong_record_is_read(tmp_path: Path) -> None:
 # Both lenses side by side.
 
 
-def test_the_comparison_is_of_held_out_runs_paired_by_run() -> None:
+def test_the_comparison_is_of_held_out_runs_paired_by_run(tmp_path: Path) -> None:
     tuned, model = trained(), small()
     found = compare_lenses(model, TASK, tuned, instances=3, batch=2)
     table = found.table
@@ -437,6 +437,8 @@ def test_the_comparison_is_of_held_out_runs_paired_by_run() -> None:
     matplotlib.pyplot.close(axis.figure)
     with pytest.raises(InputError, match="no measure 'loss' of step 0"):
         found.plot(measure="loss")
+    again = dl.LensComparison.load(found.save(tmp_path / "comparison"))
+    pd.testing.assert_frame_equal(again.table, table, check_exact=True)
 
 
 def test_instances_and_noise_that_the_lens_has_seen_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
