@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -66,8 +66,6 @@ class VideoDiT:
     experts : dict from expert name (None in models of one) to transformer
     layers : int
         Blocks L on the one layer axis.
-    twin_of : str or None
-        Id of the model whose runs this one replays as its own; `dit_lens.random_twin` sets it.
     """
 
     def __init__(
@@ -90,7 +88,6 @@ class VideoDiT:
         if second is not None:
             self.experts = {"high_noise": self.pipeline.transformer, "low_noise": second}
         self.layers = len(self.architecture.blocks(self.pipeline.transformer))
-        self.twin_of: str | None = None
 
     def __repr__(self) -> str:
         name = type(self.pipeline).__name__
@@ -119,7 +116,7 @@ class VideoDiT:
 
     def require_own(self, run: Run) -> None:
         """Raise `MadeForAnother` for a run of another model, or of this one with other weights or adapters."""
-        if run.model_id not in (own_id := self.id, self.twin_of):
+        if run.model_id != (own_id := self.id):
             raise MadeForAnother(f"the run was made by model {run.model_id}, this is {own_id}")
 
     def run(
@@ -234,6 +231,7 @@ class VideoDiT:
         *,
         batch: int = 32,
         progress: str | None = "runs",
+        interventions: Iterable[Intervention] | Callable[[list[Any], list[int]], Iterable[Intervention]] = (),
         **run_arguments: Any,
     ) -> Iterator[Run]:
         """Generate from many inputs, ``batch`` rows at a time.
@@ -251,6 +249,8 @@ class VideoDiT:
             Rows that are run at once.
         progress : str or None
             Title of the progress bar, None for none.
+        interventions : iterable of Intervention, or callable (inputs, seeds) -> iterable of Intervention
+            The same in every run, or made for the rows of each before it begins.
         **run_arguments
             As in `run`.
 
@@ -262,15 +262,22 @@ class VideoDiT:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r}: need a whole number of at least 1")
         rows = paired(inputs, seed)
-        return self._batches(rows, batch, progress, run_arguments)
+        changes = interventions if callable(interventions) else listed(interventions)
+        return self._batches(rows, batch, progress, changes, run_arguments)
 
     def _batches(
-        self, rows: Sequence[tuple[Any, int]], batch: int, progress: str | None, run_arguments: Mapping[str, Any]
+        self,
+        rows: Sequence[tuple[Any, int]],
+        batch: int,
+        progress: str | None,
+        interventions: Sequence[Intervention] | Callable[[list[Any], list[int]], Iterable[Intervention]],
+        run_arguments: Mapping[str, Any],
     ) -> Iterator[Run]:
         with tqdm(total=len(rows), desc=progress, unit="run", disable=progress is None) as bar:
             for start in range(0, len(rows), batch):
-                given, seeds = zip(*rows[start : start + batch], strict=True)
-                yield self.run(list(given), list(seeds), **run_arguments)
+                given, seeds = map(list, zip(*rows[start : start + batch], strict=True))
+                changes = interventions(given, seeds) if callable(interventions) else interventions
+                yield self.run(given, seeds, interventions=changes, **run_arguments)
                 bar.update(len(seeds))
 
     def _generate(

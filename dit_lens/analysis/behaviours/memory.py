@@ -36,12 +36,15 @@ from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.analysis.behaviours.probe_rows import dealt, probe_rows, split_weights
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import ProbeGrid, short_name
 from dit_lens.probing.rows.collect import collect
 from dit_lens.probing.rows.data import ProbeData
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Bools, Ints
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval
 from dit_lens.results.plots import heatmap
+from dit_lens.sites.site import Site
+from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks.base import Label
 
 if TYPE_CHECKING:
@@ -124,12 +127,12 @@ class WorkingMemory:
         weights = bootstrap_weights(grid.groups, self.config.replicates, self.config.seed)
         rows = []
         for step in grid.steps:
-            for readout in grid.readouts:
-                scores = grid.scores_of(step, readout, target)
+            for site in grid.at(step):
+                scores = grid.scores_of(site, target)
                 found = {control: (s.skill(weights), s.balanced_accuracy(weights)[0]) for control, s in scores.items()}
                 found["majority"] = (np.zeros(len(weights)), 1 / np.count_nonzero(scores["none"].rows))
-                found["excess"] = (grid.excess(step, [readout], target, weights)[:, 0], np.nan)
-                at = (self.task, target, frame, step, grid.sigmas[step], grid.experts[step], "cond", readout)
+                found["excess"] = (grid.excess([site], target, weights)[:, 0], np.nan)
+                at = (self.task, target, frame, step, grid.sigmas[step], grid.experts[step], "cond", short_name(site))
                 for control, (values, accuracy) in found.items():
                     skill, low, high = percentile_interval(values)
                     rows.append((*at, control, skill, accuracy, low, high, grid.groups))
@@ -192,8 +195,7 @@ def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = 
         model,
         task,
         instances,
-        steps=config.probe_steps,
-        frames=frames,
+        Readout.of(steps=config.probe_steps, tokens=Tokens(frames=frames)),
         labels=["hidden"],
         seed=config.seed,
         batch=config.batch,
@@ -236,11 +238,20 @@ def _grid(data: dict[int, ProbeData], label: Label, runs: Ints, rows: Ints, conf
 
 def _peak(grid: ProbeGrid, frame: int, target: str, config: BehaviourConfig) -> Peak:
     choose, report = split_weights(grid.groups, config.replicates, config.seed)
-    places = [(step, readout) for step in grid.steps for readout in grid.readouts]
-    best = {place: float(grid.excess(place[0], [place[1]], target, choose)[0, 0]) for place in places}
-    step, readout = max(places, key=lambda place: best[place])
-    skill = percentile_interval(grid.skill(step, readout, target, "none", report))
-    excess = percentile_interval(grid.excess(step, [readout], target, report)[:, 0])
-    accuracy = float(grid.scores[step, readout, target, "none"].balanced_accuracy(report[:1])[0])
-    controls = {name: float(values[0]) for name, values in grid.controls(step, readout, target, report[:1]).items()}
-    return Peak(frame, target, step, readout, skill, excess, accuracy, controls, int((report[0] > 0).sum()))
+    best = {site: float(grid.excess([site], target, choose)[0, 0]) for site in grid.sites}
+    site = max(grid.sites, key=lambda site: best[site])
+    skill = percentile_interval(grid.skill(site, target, report))
+    excess = percentile_interval(grid.excess([site], target, report)[:, 0])
+    accuracy = float(grid.scores_of(site, target)["none"].balanced_accuracy(report[:1])[0])
+    controls = {name: float(values[0]) for name, values in grid.controls(site, target, report[:1]).items()}
+    return Peak(
+        frame,
+        target,
+        Site.parse(site).step,
+        short_name(site),
+        skill,
+        excess,
+        accuracy,
+        controls,
+        int((report[0] > 0).sum()),
+    )

@@ -48,8 +48,9 @@ from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.analysis.behaviours.probe_rows import probe_rows, split_weights
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import ProbeGrid, short_name
 from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval, weighted_means
 from dit_lens.results.plots import curves
@@ -201,7 +202,13 @@ def perception_before_action(
     if chain.task != task:
         raise EvidenceError(f"the chain of steps is of {chain.task}, not of {task}")
     data = collect(
-        model, task, instances, steps=config.probe_steps, labels=[*ends, PATH], seed=config.seed, batch=config.batch
+        model,
+        task,
+        instances,
+        Readout.of(steps=config.probe_steps),
+        labels=[*ends, PATH],
+        seed=config.seed,
+        batch=config.batch,
     )
     asked = next(iter(data.values())).labels
     runs, rows = np.arange(len(instances)), np.arange(asked[PATH].values.shape[1])
@@ -223,16 +230,17 @@ def _of_probes(grid: ProbeGrid, config: BehaviourConfig) -> tuple[list[Onset], l
     choose, report = split_weights(grid.groups, config.replicates, config.seed)
     onsets, layers, rows, n = list[Onset](), list[Onset](), [], int((report[0] > 0).sum())
     steps = tuple(grid.steps)
+    places = [short_name(site) for site in grid.at(steps[0])]
     for name in grid.labels:
-        chosen = np.mean([grid.excess(s, grid.readouts, name, choose)[0] for s in steps], axis=0)
-        best = grid.readouts[int(chosen.argmax())]
-        excess = np.stack([grid.excess(s, grid.readouts, name, report) for s in steps])
-        for k, readout in enumerate(grid.readouts):
+        chosen = np.mean([grid.excess(grid.at(s), name, choose)[0] for s in steps], axis=0)
+        excess = np.stack([grid.excess(grid.at(s), name, report) for s in steps])
+        for k, readout in enumerate(places):
             layers.append(_onset(name, "decodable", readout, excess[..., k] - config.threshold, steps, n))
-        k = grid.readouts.index(best)
-        skill = np.stack([grid.skill(s, best, name, "none", report) for s in steps])
+        k = int(chosen.argmax())
+        best = places[k]
+        skill = np.stack([grid.skill(grid.at(s)[k], name, report) for s in steps])
         half = np.minimum(skill - skill[-1] / 2, skill[-1] - config.threshold)
-        onsets += [layers[k - len(grid.readouts)], _onset(name, "half", best, half, steps, n)]
+        onsets += [layers[k - len(places)], _onset(name, "half", best, half, steps, n)]
         for s, e in zip(steps, excess[..., k], strict=True):
             at = (s, grid.sigmas[s], grid.experts[s])
             rows.append((name, _role(name), best, *at, *percentile_interval(e), n))

@@ -17,6 +17,7 @@ from dit_lens.model import VideoDiT
 from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, weighted_means
 from dit_lens.sites.select import Select, indices
@@ -67,7 +68,7 @@ def localize(
     instances = task.sample(config.lens_instances, seed=config.seed + 2)
     judged_on = _derange(instances) if config.permute else instances
     lens = lens_curves(model, task, instances, step=config.step, seed=config.seed + 20_000, judged_on=judged_on)
-    curves = _curves(model.layers, probes, patching, lens, config)
+    curves = _curves(probes, patching, lens, config)
     name = f"{type(model.pipeline).__name__}/{model.id}"
     return Localization(name, task.name, config, limits, find_bands(curves, limits), curves, probes, patching, lens)
 
@@ -83,7 +84,7 @@ def _check_labels(task: Any) -> None:
 def _probe(model: VideoDiT, task: Any, config: LocalizeConfig) -> ProbeGrid:
     instances = task.sample(config.probe_instances, seed=config.seed)
     steps: Select = sorted({config.step, *indices(config.probe_steps, model.geometry(instances[0]).steps, "step")})
-    data = collect(model, task, instances, steps=steps, seed=config.seed, decode=True)
+    data = collect(model, task, instances, Readout.of(steps=steps), seed=config.seed, decode=True)
     if config.permute:
         data = {step: _permuted(part) for step, part in data.items()}
     return probe_grid(data, folds=config.folds, seed=config.seed)
@@ -99,11 +100,8 @@ def _derange(instances: Sequence[Any]) -> list[Any]:
     return [*instances[1:], instances[0]]
 
 
-def _curves(
-    layers: int, probes: ProbeGrid, patching: PatchingSweep, lens: LensCurves, config: LocalizeConfig
-) -> Curves:
+def _curves(probes: ProbeGrid, patching: PatchingSweep, lens: LensCurves, config: LocalizeConfig) -> Curves:
     """All curves with their bootstrap replicates; each evidence is resampled over its own instances."""
-    readouts = ["embed", *(f"L{k:02d}" for k in range(layers))]
     of_probes, of_pairs, of_lens = (
         bootstrap_weights(count, config.replicates, config.seed + i)
         for i, count in enumerate((probes.groups, patching.share.shape[1], lens.legality.shape[1]))
@@ -111,7 +109,7 @@ def _curves(
 
     def excess(role: str, names: Sequence[str]) -> Floats:
         known = [name for name in names if probes.labels.get(name) == role]
-        above = [probes.excess(config.step, readouts, name, of_probes, EXCESS_ABOVE) for name in known]
+        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in known]
         return np.asarray(np.mean(above, axis=0))
 
     return Curves(

@@ -97,7 +97,9 @@ class Localization:
 
     def frame(self) -> pd.DataFrame:
         """Every number with its interval: one tidy table over probes, patching and lens."""
-        probes = self.probes.frame().rename(columns={"readout": "place", "skill": "value"})
+        probes = self.probes.table.query("measure == 'skill'")
+        names = zip(probes["component"], probes["layer"], strict=True)
+        probes = probes.assign(place=["embed" if layer is None else f"L{layer:02d}" for _, layer in names])
         probes.insert(0, "evidence", "probe")
         parts = [probes.assign(step=probes["step"].astype(str))]
         for name, table in (("patching", self.patching.frame()), ("lens", self.lens.frame())):
@@ -155,7 +157,7 @@ class Localization:
         """All pictures, by file name."""
         agreement = self.lens.agreement.mean(axis=1)
         made = {"evidence": plot_evidence(self.curves, self.verdict, self.flip_rate, agreement)}
-        if len({step for step, *_ in self.probes.scores}) > 1:
+        if len(self.probes.steps) > 1:
             for label in ("wall_left", "on_path", "distance"):
                 if label in self.probes.labels:
                     made[f"probes-{label}"] = plot_probe_heatmap(self.probes, label)
