@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from itertools import product
 from typing import Any, Literal, TypedDict
 
 from dit_lens.errors import InputError, SiteError
@@ -195,16 +196,17 @@ def check_places(card: Mapping[str, Any], sites: Sequence[str]) -> None:
 
 
 def _check_scores(card: Mapping[str, Any], sites: Collection[str]) -> None:
-    """Every probe's skill is told, once, and nothing of any that is not there."""
-    labels = [a["name"] for a in card["asked"] if a["control"] == "none"]
-    expected = {Probe(site, label) for site in sites for label in labels}
+    """Refuse a table that does not tell all of every probe and of its controls, once."""
     told = [(Probe(row["site"], row["label"], row["control"]), row["measure"]) for row in card["scores"]]
-    skills = {probe for probe, measure in told if (probe.control, measure) == ("none", "skill")}
-    if len(set(told)) != len(told) or skills != expected:
-        raise Malformed("field 'card.scores' has not one skill for every label and site")
-    for probe, measure in told:
-        if probe._replace(control="none") not in expected or (probe.control != "none" and measure != "skill"):
-            raise Malformed(f"field 'card.scores' tells the {measure} of {probe}, of which there is none")
+    own = ("skill", "selectivity", "excess")
+    expected = []
+    for site, asked in product(sites, (a for a in card["asked"] if a["control"] == "none")):
+        measures = own if asked["kind"] == "regression" else (*own, "accuracy", "majority_accuracy")
+        expected += [(Probe(site, asked["name"]), measure) for measure in measures]
+        controls = ("shuffled", "majority", *card["controls"])
+        expected += [(Probe(site, asked["name"], control), "skill") for control in controls]
+    if sorted(told) != sorted(expected):
+        raise Malformed("field 'card.scores' has not one row for every site, label, control and measure")
 
 
 def _check_questions(asked: Sequence[Asked]) -> None:
