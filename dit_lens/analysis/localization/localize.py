@@ -126,7 +126,7 @@ def _curves(
     config: LocalizeConfig,
 ) -> Curves:
     """All curves with their bootstrap replicates; each evidence is resampled over its own instances."""
-    readouts = ["embed", *(f"L{k:02d}" for k in range(len(lens.layers)))]
+    readouts = probes.readouts
     of_probes, of_pairs, of_lens = (
         bootstrap_weights(count, config.replicates, derive(config.seed, evidence))
         for evidence, count in (
@@ -137,7 +137,14 @@ def _curves(
     )
 
     def excess(role: str) -> Floats:
-        above = [probes.excess(config.step, readouts, name, of_probes, EXCESS_ABOVE) for name in roles[role]]
+        # A label that is the same in every cell of the last latent frame has no probe.
+        probed = [name for name in roles[role] if (config.step, readouts[0], name, "none") in probes.scores]
+        if not probed:
+            names = ", ".join(roles[role])
+            raise EvidenceError(
+                f"{_WHO}: {role} label {names} never varies in the last latent frame; no probe reads it"
+            )
+        above = [probes.excess(config.step, readouts, name, of_probes, EXCESS_ABOVE) for name in probed]
         return np.asarray(np.mean(above, axis=0))
 
     return Curves(
