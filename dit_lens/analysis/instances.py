@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dit_lens.errors import EvidenceError, InputError
-from dit_lens.files.video import Video
+from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
-from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.tasks.base import Pair, Task
@@ -59,16 +57,3 @@ def inside(interventions: Iterable[Intervention], geometry: Geometry, step: int)
         return site.step == step and site.component not in _AROUND
 
     return [i for i in interventions if any(map(met, i.sites.resolve(geometry)))]
-
-
-def decoded(run: Run) -> Video:
-    """The frames of a run, uint8 (B, T, height, width, 3).
-
-    Raises
-    ------
-    InputError
-        It was not decoded.
-    """
-    if run.frames is None:
-        raise InputError("this run was not decoded; run with decode=True and without stop_after")
-    return run.frames

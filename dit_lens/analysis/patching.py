@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dit_lens.analysis.instances import decoded, drawn_pairs, inside, until
+from dit_lens.analysis.instances import drawn_pairs, inside, until
 from dit_lens.errors import EvidenceError, SiteError
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
@@ -232,7 +232,7 @@ class _Pairs:
             return [False] * len(self.pairs)
         runs = self._both_sides("clean runs of pairs", interventions=self.interventions)
         score = require(self.task, "score", who=_WHO).score
-        strict = np.concatenate([score(decoded(run), list(run.inputs)).strict for run in runs])
+        strict = np.concatenate([score(run.decoded, list(run.inputs)).strict for run in runs])
         return [bool(one and other) for one, other in strict.reshape(-1, 2)]
 
     def _both_sides(self, progress: str, **options: Any) -> Iterator[Run]:
@@ -287,7 +287,7 @@ class _Pairs:
         """Whether recipients that are patched at these sites show the answers of the donor's rows: bool (rows,)."""
         seeds, patches = [row.seed for row in donor.rows], [*self.interventions, Patch(donor, sites)]
         patched = self.model.run(recipients, seeds, interventions=patches)
-        return show_answer(self.task, decoded(patched), donor.inputs, who=_WHO)
+        return show_answer(self.task, patched.decoded, donor.inputs, who=_WHO)
 
 
 def _along(moved: Tensor, ways: Tensor) -> Floats:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.instances import decoded, drawn_instances, drawn_pairs
+from dit_lens.analysis.instances import drawn_instances, drawn_pairs
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -336,7 +336,7 @@ def _evaluate(
 ) -> TaskSuccess:
     known, given = require(task, "score", who="evaluate"), drawn_instances(task, instances, seed, who="evaluate")
     runs = model.runs(given, seed, batch=batch, progress=task.title, interventions=interventions)
-    found = [(known.score(decoded(run), list(run.inputs)), run.ledger.seconds) for run in runs]
+    found = [(known.score(run.decoded, list(run.inputs)), run.ledger.seconds) for run in runs]
     scores, seconds = zip(*found, strict=True)
     return TaskSuccess(
         task=task.title,
@@ -352,11 +352,11 @@ def _evaluate(
     )
 
 
-def _floor(task: Any, count: int, seed: int) -> float:
+def _floor(task: Task, count: int, seed: int) -> float:
     """The best strict success of videos that solve nothing, NaN where the task makes none."""
-    if not hasattr(task, "floors"):
+    if not declares(task, "floors"):
         return float("nan")
-    return float(task.floors(count, seed).query("video != 'truth'")["strict"].max())
+    return float(require(task, "floors", who="evaluate").floors(count, seed).query("video != 'truth'")["strict"].max())
 
 
 def _restored(model: VideoDiT, task: Task, instances: Sequence[Any], batch: int) -> Bools:
@@ -413,7 +413,7 @@ def exchange_prompts(
     for one, two in zip(clean, other, strict=True):
         cases = ((one, one.inputs), (two, one.inputs), (two, two.inputs))
         for found, (run, by) in zip(judged, cases, strict=True):
-            found.append(score(decoded(run), list(by)).strict)
+            found.append(score(run.decoded, list(by)).strict)
     return PromptExchange(task.title, kind or given[0].variable, *(np.concatenate(found) for found in judged))
 
 
@@ -462,7 +462,7 @@ def compare_guidance(
         for s in scales
     ]
     for runs in zip(*of_scales, strict=True):
-        videos = [decoded(run) for run in runs]
+        videos = [run.decoded for run in runs]
         plain = videos[0].astype(np.int16)
         strict.append([score(video, list(runs[0].inputs)).strict for video in videos])
         changed.append([(np.abs(video - plain) > _CHANGED).any(axis=(1, 2, 3, 4)) for video in videos])

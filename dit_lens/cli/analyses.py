@@ -44,7 +44,6 @@ def _localize(options: argparse.Namespace) -> Printed:
 
 
 def _steps(options: argparse.Namespace) -> Printed:
-    from dit_lens.analysis.instances import decoded
     from dit_lens.files.atomic import write_atomic
     from dit_lens.lens.steps import step_lens
     from dit_lens.results.frames import plot_chain_of_steps
@@ -56,7 +55,7 @@ def _steps(options: argparse.Namespace) -> Printed:
     count = min(options.count, 2) if options.quick else options.count
     mazes = task.sample(count, seed=options.seed)
     run = model.run(mazes, row_seeds(options.seed, count), record=True)
-    lens, strict = step_lens(model, run), task.score(decoded(run), mazes).strict
+    lens, strict = step_lens(model, run), task.score(run.decoded, mazes).strict
     titles = [f"{m.length} moves\n{'solved' if ok else 'failed'}" for m, ok in zip(mazes, strict, strict=True)]
     figure = plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
     path = write_atomic(options.out, png_bytes(figure))

@@ -27,8 +27,7 @@ def _lens(options: argparse.Namespace) -> Printed:
     model, task = load(options.model), Maze(options.size)
     maze = task.sample(1, seed=options.seed)[0]
     run = model.run(maze, seed=options.seed, record=True)
-    assert run.frames is not None
-    strict = bool(task.score(run.frames, [maze]).strict[0])
+    strict = bool(task.score(run.decoded, [maze]).strict[0])
     lens = depth_lens(model, run, sites=Sites(steps=slice(None, None, 3 if options.quick else 1)))
     reading, frames = lens.reading, lens.decode(model, frames=-1)[:, :, 0, 0].swapaxes(0, 1)
     sigmas = [run.sigmas[step] for step in reading.steps]

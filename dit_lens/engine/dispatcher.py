@@ -193,7 +193,7 @@ class Dispatcher:
             self._count(call, self.context.geometry.layers)
             return self._finite(call, forward(*args, **kwargs))
         visits = [(p, dressed(sites, call)) for p, sites in visits]
-        walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._is_last(call))
+        walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._ends_at(call.step, call.nth))
         workers = [partial(walk, tree.envoy, tree.at)] if visits or resume is not None else []
         if self.body is not None:
             workers.append(partial(self.body, self._shown(call, args), tree.envoy))
@@ -217,16 +217,18 @@ class Dispatcher:
             self.recorder.require_finite(velocity, Site(call.step, branch, None, "velocity"))
         return output
 
-    def _is_last(self, call: Call) -> bool:
-        """Whether no site of the run lies behind this call."""
+    def _ends_at(self, step: int, moment: int) -> bool:
+        """Whether the run is to stop after a moment of a step, because none of its sites lies behind it."""
         if self.stop_after != "last site":
             return False
-        later = {b for group in self.calls[call.nth + 1 :] for b in group}
-        return not any(
-            s.step > call.step or (s.step == call.step and (s.component == "guided" or s.branch in later))
-            for p in self.plan
-            for s in p.sites
-        )
+        return all((s.step, self._moment(s)) <= (step, moment) for p in self.plan for s in p.sites)
+
+    def _moment(self, site: Site) -> int:
+        """When a site is met within its step: -1 the state, then each call by its number, last what they combine to."""
+        around = {"latents": -1, "guided": len(self.calls)}
+        if site.component in around:
+            return around[site.component]
+        return next(nth for nth, branches in enumerate(self.calls) if site.branch in branches)
 
     def _comes_to(self, site: Site) -> bool:
         """Whether what has been done should have met a site: a replay does the calls of one step alone."""
@@ -314,7 +316,7 @@ class Dispatcher:
             site = replace(site, sigma=self.sigma(step), alpha=self.alpha(step))
             changed = self.visitor.deliver(planned, site, tensor, x0hat=x0hat)
             tensor = tensor if changed is None else changed
-        if visits and self.stop_after == "last site" and self._was_last(step, component):
+        if visits and self._ends_at(step, self._moment(visits[0][1])):
             self.latents = tensor if component == "latents" else self.latents
             raise Enough
         return tensor
@@ -323,12 +325,6 @@ class Dispatcher:
         """The clean estimate of the step that has just been done."""
         assert self.latents is not None
         return self.context.clean(step, self.latents, self._guided())
-
-    def _was_last(self, step: int, component: str) -> bool:
-        sites = [s for p in self.plan for s in p.sites]
-        if component == "guided":
-            return not any(s.step > step for s in sites)
-        return not any(s.step > step or (s.step == step and s.component != "latents") for s in sites)
 
     def require_fired(self) -> None:
         """Raise `DidNotFire` for the first intervention that no call reached."""

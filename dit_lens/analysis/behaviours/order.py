@@ -202,7 +202,7 @@ class PerceptionOrder(Result):
 
 def perception_before_action(
     model: VideoDiT,
-    task: Any,
+    task: Task,
     config: BehaviourConfig | None = None,
     *,
     chain: Chain | None = None,

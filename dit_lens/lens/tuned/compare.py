@@ -203,11 +203,10 @@ def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
 
 def _scores(task: Any, run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Floats]:
     """What the task reads off the decoded answers, by measure: float (S L, B)."""
-    assert run.frames is not None
     instances, found = run.inputs, dict[str, list[Floats]]()
     reads = declares(task, "read_answer", "judge_answer")
-    final: Any = task.read_answer(run.frames[:, -1], instances).marks if reads else None
-    for video in lens.decode(model).reshape(-1, *run.frames.shape):
+    final: Any = task.read_answer(run.decoded[:, -1], instances).marks if reads else None
+    for video in lens.decode(model).reshape(-1, *run.decoded.shape):
         scores = task.score(video, instances)
         shown = {"strict": scores.strict.astype(float), "total": scores.total}
         if reads:
