@@ -55,6 +55,7 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "Preview",
     "StepLens",
     "TunedLens",
+    "TunedLensRecipe",
     "attention",
     "cka",
     "cka_features",
@@ -161,6 +162,7 @@ _NAMES = {
     "dit_lens.lens.steps": "StepLens step_lens",
     "dit_lens.lens.tuned.compare": "LensComparison compare_lenses",
     "dit_lens.lens.tuned.fit": "fit_tuned_lens train_tuned_lens",
+    "dit_lens.lens.tuned.recipe": "TunedLensRecipe",
     "dit_lens.lens.tuned.tuned_lens": "TunedLens",
     "dit_lens.model": "VideoDiT",
     "dit_lens.organisms.load": "load_organism",
@@ -234,6 +236,7 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.lens.steps import StepLens, step_lens
     from dit_lens.lens.tuned.compare import LensComparison, compare_lenses
     from dit_lens.lens.tuned.fit import fit_tuned_lens, train_tuned_lens
+    from dit_lens.lens.tuned.recipe import TunedLensRecipe
     from dit_lens.lens.tuned.tuned_lens import TunedLens
     from dit_lens.model import VideoDiT
     from dit_lens.organisms.load import load_organism
