@@ -15,7 +15,7 @@ from dit_lens.errors import InputError, MadeForAnother, SiteError
 from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.depth import MEASURES, depth_lens
 from dit_lens.lens.preview import Preview
-from dit_lens.probing.rows.random_weights import random_twin
+from dit_lens.probing.rows.random_weights import RandomTwin
 from dit_lens.results.intervals import mean_over_instances
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
@@ -141,13 +141,13 @@ def test_a_run_of_another_model_is_not_read_and_a_lens_not_decoded_by_one(organi
 
 
 def test_a_twin_with_random_weights_reads_the_runs_of_its_model_and_of_no_other(organism: Subject) -> None:
-    run, twin = organism.run(record=True), random_twin(organism.model)
+    run, twin = organism.run(record=True), RandomTwin(organism.model)
     own = organism.model.replay(run, 0).velocities["cond"]
     read = twin.replay(run, 0).velocities["cond"]
     assert read.shape == own.shape
     assert not torch.equal(read, own)
     with pytest.raises(MadeForAnother, match="made by model"):
-        random_twin(twin).replay(run, 0)
+        RandomTwin(twin).replay(run, 0)
 
 
 def test_one_instance_has_no_interval(organism: Subject) -> None:
