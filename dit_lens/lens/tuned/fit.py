@@ -23,6 +23,7 @@ from dit_lens.runs.identity import versions
 from dit_lens.runs.inputs import gather
 from dit_lens.sites.select import indices
 from dit_lens.sites.sites import Sites
+from dit_lens.tasks.base import Task
 
 #: (band, layer).
 BandLayer = tuple[int, int]
@@ -32,7 +33,7 @@ Affine = tuple[Tensor, Tensor]
 
 def train_tuned_lens(
     model: VideoDiT,
-    task: Any,
+    task: Task | Sequence[Task],
     *,
     runs: int = 256,
     validation: int = 64,
@@ -65,11 +66,9 @@ def train_tuned_lens(
         raise EvidenceError(
             f"runs={runs}, validation={validation}: too few; need 2 of each for each of {len(tasks)} tasks"
         )
-    drawn = [
-        [i for t in tasks for i in t.sample(count // len(tasks), seed, split)]
-        for count, split in ((runs, "train"), (validation, "val"))
-    ]
-    return fit_tuned_lens(model, *drawn, sites=sites, recipe=recipe, branch=branch, seed=seed, **run_arguments)
+    train = [i for t in tasks for i in t.sample(runs // len(tasks), seed, "train")]
+    held_out = [i for t in tasks for i in t.sample(validation // len(tasks), seed, "val")]
+    return fit_tuned_lens(model, train, held_out, sites=sites, recipe=recipe, branch=branch, seed=seed, **run_arguments)
 
 
 def fit_tuned_lens(

@@ -173,7 +173,8 @@ def _taken(label: Label, rows: Ints, latent_frames: int, name: str) -> Label:
     TaskError
         Values of another number of latent frames than the model makes.
     """
-    if label.level != "clip" and label.values.shape[1] != latent_frames:
+    of_text = label.level == "token" and label.values.ndim == 2
+    if label.level != "clip" and not of_text and label.values.shape[1] != latent_frames:
         raise TaskError(
             f"{name}: label {label.name!r} has {label.values.shape[1]} latent frames, the model makes {latent_frames}"
         )

@@ -241,11 +241,12 @@ def test_the_level_of_a_label_is_told_by_its_axes() -> None:
         "frame": np.zeros((2, 3), bool),
         "place": np.zeros((2, 3, 4, 4), int),
         "token": Label("x", "perception", np.zeros((2, 3, 8, 8)), level="token"),
+        "word": Label("x", "perception", np.zeros((2, 16), int), level="token"),
     }
     own = require(Labelled(["a", "b"], labels, cell=8), "labels", "scene_labels", who="a test")
-    found = labels_of(own, own.sample(2), 3)
+    found = own.labels(own.sample(2), 3) | own.scene_labels(own.sample(2), 3)
     assert {name: label.level for name, label in found.items()} == {
-        "place": "cell", "token": "token", "clip": "clip", "frame": "frame"
+        "place": "cell", "token": "token", "word": "token", "clip": "clip", "frame": "frame"
     }  # fmt: skip
     assert {label.name for label in found.values()} == set(labels)
     assert (found["token"].role, found["clip"].role) == ("perception", "given")
