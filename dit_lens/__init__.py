@@ -55,6 +55,7 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "Preview",
     "StepLens",
     "TunedLens",
+    "TunedLensRecipe",
     "attention",
     "cka",
     "cka_features",
@@ -73,7 +74,10 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "ProbeData",
     "ProbeGrid",
     "ProbeSet",
+    "RandomTwin",
+    "Readout",
     "RidgeProbe",
+    "Steering",
     "Streamed",
     "causal_check",
     "collect",
@@ -83,7 +87,6 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "logistic_from_store",
     "probe_grid",
     "probe_names",
-    "random_twin",
     "require_disjoint",
     "stream_probes",
     # activations on disk
@@ -132,11 +135,12 @@ _MODULES = {
 }
 #: The modules of all other public names.
 _NAMES = {
+    "dit_lens.analysis.guidance": "GuidanceComparison compare_guidance",
     "dit_lens.analysis.localization.localize": "localize",
     "dit_lens.analysis.localization.result": "Localization LocalizeConfig",
     "dit_lens.analysis.patching": "PatchingSweep patching_sweep",
-    "dit_lens.analysis.success": "Evaluation GuidanceComparison PromptExchange "
-    "compare_guidance evaluate exchange_prompts",
+    "dit_lens.analysis.prompts": "PromptExchange exchange_prompts",
+    "dit_lens.analysis.success": "Evaluation evaluate",
     "dit_lens.engine.apply": "apply",
     "dit_lens.engine.gradients": "Gradients",
     "dit_lens.errors": "DitLensError",
@@ -161,11 +165,12 @@ _NAMES = {
     "dit_lens.lens.steps": "StepLens step_lens",
     "dit_lens.lens.tuned.compare": "LensComparison compare_lenses",
     "dit_lens.lens.tuned.fit": "fit_tuned_lens train_tuned_lens",
+    "dit_lens.lens.tuned.recipe": "TunedLensRecipe",
     "dit_lens.lens.tuned.tuned_lens": "TunedLens",
     "dit_lens.model": "VideoDiT",
     "dit_lens.organisms.load": "load_organism",
     "dit_lens.organisms.planted_truth": "load_planted",
-    "dit_lens.probing.causal": "CausalCheck causal_check",
+    "dit_lens.probing.causal": "CausalCheck Steering causal_check",
     "dit_lens.probing.cross_validate": "probe_grid",
     "dit_lens.probing.evaluate": "evaluate_probes",
     "dit_lens.probing.fit.estimators": "LinearProbe RidgeProbe",
@@ -174,7 +179,8 @@ _NAMES = {
     "dit_lens.probing.probe_set": "ProbeSet load_probes probe_names",
     "dit_lens.probing.rows.collect": "collect",
     "dit_lens.probing.rows.data": "ProbeData require_disjoint",
-    "dit_lens.probing.rows.random_weights": "random_twin",
+    "dit_lens.probing.rows.random_weights": "RandomTwin",
+    "dit_lens.probing.rows.readout": "Readout",
     "dit_lens.probing.rows.sources": "Inversion invert",
     "dit_lens.probing.stream": "Streamed stream_probes",
     "dit_lens.results.frames": "plot_chain_of_steps plot_layers_by_steps",
@@ -198,17 +204,12 @@ _WHERE = {name: module for module, names in _NAMES.items() for name in names.spl
 if TYPE_CHECKING:  # the same once more for type checkers and editors; a test compares the two
     from dit_lens import errors, families, organisms, tasks
     from dit_lens.analysis import behaviours
+    from dit_lens.analysis.guidance import GuidanceComparison, compare_guidance
     from dit_lens.analysis.localization.localize import localize
     from dit_lens.analysis.localization.result import Localization, LocalizeConfig
     from dit_lens.analysis.patching import PatchingSweep, patching_sweep
-    from dit_lens.analysis.success import (
-        Evaluation,
-        GuidanceComparison,
-        PromptExchange,
-        compare_guidance,
-        evaluate,
-        exchange_prompts,
-    )
+    from dit_lens.analysis.prompts import PromptExchange, exchange_prompts
+    from dit_lens.analysis.success import Evaluation, evaluate
     from dit_lens.engine.apply import apply
     from dit_lens.engine.gradients import Gradients
     from dit_lens.errors import DitLensError
@@ -234,11 +235,12 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.lens.steps import StepLens, step_lens
     from dit_lens.lens.tuned.compare import LensComparison, compare_lenses
     from dit_lens.lens.tuned.fit import fit_tuned_lens, train_tuned_lens
+    from dit_lens.lens.tuned.recipe import TunedLensRecipe
     from dit_lens.lens.tuned.tuned_lens import TunedLens
     from dit_lens.model import VideoDiT
     from dit_lens.organisms.load import load_organism
     from dit_lens.organisms.planted_truth import load_planted
-    from dit_lens.probing.causal import CausalCheck, causal_check
+    from dit_lens.probing.causal import CausalCheck, Steering, causal_check
     from dit_lens.probing.cross_validate import probe_grid
     from dit_lens.probing.evaluate import evaluate_probes
     from dit_lens.probing.fit.estimators import LinearProbe, RidgeProbe
@@ -247,7 +249,8 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.probing.probe_set import ProbeSet, load_probes, probe_names
     from dit_lens.probing.rows.collect import collect
     from dit_lens.probing.rows.data import ProbeData, require_disjoint
-    from dit_lens.probing.rows.random_weights import random_twin
+    from dit_lens.probing.rows.random_weights import RandomTwin
+    from dit_lens.probing.rows.readout import Readout
     from dit_lens.probing.rows.sources import Inversion, invert
     from dit_lens.probing.stream import Streamed, stream_probes
     from dit_lens.results import intervals, plots

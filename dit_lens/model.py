@@ -71,8 +71,6 @@ class VideoDiT:
     experts : dict from expert name (None in models of one) to transformer
     layers : int
         Blocks L on the one layer axis.
-    twin_of : str or None
-        Id of the model whose runs this one replays as its own; `dit_lens.random_twin` sets it.
     """
 
     def __init__(
@@ -95,7 +93,6 @@ class VideoDiT:
         if second is not None:
             self.experts = {"high_noise": self.pipeline.transformer, "low_noise": second}
         self.layers = len(self.architecture.blocks(self.pipeline.transformer))
-        self.twin_of: str | None = None
 
     def __repr__(self) -> str:
         name = type(self.pipeline).__name__
@@ -124,7 +121,7 @@ class VideoDiT:
 
     def require_own(self, run: Run) -> str:
         """Return the model's own id; raise `MadeForAnother` for a run of other weights, adapters or another model."""
-        if run.model_id not in (own_id := self.id, self.twin_of):
+        if run.model_id != (own_id := self.id):
             raise MadeForAnother(f"the run was made by model {run.model_id}, this is {own_id}")
         return own_id
 

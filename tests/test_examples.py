@@ -30,10 +30,11 @@ def test_probe_training_writes_probes_that_predict_as_they_say(
     asked = ["--labels", "wall_left", "on_path", "--steps", "0", "--train", "12", "--test", "8", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", [str(script), *asked])
     runpy.run_path(str(script), run_name="__main__")
-    probes, table = load_probes(out), load_probes(out).frame().set_index(["label", "readout"])
+    probes, table = load_probes(out), load_probes(out).table
     assert probes.labels == ["wall_left", "on_path"]
-    assert probes.direction("on_path", step=0, layer=3).shape == (128,)
+    assert probes.direction("on_path", "s00/cond/L03/resid").shape == (128,)
     # The walls of a neighbouring cell are not in the embedding of a cell, and are after a few layers of attention.
-    assert table.loc[("wall_left", "L05"), "skill"] > 0.8 > table.loc[("wall_left", "embed"), "skill"]
-    assert {"shuffled", "input", "position", "random", "majority"} <= set(table.columns)
+    own = table.query("label == 'wall_left' and measure == 'skill' and control == 'none'").set_index("component")
+    assert own[own["layer"] == 5].loc["resid", "value"] > 0.8 > own.loc["embed", "value"]
+    assert {"shuffled", "input", "position", "random", "majority"} <= set(table["control"])
     assert "no control is missing" in capsys.readouterr().out

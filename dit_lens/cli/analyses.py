@@ -54,8 +54,8 @@ def _steps(options: argparse.Namespace) -> Printed:
     model, task = load(options.model), Maze(options.size)
     count = min(options.count, 2) if options.quick else options.count
     mazes = task.sample(count, seed=options.seed)
-    lens = step_lens(model, mazes, row_seeds(options.seed, count))
-    strict = task.score(lens.run.decoded, mazes).strict
+    run = model.run(mazes, row_seeds(options.seed, count), record=True)
+    lens, strict = step_lens(model, run), task.score(run.decoded, mazes).strict
     titles = [f"{m.length} moves\n{'solved' if ok else 'failed'}" for m, ok in zip(mazes, strict, strict=True)]
     figure = plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
     path = write_atomic(options.out, png_bytes(figure))

@@ -331,6 +331,8 @@ class Architecture:
         Whether the VAE decodes and encodes several rows at once.
     causal_decoder : bool
         Whether no frame that the decoder makes of the first F latent frames depends on a later one.
+    video_fixes_state : bool
+        Whether a clean video and noise fix the sampler's state: not where it holds audio too.
     """
 
     family: str
@@ -360,6 +362,7 @@ class Architecture:
     shared_image: bool = False
     decodes_batches: bool = True
     causal_decoder: bool = False
+    video_fixes_state: bool = True
 
     def layers(self, transformer: Any) -> list[tuple[str, nn.Module, Block]]:
         """Path, module and kind of every block, on one layer axis."""

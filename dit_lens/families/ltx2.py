@@ -163,4 +163,5 @@ LTX_2 = Architecture(
     pack=pack,
     refuse=refuse,
     late_timesteps=True,
+    video_fixes_state=False,
 )

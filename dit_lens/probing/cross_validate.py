@@ -1,16 +1,16 @@
-"""Probes over layers, steps and labels, with the controls that make them mean something.
+"""Probes over sites and labels, with the controls that make them mean something.
 
-All probes of a step, or of as many steps and layers as fit into memory, are fitted at once: the second moments of every
+All probes of a step, or of as many sites as fit into memory, are fitted at once: the second moments of every
 fold are computed once, those of its training rows are the sum of the other folds', and all labels with their shuffled
 controls are columns of one factorised system. Every probe is scored on task instances that it was not fitted on, beside
 
 - *shuffled*: the same features, each instance's labels taken from another instance. What remains is what the position
-  of a row says, and what the probe can memorise; skill less this, or less 0, is the *selectivity* (Hewitt and Liang
-  2019, arXiv 1909.03368);
+  of a row says, and what the probe can memorise; skill minus this, with negative control skill counted as 0,
+  is the *selectivity* (Hewitt and Liang 2019, arXiv 1909.03368);
 - *input*: the full model input at the same token (noisy latents, frame mask and condition latents) in the features'
   place;
 - *position*: which row it is, and nothing else;
-- *random*: the same readout of the same architecture with random weights;
+- *random*: the same site of the same architecture with random weights;
 - *majority*: the most frequent answer, whose skill is 0 by the definition of skill.
 
 A control that the data does not hold is named in the table as missing.
@@ -32,11 +32,9 @@ from tqdm.auto import tqdm
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.fit.moments import Moments, complements
 from dit_lens.probing.fit.questions import Question, ask, check_folds, targets
-from dit_lens.probing.fit.scores import scores_by_group
-from dit_lens.probing.probe_grid import ProbeGrid
-from dit_lens.probing.rows.data import ProbeData, check_data, fold_of_runs, group_numbers
-
-__all__ = ["ProbeData", "ProbeGrid", "probe_grid"]
+from dit_lens.probing.fit.scores import GroupedScores, scores_by_group
+from dit_lens.probing.probe_grid import Probe, ProbeGrid, probes_of
+from dit_lens.probing.rows.data import Place, ProbeData, check_data, fold_of_runs, group_numbers
 
 #: Bytes of features that are worked on at once. On a CPU more would only leave the cache.
 AT_ONCE = {"cpu": 2**24, "cuda": 2**32}
@@ -54,7 +52,7 @@ def probe_grid(
     device: torch.device | str = "cpu",
     product: torch.dtype = torch.float64,
 ) -> ProbeGrid:
-    """Fit and score probes on every step and readout of ``data`` (step -> ProbeData).
+    """Fit and score probes at every step and site of ``data`` (step -> ProbeData).
 
     Parameters
     ----------
@@ -81,49 +79,54 @@ def probe_grid(
     first = next(iter(data.values()))
     fold = fold_of_runs(first.instances, folds)
     groups = group_numbers(first.instances)
-    grid = ProbeGrid(
-        int(groups.max()) + 1,
-        {name: label.role for name, label in first.labels.items()},
+    questions: dict[str, Question] = {}
+    scores: dict[Probe, GroupedScores] = {}
+    work = _Work(scores, fold, groups, alpha, torch.device(device), product)
+    places = {step: part.places(step) for step, part in data.items()}
+    widest = max(x.shape[-1] for found in places.values() for x in found.values())
+    total = sum(map(len, places.values()))
+    with (
+        threadpool_limits(1 if widest <= NARROW else None, user_api="blas"),
+        tqdm(total=total, desc="probes", unit="site") as bar,
+    ):
+        for asked, batch in _batches(data, places, groups, seed, shuffled, work):
+            questions |= {question.name: question for question in asked if question.control == "none"}
+            work.score(asked, batch, data)
+            bar.update(len(batch))
+    labels = {name: label for part in data.values() for name, label in part.labels.items()}
+    return ProbeGrid(
+        groups=int(groups.max()) + 1,
+        labels={name: label.role for name, label in labels.items()},
+        scores=scores,
+        kinds={name: question.kind for name, question in questions.items()},
+        classes={name: question.named(labels[name]) for name, question in questions.items()},
         source=first.source,
         level=first.level,
         sigmas={step: part.sigma for step, part in data.items()},
         experts={step: part.expert for step, part in data.items()},
     )
-    work = _Work(grid, fold, groups, alpha, torch.device(device), product)
-    widest = max(x.shape[-1] for part in data.values() for x in part.features.values())
-    total = sum(len(part.features) for part in data.values())
-    with (
-        threadpool_limits(1 if widest <= NARROW else None, user_api="blas"),
-        tqdm(total=total, desc="probes", unit="readout") as bar,
-    ):
-        for questions, places in _batches(data, groups, seed, shuffled, work):
-            work.score(questions, places)
-            bar.update(len(places))
-    return grid
 
 
-#: Step, name of the readout, and its features.
-ReadFeatures = tuple[int, str, NDArray[Any]]
+#: Where features come from, and the features (R, N, D).
+ReadFeatures = tuple[Place, NDArray[Any]]
 
 
 def _batches(
-    data: Mapping[int, ProbeData], groups: NDArray[np.int64], seed: int, shuffled: bool, work: _Work
+    data: Mapping[int, ProbeData],
+    places: Mapping[int, Mapping[Place, NDArray[Any]]],
+    groups: NDArray[np.int64],
+    seed: int,
+    shuffled: bool,
+    work: _Work,
 ) -> Iterator[tuple[list[Question], list[ReadFeatures]]]:
-    """Places (step, readout, features) that share labels and width, as many as fit into memory at once."""
+    """Features that share labels and width, as many as fit into memory at once."""
     for steps in _same_labels(data):
-        labels = data[steps[0]].labels
-        questions = [q for q in ask(labels, groups, seed) if shuffled or q.control == "none"]
+        questions = [q for q in ask(data[steps[0]].labels, groups, seed) if shuffled or q.control == "none"]
         check_folds(questions, work.fold)
-        for name, label in labels.items():
-            question = next(q for q in questions if q.name == name)
-            work.grid.labels.setdefault(name, label.role)
-            work.grid.kinds[name] = question.kind
-            names = getattr(label, "names", ())
-            work.grid.classes[name] = tuple(names[int(c)] if names else str(c) for c in question.classes)
-        places = [(step, name, x) for step in steps for name, x in data[step].features.items()]
-        for width in dict.fromkeys(x.shape[-1] for *_, x in places):
-            alike = [place for place in places if place[2].shape[-1] == width]
-            size = max(1, work.at_once // alike[0][2].size // work.product.itemsize)
+        read = [(place, x) for step in steps for place, x in places[step].items()]
+        for width in dict.fromkeys(x.shape[-1] for _, x in read):
+            alike = [(place, x) for place, x in read if x.shape[-1] == width]
+            size = max(1, work.at_once // alike[0][1].size // work.product.itemsize)
             for start in range(0, len(alike), size):
                 yield questions, alike[start : start + size]
 
@@ -152,7 +155,7 @@ def _equal(one: ProbeData, other: ProbeData) -> bool:
 class _Work:
     """What is the same for every batch of places."""
 
-    grid: ProbeGrid
+    scores: dict[Probe, GroupedScores]
     fold: NDArray[np.int64]
     groups: NDArray[np.int64]
     alpha: float
@@ -164,7 +167,9 @@ class _Work:
     def at_once(self) -> int:
         return AT_ONCE.get(self.device.type, AT_ONCE["cuda"])
 
-    def score(self, questions: Sequence[Question], places: Sequence[ReadFeatures]) -> None:
+    def score(
+        self, questions: Sequence[Question], places: Sequence[ReadFeatures], data: Mapping[int, ProbeData]
+    ) -> None:
         """Fit and score all questions at all of these places."""
         order = np.argsort(self.fold, kind="stable")  # the runs of a fold lie together
         predicted = self._predict(questions, places, order)
@@ -175,11 +180,12 @@ class _Work:
                 answers,
                 self.groups[order],
                 question.kind == "regression",
-                self.grid.groups,
+                int(self.groups.max()) + 1,
                 len(question.classes),
             )
-            for (step, readout, _), of_place in zip(places, scores, strict=True):
-                self.grid.scores[step, readout, question.name, question.control] = of_place
+            for (place, _), of_place in zip(places, scores, strict=True):
+                probes = probes_of(place, question.name, question.control, list(data[place.step].features))
+                self.scores.update(dict.fromkeys(probes, of_place))
 
     def _predict(
         self, questions: Sequence[Question], places: Sequence[ReadFeatures], order: NDArray[np.int64]
@@ -209,10 +215,10 @@ class _Work:
 
         Without their means, because float32 scores would else be differences of large numbers.
         """
-        runs, rows, width = places[0][2].shape
+        runs, rows, width = places[0][1].shape
         x = self._room("features", (len(places), runs * rows, width), self.product)
         means = torch.empty(len(places), width, dtype=torch.float64, device=self.device)
-        for one, about, (step, readout, features) in zip(x, means, places, strict=True):
+        for one, about, (place, features) in zip(x, means, places, strict=True):
             taken = self._room("taken", features.shape, torch.from_numpy(np.empty(0, features.dtype)).dtype, "cpu")
             np.take(features, order, axis=0, out=taken.numpy(), mode="clip")
             flat = taken.flatten(0, 1).to(self.device)
@@ -220,7 +226,7 @@ class _Work:
             mean = flat.mean(0) if flat.dtype in (torch.float32, torch.float64) else flat.mean(0, dtype=torch.float32)
             if not torch.isfinite(mean).all():
                 bad = int((~torch.isfinite(flat)).sum())
-                raise EvidenceError(f"{bad} NaN or infinite features at step {step}, {readout}")
+                raise EvidenceError(f"{bad} NaN or infinite features at {place}")
             about.copy_(mean)
             if flat.dtype.itemsize < one.dtype.itemsize:  # narrow rows would round what is left without the mean
                 flat = one.copy_(flat)

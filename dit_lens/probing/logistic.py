@@ -14,34 +14,28 @@ from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
 from dit_lens.probing.fit.estimators import LinearProbe
 from dit_lens.probing.fit.questions import Question, ask, check_folds
-from dit_lens.probing.fit.scores import scores_by_group
-from dit_lens.probing.probe_grid import ProbeGrid
-from dit_lens.probing.rows.data import Source, fold_of_runs, group_numbers
-from dit_lens.probing.rows.readers import readout_name
-from dit_lens.probing.rows.rows import Pool, Rows, frames_of
+from dit_lens.probing.fit.scores import GroupedScores, scores_by_group
+from dit_lens.probing.probe_grid import Probe, ProbeGrid, probes_of
+from dit_lens.probing.rows.data import Place, fold_of_runs, group_numbers
+from dit_lens.probing.rows.readout import READ, Readout
+from dit_lens.probing.rows.rows import Rows
 from dit_lens.probing.rows.targets import targets_of
-from dit_lens.sites.select import Select
 from dit_lens.sites.site import Site
 from dit_lens.store.store import Store
-from dit_lens.tasks.base import Level
-
-_READ = ("model_input", "embed", "resid")
+from dit_lens.tasks.base import Task
 
 
 def logistic_from_store(
-    store: Store,
     model: VideoDiT,
-    task: Any,
+    task: Task,
+    store: Store,
     instances: Sequence[Any],
+    readout: Readout | None = None,
     *,
     labels: Sequence[str] | None = None,
-    level: Level = "cell",
-    frames: Select | None = None,
-    pool: str | Pool = "mean",
-    source: Source = "sample",
     folds: int | Sequence[int] = 3,
-    alpha: float = 1e-3,
     seed: int = 0,
+    **estimator: Any,
 ) -> ProbeGrid:
     """Fit and score `LinearProbe` at every stored site, on instances that it has not seen.
 
@@ -52,21 +46,29 @@ def logistic_from_store(
     Parameters
     ----------
     store : Store
-        Whole activations of conditional ``resid``, ``embed`` and ``model_input`` sites, from runs of ``instances``.
+        Whole activations of the video, from runs of ``instances``.
+    readout : Readout, optional
+        Its level, branch, pooling, latent frames and source; of its ``sites`` whatever is stored is read.
     labels : sequence of str, optional
         Classes or booleans; by default all of that level.
-    source : "sample", "forward-noise" or "invert"
-        Where the stored states came from, for the record.
+    seed : int
+        Of the order in which shuffled labels are taken from other instances.
+    **estimator
+        Passed to `LinearProbe`.
 
     Raises
     ------
     MadeForAnother
         A store of another model.
     EvidenceError
-        A stored row of an instance that is not given, a regression label, or what `probe_grid` refuses.
+        A stored row of an instance that is not given, a store without such sites, a regression label, or what
+        `probe_grid` refuses.
     """
     store.require(model)
-    rows, problems = _rows(store, model, task, instances, level, frames, pool)
+    readout = readout or Readout()
+    problems = _problems(store, instances)
+    rows = Rows.of(model.geometry(instances[0]), task, readout.level, readout.selection.tokens, readout.pooled)
+    sites = _sites(store, readout)
     found = targets_of(task, problems, rows, labels)
     if labels is None:
         found = {name: label for name, label in found.items() if not label.is_regression}
@@ -75,76 +77,76 @@ def logistic_from_store(
     groups, fold = group_numbers(store.groups.tolist()), fold_of_runs(store.groups.tolist(), folds)
     questions = ask(found, groups, seed)
     check_folds(questions, fold)
-    sites = [s for s in map(Site.parse, map(str, store.sites())) if s.component in _READ and s.branch == "cond"]
-    grid = ProbeGrid(
-        int(groups.max()) + 1,
-        {name: label.role for name, label in found.items()},
-        kinds={q.name: q.kind for q in questions},
-        source=source,
-        level=level,
-        classes={
-            q.name: tuple(found[q.name].names[int(c)] if found[q.name].names else str(c) for c in q.classes)
-            for q in questions
-        },
-        sigmas=dict.fromkeys(s.step for s in sites),
-        experts=dict.fromkeys(s.step for s in sites),
-    )
+    scores: dict[Probe, GroupedScores] = {}
+    own = {site: str(site) for site in sites if site.component != "model_input"}
+
+    def score(place: Place, features: NDArray[Any]) -> None:
+        here = [name for site, name in own.items() if site.step == place.step]
+        for question in questions:
+            if probes := probes_of(place, question.name, question.control, here):
+                scores.update(dict.fromkeys(probes, _scored(place, features, question, fold, groups, estimator)))
+
     positions = rows.positions()
     position = np.broadcast_to(positions, (len(problems), *positions.shape))
-    for step in dict.fromkeys(site.step for site in sites):
-        _score(grid, step, "position", position, questions, fold, groups, alpha)
+    for step in dict.fromkeys(site.step for site in own):
+        score(Place(step, "", "position"), position)
     for site in tqdm(sites, desc="logistic probes", unit="site"):
         view = store[site]
-        grid.sigmas[site.step], grid.experts[site.step] = view.site.sigma, view.site.expert
         make = rows.inputs if site.component == "model_input" else rows.features
         features = torch.cat([make(view.tensor(slice(i, i + 32))) for i in range(0, len(view), 32)])
-        _score(grid, site.step, readout_name(site), features.numpy(), questions, fold, groups, alpha)
-    return grid
+        is_input = site.component == "model_input"
+        score(Place(site.step, "", "input") if is_input else Place(site.step, own[site]), features.numpy())
+    return ProbeGrid(
+        groups=int(groups.max()) + 1,
+        labels={name: label.role for name, label in found.items()},
+        scores=scores,
+        kinds={q.name: q.kind for q in questions},
+        classes={q.name: q.named(found[q.name]) for q in questions},
+        source=readout.source,
+        level=readout.level,
+        sigmas={site.step: store[site].site.sigma for site in own},
+        experts={site.step: store[site].site.expert for site in own},
+    )
 
 
-def _rows(
-    store: Store,
-    model: VideoDiT,
-    task: Any,
-    instances: Sequence[Any],
-    level: Level,
-    frames: Select | None,
-    pool: str | Pool,
-) -> tuple[Rows, list[Any]]:
-    """How stored activations become rows, and the instance of each stored row."""
+def _problems(store: Store, instances: Sequence[Any]) -> list[Any]:
+    """The instance of each stored row."""
     known: Mapping[str, Any] = {instance.id: instance for instance in instances}
     if unknown := sorted({row.instance for row in store.rows} - set(known)):
         raise EvidenceError(f"the store has runs of {len(unknown)} instances that were not given: {unknown[0]} ...")
     if not len(store):
         raise EvidenceError(f"{store} is empty: nothing to probe")
-    chosen = frames_of(level) if frames is None else frames
-    rows = Rows.of(model.geometry(instances[0]), task, level, chosen, pool)
-    return rows, [known[row.instance] for row in store.rows]
+    return [known[row.instance] for row in store.rows]
 
 
-def _score(
-    grid: ProbeGrid,
-    step: int,
-    readout: str,
+def _sites(store: Store, readout: Readout) -> list[Site]:
+    """Stored sites that probes read, and the model's input, of the readout's branch and the video."""
+    stored = [Site.parse(str(site)) for site in store.sites()]
+    read = [s for s in stored if s.component in (*READ, "model_input") and s.stream == "video"]
+    found = [site for site in read if site.branch == readout.branch]
+    if not any(site.component in READ for site in found):
+        raise EvidenceError(f"{store} has no site of branch {readout.branch!r} that a probe reads: {', '.join(READ)}")
+    return found
+
+
+def _scored(
+    place: Place,
     features: NDArray[Any],
-    questions: Sequence[Question],
+    question: Question,
     fold: NDArray[np.int64],
     groups: NDArray[np.int64],
-    alpha: float,
-) -> None:
-    """Fit and score all questions at one place."""
+    estimator: Mapping[str, Any],
+) -> GroupedScores:
+    """Fit and score one question at one place."""
     if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features)).sum())
-        raise EvidenceError(f"{bad} NaN or infinite features at step {step}, {readout}")
+        raise EvidenceError(f"{int((~np.isfinite(features)).sum())} NaN or infinite features at {place}")
     width, each = features.shape[-1], features.shape[1]
-    for question in questions:
-        predicted = np.empty(question.codes.shape)
-        for number in np.unique(fold):
-            here = fold == number
-            wanted = question.codes[~here].ravel()
-            x = features[~here].reshape(-1, width)[wanted >= 0]
-            probe = LinearProbe(alpha).fit(x, wanted[wanted >= 0])
-            predicted[here] = probe.predict(features[here].reshape(-1, width)).reshape(-1, each)
-        grid.scores[step, readout, question.name, question.control] = scores_by_group(
-            question.codes, predicted[None], groups, False, grid.groups, len(question.classes)
-        )[0]
+    predicted = np.empty(question.codes.shape)
+    for number in np.unique(fold):
+        here = fold == number
+        wanted = question.codes[~here].ravel()
+        x = features[~here].reshape(-1, width)[wanted >= 0]
+        probe = LinearProbe(**estimator).fit(x, wanted[wanted >= 0])
+        predicted[here] = probe.predict(features[here].reshape(-1, width)).reshape(-1, each)
+    count, classes = int(groups.max()) + 1, len(question.classes)
+    return scores_by_group(question.codes, predicted[None], groups, False, count, classes)[0]

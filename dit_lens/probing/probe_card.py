@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from math import isclose
+from itertools import product
 from typing import Any, Literal, TypedDict
 
-from dit_lens.errors import InputError
+from dit_lens.errors import InputError, SiteError
 from dit_lens.files import strict
 from dit_lens.files.strict import Malformed
 from dit_lens.probing.fit.questions import Asked
-from dit_lens.probing.rows.readers import layer_name, site_of
+from dit_lens.probing.probe_grid import Probe
+from dit_lens.probing.rows.data import Source
+from dit_lens.sites.select import indices
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks import TASKS
+from dit_lens.tasks.base import Level, Task
 
-SCHEMA = 1
+SCHEMA = 2
+#: No video has so many latent frames, and no text so many words.
+_MOST = 2**20
+
+_Control = Literal["input", "position", "random"]
 
 
 class _Task(TypedDict):
@@ -40,58 +50,42 @@ class _Asked(TypedDict):
 
 
 class _Side(TypedDict):
+    """Instances, and the seed from which `row_seeds` makes those of their runs."""
+
     instances: int
     ids: list[str]
+    seed: int
 
 
 class _Score(TypedDict):
-    """A row of `ProbeGrid.table`; null where a control is missing, or a measure is not one of its kind of label."""
+    """A row of `ProbeGrid.table`; null where there is no number, or no interval."""
 
-    step: int
-    sigma: float
+    site: str
     label: str
-    role: str
-    kind: str
-    readout: str
-    skill: float | None
+    control: Literal["none", "shuffled", "input", "position", "random", "majority"]
+    measure: Literal["skill", "selectivity", "excess", "accuracy", "majority_accuracy"]
+    value: float | None
     low: float | None
     high: float | None
-    shuffled: float | None
-    input: float | None
-    position: float | None
-    random: float | None
-    majority: float | None
-    selectivity: float | None
-    selectivity_low: float | None
-    selectivity_high: float | None
-    best: str | None
-    excess: float | None
-    excess_low: float | None
-    excess_high: float | None
-    accuracy: float | None
-    majority_accuracy: float | None
-    rows: str
-    n: int
-    missing: str | Literal[""]
-    source: str
-    level: str
 
 
 class _Card(TypedDict):
-    schema: Literal[1]
+    schema: Literal[2]
     model_id: str
     family: str
     task: _Task
-    level: str
-    frames: list[int]
+    level: Level
+    branch: str
+    sites: list[str]
+    tokens: dict[str, Any]
     pool: str
-    source: str
-    controls: list[str]
+    source: Source
+    controls: list[_Control]
     random_seed: int
-    layers: list[int]
+    settings: dict[str, str]
+    interventions: list[str]
     estimator: _Estimator
     asked: list[_Asked]
-    sites: list[str]
     sigmas: dict[str, float]
     experts: dict[str, str | None]
     seed: int
@@ -102,7 +96,7 @@ class _Card(TypedDict):
     scores: list[_Score]
 
 
-def card_of_task(task: Any) -> dict[str, Any]:
+def card_of_task(task: Task) -> dict[str, Any]:
     """Name and settings of a task, as JSON types.
 
     Raises
@@ -126,6 +120,7 @@ def read_card(data: Any) -> Mapping[str, Any]:
         A field that is missing, unknown or of another type, or questions, instances or a task that cannot be.
     """
     card: Mapping[str, Any] = strict.typed(data, _Card, "card")
+    tokens_of(card)
     _check_questions(asked_of(card))
     for side in ("train", "test"):
         if len(card[side]["ids"]) != card[side]["instances"]:
@@ -141,39 +136,77 @@ def asked_of(card: Mapping[str, Any]) -> list[Asked]:
     return [Asked(**a) for a in given]
 
 
+def tokens_of(card: Mapping[str, Any]) -> Tokens:
+    """The tokens that are read.
+
+    Raises
+    ------
+    Malformed
+        They are not what `Tokens.to_json` writes.
+    """
+    try:
+        tokens = Tokens.from_json(card["tokens"])
+        for select, what in ((tokens.frames, "latent frame"), (tokens.positions, "position")):
+            indices(select, _MOST, what)
+        if json.dumps(tokens.to_json(), sort_keys=True) == json.dumps(card["tokens"], sort_keys=True):
+            return tokens
+    except (KeyError, TypeError, ValueError, AttributeError, SiteError) as error:
+        raise Malformed(f"field 'card.tokens' is {card['tokens']!s:.60}: {error}") from error
+    raise Malformed(f"field 'card.tokens' is {card['tokens']!s:.60}, which selects no tokens")
+
+
+def sites_of(names: Sequence[str], tokens: Tokens) -> Sites:
+    """The selection of some sites of one branch and stream, given by their canonical strings."""
+    sites = [Site.parse(name) for name in names]
+    return Sites(
+        component=tuple(dict.fromkeys(site.component for site in sites)),
+        steps=sorted({site.step for site in sites}),
+        layers=sorted({site.layer for site in sites if site.layer is not None}) or "all",
+        branches=str(sites[0].branch),
+        stream=sites[0].stream,
+        heads=sorted({site.head for site in sites if site.head is not None}) or "all",
+        tokens=tokens,
+    )
+
+
 def options_of(written: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from JSON, which knows no tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()}
 
 
-def is_own(readout: str) -> bool:
-    """Whether a readout is of the model itself, and no control."""
-    return re.fullmatch(r"embed|L\d{2,}", readout) is not None
-
-
-def check_places(card: Mapping[str, Any], steps: Sequence[int], readouts: Sequence[str]) -> None:
-    """Refuse a card that is not of probes of these steps and readouts.
+def check_places(card: Mapping[str, Any], sites: Sequence[str]) -> None:
+    """Refuse a card that is not of probes of these sites.
 
     Raises
     ------
     Malformed
     """
-    named, own = [str(step) for step in steps], ["embed", *map(layer_name, card["layers"])]
-    if sorted(card["sigmas"]) != sorted(named) or sorted(card["experts"]) != sorted(named):
-        raise Malformed(f"fields 'card.sigmas' and 'card.experts' are not those of steps {', '.join(named)}")
+    if card["sites"] != list(sites):
+        raise Malformed(f"field 'card.sites' is {card['sites']!s:.80}; the probes are of {', '.join(sites):.80}")
+    steps = {str(Site.parse(site).step) for site in sites}
+    if set(card["sigmas"]) != steps or set(card["experts"]) != steps:
+        raise Malformed(f"fields 'card.sigmas' and 'card.experts' are not those of steps {', '.join(sorted(steps))}")
     if min(card["sigmas"].values()) < 0:
         raise Malformed(f"field 'card.sigmas' has a negative noise level: {card['sigmas']}")
-    if {r for r in readouts if is_own(r)} != set(own):
-        raise Malformed(f"field 'card.layers' is {card['layers']}; the probes are of {', '.join(readouts)}")
-    expected = [(step, readout) for step in steps for readout in own]
-    if card["sites"] != [str(site_of(*place)) for place in expected]:
-        raise Malformed(f"field 'card.sites' is not that of steps {', '.join(named)} and their readouts")
-    told = [(row["label"], row["step"], row["readout"]) for row in card["scores"]]
-    labels = [a["name"] for a in card["asked"] if a["control"] == "none"]
-    if sorted(told) != sorted((label, *place) for label in labels for place in expected):
-        raise Malformed("field 'card.scores' has not one row for every label, step and readout")
-    if not all(isclose(row["sigma"], card["sigmas"][str(row["step"])], abs_tol=1e-3) for row in card["scores"]):
-        raise Malformed("field 'card.scores' has other noise levels than 'card.sigmas'")
+    if {(Site.parse(site).branch, Site.parse(site).stream) for site in sites} != {
+        (card["branch"], Site.parse(sites[0]).stream)
+    }:
+        raise Malformed(f"field 'card.branch' is {card['branch']!r}; the sites are not all of it, and of one stream")
+    _check_scores(card, sites)
+
+
+def _check_scores(card: Mapping[str, Any], sites: Collection[str]) -> None:
+    """Refuse a table that does not tell all of every probe and of its controls, once."""
+    told = [(Probe(row["site"], row["label"], row["control"]), row["measure"]) for row in card["scores"]]
+    own = ("skill", "selectivity", "excess")
+    expected = []
+    for site, asked in product(sites, (a for a in card["asked"] if a["control"] == "none")):
+        measures = own if asked["kind"] == "regression" else (*own, "accuracy", "majority_accuracy")
+        expected += [(Probe(site, asked["name"]), measure) for measure in measures]
+        controls = ("shuffled", "majority", *card["controls"])
+        expected += [(Probe(site, asked["name"], control), "skill") for control in controls]
+    if sorted(told) != sorted(expected):
+        raise Malformed("field 'card.scores' has not one row for every site, label, control and measure")
 
 
 def _check_questions(asked: Sequence[Asked]) -> None:

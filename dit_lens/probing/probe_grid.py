@@ -4,37 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.fit.scores import GroupedScores
+from dit_lens.probing.rows.data import STILL, Place
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval
+from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
+from dit_lens.sites.site import Site, some
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: What a probe is compared with, besides the majority, whose skill is 0 by definition.
+CONTROLS = ("shuffled", "input", "position", "random")
+#: Columns of tables of probes, between those of the site and the values.
+LABEL_COLUMNS = ("label", "role", "kind_of_label", "control", "source", "level")
+#: Measure, value and the ends of its interval.
+Measured = tuple[str, float, float, float]
+#: Bootstrap replicates of the tables.
+REPLICATES = 300
 
-#: Controls that are readouts of their own, the same for every layer.
-STILL = ("input", "position")
-CONTROLS = ("shuffled", *STILL, "random")
-RANDOM = "random/"
+
+class Probe(NamedTuple):
+    """One probe of a grid.
+
+    Attributes
+    ----------
+    site : str
+        Canonical string.
+    label : str
+    control : "none", "shuffled", "input", "position" or "random"
+    """
+
+    site: str
+    label: str
+    control: str = "none"
 
 
-@dataclass
-class ProbeGrid:
-    """Scores of all probes.
+@dataclass(frozen=True, repr=False)
+class ProbeGrid(Result):
+    """Scores of all probes and of their controls.
 
     Attributes
     ----------
     groups : int
         Task instances.
     labels : dict from label name to role
-    scores : dict from (step, readout, label, control) to GroupedScores
-        ``control`` is "none" or "shuffled"; "input", "position" and "random/..." are readouts.
+    scores : dict from Probe to GroupedScores
     kinds : dict from label name to "binary", "classes" or "regression"
     classes : dict from label name to the names of its classes
     source, level : as in ProbeData
@@ -43,7 +65,7 @@ class ProbeGrid:
 
     groups: int
     labels: dict[str, str]
-    scores: dict[tuple[int, str, str, str], GroupedScores] = field(default_factory=dict)
+    scores: dict[Probe, GroupedScores] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     source: str = "sample"
@@ -51,21 +73,46 @@ class ProbeGrid:
     sigmas: dict[int, float | None] = field(default_factory=dict)
     experts: dict[int, str | None] = field(default_factory=dict)
 
-    @property
-    def steps(self) -> list[int]:
-        return list(dict.fromkeys(step for step, *_ in self.scores))
+    def __repr__(self) -> str:
+        steps = ", ".join(map(str, self.steps))
+        return f"ProbeGrid({', '.join(self.labels)}; {len(self.sites)} sites, steps {steps}; n={self.groups})"
+
+    def __str__(self) -> str:
+        shown = self.wide().drop(columns=["role", "kind", "source", "level", "n", "missing"]).round(3)
+        lines = [
+            shown.to_string(index=False),
+            "",
+            f"{self.groups} task instances, states from {self.source}, one row per {self.level}; skill is 0 for the "
+            "majority class and 1 for perfection; 95 % bootstrap intervals over instances",
+            f"controls missing: {', '.join(self.missing)}" if self.missing else "no control is missing",
+        ]
+        return "\n".join(lines)
 
     @property
-    def readouts(self) -> list[str]:
-        """Readouts of the model itself, in order: the embedding, then the layers."""
-        return [name for name in self._all_readouts() if name not in STILL and not name.startswith(RANDOM)]
+    def sites(self) -> list[str]:
+        """All that was probed, in order."""
+        return list(dict.fromkeys(probe.site for probe in self.scores if probe.control == "none"))
+
+    @property
+    def steps(self) -> list[int]:
+        return list(dict.fromkeys(Site.parse(site).step for site in self.sites))
+
+    def at(self, step: int) -> list[str]:
+        """The sites of one step, in order.
+
+        Raises
+        ------
+        EvidenceError
+            A step that was not probed.
+        """
+        self.require(step=step)
+        return [site for site in self.sites if Site.parse(site).step == step]
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Controls that the data did not hold."""
-        there = {*self._all_readouts(), *(control for *_, control in self.scores)}
-        random = any(name.startswith(RANDOM) for name in there)
-        return tuple(c for c in CONTROLS if not (random if c == "random" else c in there))
+        there = {probe.control for probe in self.scores}
+        return tuple(control for control in CONTROLS if control not in there)
 
     def require(self, label: str | None = None, step: int | None = None) -> None:
         """Refuse a label or a step that was not probed.
@@ -79,28 +126,35 @@ class ProbeGrid:
         if step is not None and step not in self.steps:
             raise EvidenceError(f"no probes of step {step}; there are {', '.join(map(str, self.steps))}")
 
-    def skill(self, step: int, readout: str, label: str, control: str, weights: Floats) -> Floats:
-        """Skill under group weights (R, G): shape (R,)."""
-        return self.scores[step, readout, label, control].skill(weights)
+    def skill(self, site: str, label: str, weights: Floats, control: str = "none") -> Floats:
+        """Skill of a probe, or of one of its controls, under weights of the instances (R, G): shape (R,).
 
-    def scores_of(self, step: int, readout: str, label: str) -> dict[str, GroupedScores]:
+        Raises
+        ------
+        EvidenceError
+            No such probe, or a control that the data did not hold.
+        """
+        if (probe := Probe(site, label, control)) not in self.scores:
+            of = "" if control == "none" else f", control {control}"
+            raise EvidenceError(
+                f"no probe of {label!r} at {site}{of}; there are sites {some(map(Site.parse, self.sites))}, labels "
+                f"{', '.join(self.labels)}, and missing are {', '.join(self.missing) or 'no controls'}"
+            )
+        return self.scores[probe].skill(weights)
+
+    def scores_of(self, site: str, label: str) -> dict[str, GroupedScores]:
         """Scores of a probe, "none", and of each of its controls that the data holds; the majority needs none."""
-        places = {"none": (readout, "none"), "shuffled": (readout, "shuffled"), "random": (RANDOM + readout, "none")}
-        places |= {name: (name, "none") for name in STILL}
-        keys = {name: (step, places[name][0], label, places[name][1]) for name in ("none", *CONTROLS)}
-        return {name: self.scores[key] for name, key in keys.items() if key in self.scores}
+        probes = {control: Probe(site, label, control) for control in ("none", *CONTROLS)}
+        return {control: self.scores[probe] for control, probe in probes.items() if probe in self.scores}
 
-    def controls(self, step: int, readout: str, label: str, weights: Floats) -> dict[str, Floats]:
+    def controls(self, site: str, label: str, weights: Floats) -> dict[str, Floats]:
         """Skill of every control of a probe that the data holds, (R,) each; that of the majority is 0."""
-        found = self.scores_of(step, readout, label)
-        return {name: found[name].skill(weights) for name in CONTROLS if name in found} | {
-            "majority": np.zeros(len(weights))
-        }
+        found = self.scores_of(site, label)
+        skills = {name: found[name].skill(weights) for name in CONTROLS if name in found}
+        return skills | {"majority": np.zeros(len(weights))}
 
-    def excess(
-        self, step: int, readouts: Sequence[str], label: str, weights: Floats, above: Sequence[str] = CONTROLS
-    ) -> Floats:
-        """Skill above the best control at each readout: shape (R, readouts).
+    def excess(self, sites: Sequence[str], label: str, weights: Floats, above: Sequence[str] = CONTROLS) -> Floats:
+        """Skill above the best control at each site: shape (R, sites).
 
         Parameters
         ----------
@@ -108,90 +162,64 @@ class ProbeGrid:
             The controls that count; the majority, whose skill is 0, always does.
         """
         columns = []
-        for readout in readouts:
-            controls = self.controls(step, readout, label, weights)
+        for site in sites:
+            controls = self.controls(site, label, weights)
             best = np.maximum.reduce([skill for name, skill in controls.items() if name in (*above, "majority")])
-            columns.append(self.skill(step, readout, label, "none", weights) - best)
+            columns.append(self.skill(site, label, weights) - best)
         return np.stack(columns, axis=1)
 
-    def frame(self, replicates: int = 300, seed: int = 0) -> pd.DataFrame:
-        """Tidy table, one row for each step, readout, label and control.
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row for each site, label, control and measure.
 
-        Columns: step, sigma, expert (where there are several), readout, label, role, kind, control, skill with the ends
-        of its interval low and high, accuracy, majority_accuracy (that of always giving the most frequent answer), n
-        (task instances), source, level.
+        Columns: those of the site that apply, label, role, kind_of_label, control, source, level, measure, value, low,
+        high, n (task instances). Of every control there is the measure "skill"; of the probes themselves, whose control
+        is "none", also "selectivity" (skill minus that of shuffled labels, with negative control skill counted as 0),
+        "excess" (skill minus that of the best control), "accuracy" and "majority_accuracy" (that of always giving the
+        most frequent answer). A control that the data does not hold has no row.
         """
-        weights = bootstrap_weights(self.groups, replicates, seed)
-        rows = []
-        for (step, readout, label, control), scores in self.scores.items():
-            value, low, high = percentile_interval(scores.skill(weights))
-            rows.append(
-                {
-                    **self._step(step),
-                    "readout": readout,
-                    "label": label,
-                    "role": self.labels[label],
-                    "kind": self.kinds.get(label),
-                    "control": control,
-                    "skill": value,
-                    "low": low,
-                    "high": high,
-                    **_plain(scores),
-                    "n": self.groups,
-                    "source": self.source,
-                    "level": self.level,
-                }
-            )
-        return pd.DataFrame(rows)
+        weights = bootstrap_weights(self.groups, REPLICATES, 0)
+        rows = [
+            (*self._coordinates(probe), *measured, self.groups)
+            for site, label in self._asked()
+            for probe, measured in self._measured(site, label, weights)
+        ]
+        return tidy(rows)
 
-    def table(self, step: int | None = None, replicates: int = 300, seed: int = 0) -> pd.DataFrame:
-        """One row for each step, label and layer, all controls side by side.
+    def wide(self, step: int | None = None) -> pd.DataFrame:
+        """For people: one row for each site and label, all controls side by side.
 
         ``skill`` with its interval; the skills of the controls ``shuffled``, ``input``, ``position``, ``random`` and
         ``majority`` (0 by definition), NaN where the data does not hold one, in which case ``missing`` names it;
-        ``selectivity``, skill less that of shuffled labels, or less 0 where that is worse than nothing, with an
-        interval; ``best``, the best control, and ``excess``, skill less its, with an interval; ``accuracy`` beside
+        ``selectivity`` and ``excess`` with their intervals; ``best``, the best control; ``accuracy`` beside
         ``majority_accuracy``; ``rows`` of each class.
 
         Parameters
         ----------
         step : int, optional
             All steps by default.
+
+        Raises
+        ------
+        EvidenceError
+            A step that was not probed.
         """
         self.require(step=step)
-        weights = bootstrap_weights(self.groups, replicates, seed)
-        steps = self.steps if step is None else [step]
-        return pd.DataFrame(
-            [
-                self._row(s, label, readout, weights)
-                for s in steps
-                for label in self.labels
-                for readout in self.readouts
-                if (s, readout, label, "none") in self.scores
-            ]
-        )
+        weights = bootstrap_weights(self.groups, REPLICATES, 0)
+        rows = [self._row(*asked, weights) for asked in self._asked() if step in (None, Site.parse(asked[0]).step)]
+        table = pd.DataFrame(rows)
+        return table.drop(columns="expert") if table["expert"].isna().all() else table
 
-    def summary(self, step: int | None = None, replicates: int = 300) -> str:
-        """The table in text, and what it stands on."""
-        table = self.table(step, replicates)
-        shown = table.drop(columns=["role", "kind", "source", "level", "n", "missing"]).round(3)
-        lines = [
-            shown.to_string(index=False),
-            "",
-            f"{self.groups} task instances, states from {self.source}, one row per {self.level}; skill is 0 for the "
-            "majority class and 1 for perfection; 95 % bootstrap intervals over instances",
-            f"controls missing: {', '.join(self.missing)}" if self.missing else "no control is missing",
-        ]
-        return "\n".join(lines)
+    def plot(self, axis: Axes | None = None, *, label: str | None = None, **options: Any) -> Axes:
+        """Skill of one label: steps from top to bottom, sites from left to right, then the controls.
 
-    def plot(self, label: str, axis: Axes | None = None, **options: Any) -> Axes:
-        """Skill of one label: steps from top to bottom, layers from left to right, then the controls.
-
-        Of "shuffled" and "random", which each layer has its own of, the best layer is shown. A control that the data
-        does not hold is an empty column.
+        Of the controls that each site has of its own, "shuffled" and "random", the best site is shown. A control that
+        the data does not hold is an empty column.
 
         Parameters
         ----------
+        label : str, optional
+            By default the first.
         **options
             Passed to ``seaborn.heatmap``.
         """
@@ -199,66 +227,76 @@ class ProbeGrid:
 
         from dit_lens.results.plots import axes
 
+        label = next(iter(self.labels)) if label is None else label
         self.require(label)
-        # Not `plotting.heatmap`: it leaves out columns without a value, and a missing control is to be seen.
+        # Not `plots.heatmap`: it leaves out columns without a value, and a missing control is to be seen.
         table, axis = self._picture(label), axes(axis)
-        columns = [*self.readouts, *CONTROLS, "majority"]
-        grid = table.pivot(index="step", columns="readout", values="skill")[columns]
+        places = list(dict.fromkeys(map(short_name, self.sites)))
+        grid = table.pivot(index="step", columns="place", values="skill")[[*places, *CONTROLS, "majority"]]
         looks = {"vmin": 0, "vmax": 1, "cmap": "viridis", "annot": True, "fmt": ".2f", "annot_kws": {"size": 6}}
         sns.heatmap(grid, ax=axis, **{**looks, "cbar_kws": {"label": "skill"}, **options})
-        axis.axvline(len(self.readouts), color="white", linewidth=4)
+        axis.axvline(len(places), color="white", linewidth=4)
         missing = f"; missing: {', '.join(self.missing)}" if self.missing else ""
         axis.set(title=f"{label}: skill on unseen instances, controls to the right{missing}", xlabel="")
         axis.title.set_fontsize(9)
-        axis.set_ylabel("step" if self._sigma_unknown else "step (σ)")
+        axis.set_ylabel("step" if all(sigma is None for sigma in self.sigmas.values()) else "step (σ)")
         return axis
 
     # -- how it is done
 
-    @property
-    def _sigma_unknown(self) -> bool:
-        return all(sigma is None for sigma in self.sigmas.values())
+    def _asked(self) -> list[tuple[str, str]]:
+        """Sites and labels of all probes, step by step and label by label."""
+        return [
+            (site, label)
+            for step in self.steps
+            for label in self.labels
+            for site in self.at(step)
+            if Probe(site, label) in self.scores
+        ]
 
-    def _all_readouts(self) -> list[str]:
-        return list(dict.fromkeys(readout for _, readout, *_ in self.scores))
+    def _coordinates(self, probe: Probe) -> tuple[Any, ...]:
+        """Where a row of the table belongs."""
+        step, kind = Site.parse(probe.site).step, self.kinds.get(probe.label)
+        place = site_values(probe.site, self.sigmas.get(step), self.experts.get(step))
+        return (*place, probe.label, self.labels[probe.label], kind, probe.control, self.source, self.level)
 
-    def _step(self, step: int) -> dict[str, Any]:
-        place = {"step": step, "sigma": self.sigmas.get(step)}
-        several = any(expert is not None for expert in self.experts.values())
-        return place | ({"expert": self.experts.get(step)} if several else {})
+    def _measured(self, site: str, label: str, weights: Floats) -> list[tuple[Probe, Measured]]:
+        """What was measured of a probe, then the skills of its controls."""
+        own, scores = Probe(site, label), self.scores[Probe(site, label)]
+        controls = self.controls(site, label, weights)
+        found = [(own, (name, *of)) for name, of in self._intervals(scores.skill(weights), controls).items()]
+        if not scores.is_regression:
+            found += [(own, (name, value, np.nan, np.nan)) for name, value in _plain(scores).items()]
+        for control, skills in controls.items():
+            found.append((Probe(site, label, control), ("skill", *percentile_interval(skills))))
+        return found
 
-    def _row(self, step: int, label: str, readout: str, weights: Floats) -> dict[str, Any]:
-        scores = self.scores[step, readout, label, "none"]
-        controls, skills = self.controls(step, readout, label, weights), scores.skill(weights)
-        skill = percentile_interval(skills)
-        excess = percentile_interval(skills - np.maximum.reduce(list(controls.values())))
-        shown = {name: float(controls[name][0]) if name in controls else np.nan for name in (*CONTROLS, "majority")}
-        # Shuffled labels that are read worse than from nothing, as by a probe with too many weights, are no merit.
-        floor = np.maximum(controls["shuffled"], 0) if "shuffled" in controls else np.full(len(weights), np.nan)
-        selectivity = percentile_interval(skills - floor)
-        absent = [name for name in CONTROLS if name not in controls]
-        best = max(controls, key=lambda name: float(controls[name][0]))
-        return {
-            **self._step(step),
-            "label": label,
-            "role": self.labels[label],
-            "kind": self.kinds.get(label),
-            "readout": readout,
-            "skill": skill.value,
-            "low": skill.low,
-            "high": skill.high,
-            **shown,
-            "selectivity": selectivity.value,
-            "selectivity_low": selectivity.low,
-            "selectivity_high": selectivity.high,
-            "best": best,
-            "excess": excess.value,
-            "excess_low": excess.low,
-            "excess_high": excess.high,
+    def _intervals(self, skills: Floats, controls: dict[str, Floats]) -> dict[str, tuple[float, float, float]]:
+        """Skill, and skill minus that of shuffled labels and minus that of the best control, with their intervals."""
+        found = {"skill": percentile_interval(skills)}
+        if "shuffled" in controls:
+            # A probe with too many weights reads shuffled labels worse than their mean: that is no merit.
+            found["selectivity"] = percentile_interval(skills - np.maximum(controls["shuffled"], 0))
+        found["excess"] = percentile_interval(skills - np.maximum.reduce(list(controls.values())))
+        return {name: (value, low, high) for name, (value, low, high) in found.items()}
+
+    def _row(self, site: str, label: str, weights: Floats) -> dict[str, Any]:
+        scores, controls = self.scores[Probe(site, label)], self.controls(site, label, weights)
+        names = (*SITE_COLUMNS[:3], *(["label", "role", "kind"]))
+        place = self._coordinates(Probe(site, label))
+        intervals = self._intervals(scores.skill(weights), controls)
+        nothing = (np.nan, np.nan, np.nan)
+        row = dict(zip(names, (*place[:3], *place[len(SITE_COLUMNS) :][:3]), strict=True)) | {"site": site}
+        row |= dict(zip(("skill", "low", "high"), intervals["skill"], strict=True))
+        row |= {name: float(controls[name][0]) if name in controls else np.nan for name in (*CONTROLS, "majority")}
+        for name in ("selectivity", "excess"):
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), intervals.get(name, nothing), strict=True))
+        return row | {
+            "best": max(controls, key=lambda name: float(controls[name][0])),
             **_plain(scores),
             "rows": self._balance(label, scores),
             "n": self.groups,
-            "missing": ", ".join(absent),
+            "missing": ", ".join(name for name in CONTROLS if name not in controls),
             "source": self.source,
             "level": self.level,
         }
@@ -271,22 +309,53 @@ class ProbeGrid:
         return ", ".join(f"{name} {count}" for name, count in zip(names, scores.rows, strict=True))
 
     def _picture(self, label: str) -> pd.DataFrame:
-        """Tidy skills of one label with its controls as further readouts, NaN for those that are missing."""
+        """Skills of one label by step and place, the controls as further places, NaN for those that are missing."""
         one, rows = np.ones((1, self.groups)), []
         for step in self.steps:
             sigma = self.sigmas.get(step)
             name = str(step) if sigma is None else f"{step} ({sigma:.2f})"
             best: dict[str, float] = {}
-            for readout in self.readouts:
-                if (step, readout, label, "none") not in self.scores:
-                    continue
-                rows.append((name, readout, float(self.skill(step, readout, label, "none", one)[0])))
-                for control, value in self.controls(step, readout, label, one).items():
+            for site in (site for site in self.at(step) if Probe(site, label) in self.scores):
+                rows.append((name, short_name(site), float(self.skill(site, label, one)[0])))
+                for control, value in self.controls(site, label, one).items():
                     best[control] = max(best.get(control, -np.inf), float(value[0]))
             rows += [(name, control, best.get(control, np.nan)) for control in (*CONTROLS, "majority")]
-        table = pd.DataFrame(rows, columns=["step", "readout", "skill"])
+        table = pd.DataFrame(rows, columns=["step", "place", "skill"])
         table["step"] = pd.Categorical(table["step"], list(dict.fromkeys(table["step"])))
         return table
+
+
+def tidy(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    """The table of probes: `SITE_COLUMNS`, `LABEL_COLUMNS` and `VALUE_COLUMNS`, without those that do not apply."""
+    table = pd.DataFrame(rows, columns=[*SITE_COLUMNS, *LABEL_COLUMNS, *VALUE_COLUMNS])
+    table["layer"] = pd.Series([row[SITE_COLUMNS.index("layer")] for row in rows], dtype=object)
+    return table.drop(columns=[name for name in ("expert", "kind", "head") if table[name].isna().all()])
+
+
+def site_values(site: str, sigma: float | None, expert: str | None) -> tuple[Any, ...]:
+    """The values of `SITE_COLUMNS` of a site; the kind of its block is not known here."""
+    at = Site.parse(site)
+    return at.step, sigma, expert, at.branch, at.layer, None, at.component, at.stream, at.head
+
+
+def probes_of(place: Place, label: str, control: str, sites: Sequence[str]) -> list[Probe]:
+    """The probes that features with a label under "none" or "shuffled" labels stand for.
+
+    Those of a site are one. A control that is the same for all sites of the step stands beside each of them.
+    """
+    if place.control in STILL:
+        return [Probe(site, label, place.control) for site in sites] if control == "none" else []
+    if place.control == "random":
+        return [Probe(place.site, label, "random")] if control == "none" else []
+    return [Probe(place.site, label, control)]
+
+
+def short_name(site: str) -> str:
+    """A site without step, branch and stream, for pictures: "embed", "L03" of the residual stream, "L03 attn"."""
+    _, _, layer, component, _ = site.split("/")
+    if layer == "-":
+        return component
+    return layer if component == "resid" else f"{layer} {component}"
 
 
 def _plain(scores: GroupedScores) -> dict[str, float]:

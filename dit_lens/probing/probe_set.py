@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -22,30 +23,35 @@ from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.interventions.steer import Steer
 from dit_lens.model import VideoDiT
 from dit_lens.probing.fit.questions import Asked
-from dit_lens.probing.probe_card import asked_of, check_places, is_own, options_of, read_card
-from dit_lens.probing.rows.readers import layer_name, site_of
+from dit_lens.probing.probe_card import asked_of, check_places, options_of, read_card, sites_of, tokens_of
+from dit_lens.probing.probe_grid import site_values, tidy
+from dit_lens.probing.rows.data import STILL, Place
+from dit_lens.probing.rows.readout import Readout
+from dit_lens.probing.rows.rows import Pool
 from dit_lens.runs.run import Run
-from dit_lens.sites.sites import Sites
+from dit_lens.sites.site import COMPONENTS, Site, some
+from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks import TASKS
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Linear probes of one task at many steps and layers, their controls included.
+    """Linear probes of one task at many sites, their controls included.
 
     Attributes
     ----------
     card : dict of JSON types
-        ``model_id``, ``task``, ``level``, ``frames``, ``pool``, ``source``, ``estimator``, ``asked`` (labels, true and
-        shuffled, with the outputs that answer them), ``sites``, ``sigmas``, ``experts``, ``train`` and ``test`` (their
-        instances), ``scores`` (the table, with all controls), ``versions``, ``date``.
-    coef, intercept : dicts from (step, readout) to tensors of shape (K, D) and (K,)
-        Readouts as in `dit_lens.collect`. Files keep them in single precision.
+        ``model_id``, ``task``, ``level``, ``sites``, ``tokens``, ``pool``, ``source``, ``estimator``, ``asked``
+        (labels, true and shuffled, with the outputs that answer them), ``sigmas``, ``experts``, ``train`` and ``test``
+        (their instances, and the seeds of their runs), ``scores`` (the table, with all controls), ``versions``,
+        ``date``.
+    coef, intercept : dicts from Place to tensors of shape (K, D) and (K,)
+        Files keep them in single precision.
     """
 
     card: Mapping[str, Any]
-    coef: Mapping[tuple[int, str], Tensor]
-    intercept: Mapping[tuple[int, str], Tensor]
+    coef: Mapping[Place, Tensor]
+    intercept: Mapping[Place, Tensor]
 
     def __repr__(self) -> str:
         task, model = self.card["task"]["name"], self.card["model_id"]
@@ -63,16 +69,34 @@ class ProbeSet:
 
     @property
     def steps(self) -> list[int]:
-        return sorted({step for step, _ in self.coef})
+        return sorted({place.step for place in self.coef})
 
     @property
-    def readouts(self) -> list[str]:
-        """Readouts, those of the controls included: the embedding, the layers, then the controls."""
-        return sorted({readout for _, readout in self.coef}, key=lambda name: (not is_own(name), name[:1] != "e", name))
+    def sites(self) -> list[str]:
+        """Canonical strings of the sites that were probed, by step, layer and component."""
+        own = [Site.parse(place.site) for place in self.coef if place.control == "none"]
+        return [str(site) for site in sorted(own, key=_in_order)]
 
     @property
     def source(self) -> str:
         return str(self.card["source"])
+
+    def readout(self, pool: str | Pool | None = None) -> Readout:
+        """What was read of every run.
+
+        Parameters
+        ----------
+        pool : optional
+            Needed where the probes were trained with a function, which is not saved.
+
+        Raises
+        ------
+        EvidenceError
+            It is needed and not given.
+        """
+        names = ("branch", "level", "source", "controls", "random_seed")
+        given = self.card["pool"] if pool is None else pool
+        return Readout(sites_of(self.sites, tokens_of(self.card)), pool=given, **{n: self.card[n] for n in names})
 
     @property
     def task(self) -> Any:
@@ -88,9 +112,19 @@ class ProbeSet:
             raise InputError(f"these probes are of the task {name!r}, which dit_lens does not have: give task=")
         return TASKS[name](**options_of(self.card["task"]["options"]))
 
-    def frame(self) -> pd.DataFrame:
-        """The scores that were measured when the probes were trained, with all controls."""
-        return pd.DataFrame(self.card["scores"])
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The scores that were measured when the probes were trained, with all controls, as `ProbeGrid.table`."""
+        asked = {a.name: a for a in self.asked}
+        count = len(set(self.card["test"]["ids"]))
+        rows = []
+        for row in self.card["scores"]:
+            step, label = str(Site.parse(row["site"]).step), asked[row["label"]]
+            place = site_values(row["site"], self.card["sigmas"][step], self.card["experts"][step])
+            own = (label.name, label.role, label.kind, row["control"], self.source, self.card["level"])
+            values = [np.nan if row[name] is None else row[name] for name in ("value", "low", "high")]
+            rows.append((*place, *own, row["measure"], *values, count))
+        return tidy(rows)
 
     def require(self, model: VideoDiT) -> None:
         """Refuse a model that the probes were not made for.
@@ -118,54 +152,38 @@ class ProbeSet:
                     f"these probes are of step {step} at sigma {_named(*was)}; in this run it is at {_named(*is_)}"
                 )
 
-    def readout(self, layer: int | str) -> str:
-        """The readout of a layer, "L02" of 2 or of "L02"; a negative one counts from the last that was probed.
-
-        Raises
-        ------
-        SiteError
-        """
-        if isinstance(layer, str):
-            if not is_own(layer):
-                raise SiteError(f"layer {layer!r}: a number, 'embed', or a name such as 'L02'")
-            return layer
-        layers: list[int] = self.card["layers"]
-        if layer < 0 and -layer > len(layers):
-            raise SiteError(f"layer {layer}: {len(layers)} layers were probed")
-        return layer_name(layers[layer] if layer < 0 else layer)
-
-    def scores(self, step: int, readout: str, features: Tensor) -> Tensor:
+    def scores(self, site: Place | Site | str, features: Tensor) -> Tensor:
         """Outputs (..., K) of features (..., D).
 
         Raises
         ------
         MadeForAnother
-            A step, readout or width that these probes were not trained on.
+            A site or width that these probes were not trained on.
         """
-        coef = self._at(step, readout)
+        place = self._place(site)
+        coef = self.coef[place]
         if features.shape[-1] != coef.shape[-1]:
             raise MadeForAnother(
-                f"the probes of step {step}, {readout} read width {coef.shape[-1]}, these features have "
-                f"{features.shape[-1]}"
+                f"the probes of {place} read width {coef.shape[-1]}, these features have {features.shape[-1]}"
             )
         wide = features.to(torch.float64)
-        return wide @ coef.to(wide).mT + self.intercept[step, readout].to(wide)
+        return wide @ coef.to(wide).mT + self.intercept[place].to(wide)
 
-    def predict(self, step: int, readout: str, features: Tensor) -> dict[str, NDArray[Any]]:
+    def predict(self, site: Site | str, features: Tensor) -> dict[str, NDArray[Any]]:
         """Answers (...) to every label of features (..., D): values of a regression, else classes."""
-        outputs, found = self.scores(step, readout, features), {}
+        outputs, found = self.scores(site, features), {}
         for asked in (a for a in self.asked if a.control == "none"):
             answers = asked.answers(outputs).cpu().numpy()
             found[asked.name] = answers if asked.kind == "regression" else np.array(asked.classes)[answers]
         return found
 
-    def direction(self, label: str, step: int, layer: int | str, answer: Any = None) -> Tensor:
-        """The direction in the residual stream along which a probe's score of a label rises: unit, of shape (D,).
+    def direction(self, label: str, site: Site | str, answer: Any = None) -> Tensor:
+        """The direction of an activation along which a probe's score of a label rises: unit, of shape (D,).
 
         Parameters
         ----------
-        layer : int or str
-            See `readout`.
+        site : Site or str
+            Such as "s00/cond/L04/resid"; the stream defaults to the video.
         answer : optional
             The class towards which, by its name or value; of two classes by default the second (True).
 
@@ -173,11 +191,13 @@ class ProbeSet:
         ------
         InputError
             No such label, or an answer that it does not have.
+        MadeForAnother
+            A site that was not probed.
         """
         asked = next((a for a in self.asked if a.name == label and a.control == "none"), None)
         if asked is None:
             raise InputError(f"no probe of {label!r}; there are {', '.join(self.labels)}")
-        weights = self._at(step, self.readout(layer))[asked.start : asked.stop].double()
+        weights = self.coef[self._place(site)][asked.start : asked.stop].double()
         if asked.kind == "regression":
             if answer is not None:
                 raise InputError(f"{label!r} is a number: its direction has no answer={answer!r}")
@@ -190,10 +210,8 @@ class ProbeSet:
         unit: Tensor = towards / torch.linalg.vector_norm(towards)
         return unit.float()
 
-    def steer(
-        self, label: str, step: int, layer: int | str, scale: float, *, answer: Any = None, **options: Any
-    ) -> Steer:
-        """Steer the residual stream of the conditional branch along a probe's direction, at its own step and layer.
+    def steer(self, label: str, site: Site | str, scale: float, *, answer: Any = None, **options: Any) -> Steer:
+        """Steer a site's activation along a probe's direction.
 
         Parameters
         ----------
@@ -202,17 +220,18 @@ class ProbeSet:
         **options
             ``tokens`` selects tokens; others are those of `Steer`.
         """
-        sites = site_of_readout(step, self.readout(layer))
-        if "tokens" in options:
-            sites = sites.at(tokens=options.pop("tokens"))
-        return Steer(sites, self.direction(label, step, layer, answer), scale, **{"unit": "norm", **options})
+        direction = self.direction(label, site, answer)
+        sites = sites_of([self._place(site).site], options.pop("tokens", Tokens()))
+        return Steer(sites, direction, scale, **{"unit": "norm", **options})
 
     def save(self, path: str | Path) -> Path:
         """Write the probes and their card to ``path`` (safetensors), whole or not at all."""
         path = Path(path).with_suffix(".safetensors")
         parts = {"coef": self.coef, "intercept": self.intercept}
         tensors = {
-            f"s{s:02d}/{r}/{what}": x.float().contiguous() for what, of in parts.items() for (s, r), x in of.items()
+            f"{_file_name(place)}/{what}": x.float().contiguous()
+            for what, of in parts.items()
+            for place, x in of.items()
         }
         return write_weights(path, tensors, self.card)
 
@@ -234,7 +253,7 @@ class ProbeSet:
         try:
             found = cls(read_card(card), _part(tensors, "coef"), _part(tensors, "intercept"))
             found._check_weights()
-            check_places(found.card, found.steps, found.readouts)
+            check_places(found.card, found.sites)
         except Malformed as error:
             raise StoreError(f"{path} holds no probes: {error}") from error
         return found
@@ -250,13 +269,19 @@ class ProbeSet:
             if not (torch.isfinite(coef).all() and torch.isfinite(self.intercept[place]).all()):
                 raise Malformed(f"probes of {place} hold numbers that are not finite")
 
-    def _at(self, step: int, readout: str) -> Tensor:
-        if (step, readout) not in self.coef:
-            steps, readouts = ", ".join(map(str, self.steps)), ", ".join(self.readouts)
-            raise MadeForAnother(
-                f"no probes of step {step}, {readout}; there are steps {steps} and readouts {readouts}"
-            )
-        return self.coef[step, readout]
+    def _place(self, site: Place | Site | str) -> Place:
+        """The place of a site, or the place of a control."""
+        if not isinstance(site, Place):
+            parsed = Site.parse(site) if isinstance(site, str) else site
+            site = Place(parsed.step, str(parsed))
+        if site not in self.coef:
+            raise MadeForAnother(f"no probes of {site}; there are {some(map(Site.parse, self.sites))}")
+        return site
+
+
+def _in_order(site: Site) -> tuple[int, int, int, int]:
+    """Sites as a model meets them: the embedding before all layers."""
+    return site.step, -1 if site.layer is None else site.layer, COMPONENTS.index(site.component), site.head or 0
 
 
 def load_probes(name: str | Path) -> ProbeSet:
@@ -289,22 +314,33 @@ def probe_names() -> dict[str, Path]:
     return found
 
 
-def _part(tensors: Mapping[str, Tensor], what: str) -> dict[tuple[int, str], Tensor]:
+def _file_name(place: Place) -> str:
+    """What a place is called in a file: "s00/cond/L03/resid/video", "random/s00/cond/L03/resid/video", "input/s00"."""
+    where = place.site or f"s{place.step:02d}"
+    return where if place.control == "none" else f"{place.control}/{where}"
+
+
+def _part(tensors: Mapping[str, Tensor], what: str) -> dict[Place, Tensor]:
     found = {}
     for name, tensor in tensors.items():
-        parts = re.fullmatch(r"s(\d{2,})/(.+)/(coef|intercept)", name)
-        if parts is None:
+        parts = re.fullmatch(r"(?:(input|position|random)/)?(s(\d{2,})(?:/.+)?)/(coef|intercept)", name)
+        if parts is None or ("/" in parts[2]) == (parts[1] in STILL):
             raise Malformed(f"{name!r} is no name of a probe's weights")
-        if parts[3] == what:
-            found[int(parts[1]), parts[2]] = tensor
+        place = Place(int(parts[3]), parts[2] if "/" in parts[2] else "", parts[1] or "none")
+        if place.site and _canonical(place.site) != place.site:
+            raise Malformed(f"{name!r} names no site")
+        if parts[4] == what:
+            found[place] = tensor
     return found
+
+
+def _canonical(name: str) -> str | None:
+    """The canonical string of a site's name, None for what is no site."""
+    try:
+        return str(Site.parse(name))
+    except SiteError:
+        return None
 
 
 def _named(sigma: float | None, expert: str | None) -> str:
     return ("none" if sigma is None else f"{sigma:.4f}") + (f" of the expert {expert}" if expert else "")
-
-
-def site_of_readout(step: int, readout: str, branch: str = "cond") -> Sites:
-    """The selection of one readout's site."""
-    site = site_of(step, readout, branch)
-    return Sites(site.component, steps=step, layers="all" if site.layer is None else site.layer, branches=branch)

@@ -8,43 +8,43 @@ instances are answered inside the run, and only each instance's sums of scores a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.model import VideoDiT
-from dit_lens.probing.evaluate import check_held_out, scored, visited
+from dit_lens.probing.evaluate import check_held_out, scored
 from dit_lens.probing.fit.discriminant import discriminant
 from dit_lens.probing.fit.moments import Linear, Moments
 from dit_lens.probing.fit.questions import Asked, Question, ask, targets
 from dit_lens.probing.probe_card import SCHEMA, card_of_task
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.probe_set import ProbeSet
-from dit_lens.probing.rows.collect import plan_visit
-from dit_lens.probing.rows.data import Source, group_numbers, require_disjoint
-from dit_lens.probing.rows.readers import CONTROLS, Sink, Visit, layer_name, site_of
-from dit_lens.probing.rows.rows import Pool
+from dit_lens.probing.rows.collect import drawn
+from dit_lens.probing.rows.data import Place, group_numbers, require_disjoint
+from dit_lens.probing.rows.readers import Visit
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.probing.rows.targets import targets_of
+from dit_lens.results.result import Result
 from dit_lens.runs.identity import versions
 from dit_lens.runs.run import Run
-from dit_lens.sites.select import Select, indices
-from dit_lens.tasks.base import Label, Level
+from dit_lens.runs.seeds import derive
+from dit_lens.sites.site import Site
+from dit_lens.tasks.base import Label, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Step and name of a readout.
-StepReadout = tuple[int, str]
-
 
 @dataclass(frozen=True)
-class Streamed:
+class Streamed(Result):
     """Trained probes and how well they do on instances that they have not seen.
 
     Attributes
@@ -57,51 +57,47 @@ class Streamed:
     probes: ProbeSet
     grid: ProbeGrid
 
-    def frame(self, **options: Any) -> pd.DataFrame:
-        """Tidy table of all scores; see `ProbeGrid.frame`."""
-        return self.grid.frame(**options)
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """All scores; see `ProbeGrid.table`."""
+        return self.grid.table
 
-    def table(self, **options: Any) -> pd.DataFrame:
-        """One row for each step, label and layer, all controls side by side; see `ProbeGrid.table`."""
-        return self.grid.table(**options)
-
-    def plot(self, label: str, axis: Axes | None = None, **options: Any) -> Axes:
-        """Skill of one label over steps and layers, with the controls; see `ProbeGrid.plot`."""
-        return self.grid.plot(label, axis, **options)
+    def plot(self, axis: Axes | None = None, **options: Any) -> Axes:
+        """Skill of one label over steps and sites, with the controls; see `ProbeGrid.plot`."""
+        return self.grid.plot(axis, **options)
 
 
 def stream_probes(
     model: VideoDiT,
-    task: Any,
+    task: Task,
+    readout: Readout | None = None,
     *,
     train: int | Sequence[Any] = 192,
     test: int | Sequence[Any] = 96,
-    steps: Select = "all",
-    layers: Select = "all",
-    frames: Select | None = None,
-    level: Level = "cell",
     labels: Sequence[str] | None = None,
-    pool: str | Pool = "mean",
-    source: Source = "sample",
-    controls: Sequence[str] = CONTROLS,
     alpha: float = 1e-3,
     seed: int = 0,
-    batch: int = 32,
-    random_seed: int = 0,
+    **run_arguments: Any,
 ) -> Streamed:
     """Fit ridge probes to the runs of training instances and score them on test instances, without keeping activations.
 
-    The answers are those of `collect` and the ridge of `probe_grid` on the same split. Training instance i runs with
-    seed ``seed + i``, test instance j with ``seed + len(train) + j``.
+    The answers are those of `collect` and the ridge of `probe_grid` on the same split. The runs of the training and of
+    the test instances have seeds of their own, derived from ``seed``.
 
     Parameters
     ----------
+    readout : Readout, optional
+        By default cells of the last latent frame, in embed and resid at all steps and layers.
     train, test : int or sequence of instances
         A number draws so many of the task's split of that name.
+    labels : sequence of str, optional
+        By default all labels of that level.
     alpha : float
         Penalty in units of the number of training rows, on standardised features.
-    steps, layers, frames, level, labels, pool, source, controls, seed, batch, random_seed
-        As in `collect`.
+    seed : int
+        Draws the instances, and the shuffled labels.
+    **run_arguments
+        As in `VideoDiT.runs`: ``interventions``, ``batch``, ``num_inference_steps`` ...
 
     Raises
     ------
@@ -113,66 +109,44 @@ def stream_probes(
         A task whose settings cannot be saved with the probes.
     """
     card_of_task(task)
-    sides = [
-        task.sample(int(x), seed=seed, split=s) if isinstance(x, int | np.integer) else list(x)
-        for x, s in ((train, "train"), (test, "test"))
-    ]
-    require_disjoint(*([instance.id for instance in side] for side in sides))
-    visit = plan_visit(
-        model,
-        task,
-        sides[0],
-        steps=steps,
-        layers=layers,
-        frames=frames,
-        level=level,
-        pool=pool,
-        source=source,
-        controls=controls,
-        seed=seed,
-        batch=batch,
-        random_seed=random_seed,
-    )
-    found = targets_of(task, [*sides[0], *sides[1]], visit.rows, labels)
-    count = len(sides[0])
+    sides = {"train": drawn(task, train, seed, "train"), "test": drawn(task, test, seed, "test")}
+    require_disjoint(*([instance.id for instance in side] for side in sides.values()))
+    changes = listed(run_arguments.pop("interventions", ()))
+    visit = Visit(model, task, readout or Readout(), sides["train"][0], changes, run_arguments)
+    found = targets_of(task, [*sides["train"], *sides["test"]], visit.rows, labels)
+    count = len(sides["train"])
     known = {name: _only(label, slice(count)) for name, label in found.items()}
     held_out = {name: _only(label, slice(count, None)) for name, label in found.items()}
-    questions = ask(known, group_numbers([instance.id for instance in sides[0]]), seed)
+    questions = ask(known, group_numbers([instance.id for instance in sides["train"]]), seed)
     asked = _asked(questions, known)
-    check_held_out(asked, held_out, sides[1])
-    moments, last = _accumulated(model, task, sides[0], visit, questions)
+    check_held_out(asked, held_out, sides["test"])
+    moments, last = _accumulated(visit, sides["train"], questions, derive(seed, "train"))
     fitted = _solved(questions, moments, alpha)
-    card = _card(model, task, visit, last, asked, alpha, pool, seed, {"train": sides[0], "test": sides[1]})
+    card = _card(visit, last, asked, alpha, seed, sides)
     probes = ProbeSet(card, *fitted)
-    grid = scored(probes, model, task, sides[1], visit, held_out, seed + count)
-    card["scores"] = _records(grid)
-    return Streamed(probes, grid)
+    grid = scored(probes, visit, sides["test"], held_out, derive(seed, "test"))
+    return Streamed(replace(probes, card={**card, "scores": _records(grid)}), grid)
 
 
 # -- the first pass
 
 
 def _accumulated(
-    model: VideoDiT, task: Any, instances: Sequence[Any], visit: Visit, questions: Sequence[Question]
-) -> tuple[dict[StepReadout, Moments], Run]:
+    visit: Visit, instances: Sequence[Any], questions: Sequence[Question], seed: int
+) -> tuple[dict[Place, Moments], Run]:
     """Moments of every place over the training instances, and the last run."""
-    moments: dict[StepReadout, Moments] = {}
+    moments: dict[Place, Moments] = {}
 
-    def adding(rows: slice) -> Sink:
-        y = targets(questions, rows).flatten(0, 1)
+    def add(rows: slice, place: Place, features: Tensor) -> None:
+        y, flat = targets(questions, rows).flatten(0, 1), features.flatten(0, 1)[None]
+        if place not in moments:
+            moments[place] = Moments.zeros(1, flat.shape[-1], y.shape[-1], flat.device)
+        try:
+            moments[place].add(flat, y)
+        except EvidenceError as error:
+            raise EvidenceError(f"{place}: {error}") from error
 
-        def add(step: int, readout: str, features: Tensor) -> None:
-            place, flat = (step, readout), features.flatten(0, 1)[None]
-            if place not in moments:
-                moments[place] = Moments.zeros(1, flat.shape[-1], y.shape[-1], flat.device)
-            try:
-                moments[place].add(flat, y)
-            except EvidenceError as error:
-                raise EvidenceError(f"step {step}, {readout}: {error}") from error
-
-        return add
-
-    for run in visited(model, task, instances, visit, adding, "training"):
+    for run in visit.runs(instances, seed, add, title="training runs"):
         last = run
     return moments, last
 
@@ -191,8 +165,8 @@ def _asked(questions: Sequence[Question], labels: Mapping[str, Label]) -> list[A
 
 
 def _solved(
-    questions: Sequence[Question], moments: Mapping[StepReadout, Moments], alpha: float
-) -> tuple[dict[StepReadout, Tensor], dict[StepReadout, Tensor]]:
+    questions: Sequence[Question], moments: Mapping[Place, Moments], alpha: float
+) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
     """At each place coefficients (K, D) and intercepts (K,) whose outputs answer the questions."""
     coef, intercept = {}, {}
     for place, train in moments.items():
@@ -213,9 +187,6 @@ def _decision(question: Question, train: Moments, linear: Linear, middle: Tensor
     return Linear(linear.coef[:, columns], offset - middle[:, columns] if question.kind == "binary" else offset)
 
 
-# -- the second pass
-
-
 # -- records
 
 
@@ -224,44 +195,55 @@ def _only(label: Label, rows: slice) -> Label:
 
 
 def _card(
-    model: VideoDiT,
-    task: Any,
-    visit: Visit,
-    run: Run,
-    asked: Sequence[Asked],
-    alpha: float,
-    pool: str | Pool,
-    seed: int,
-    sides: Mapping[str, Sequence[Any]],
+    visit: Visit, run: Run, asked: Sequence[Asked], alpha: float, seed: int, sides: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
-    layers = indices(visit.layers, model.layers, "layer")
-    readouts = ["embed", *map(layer_name, layers)]
+    readout, pool = visit.readout, visit.readout.pool
+    told = {"alpha": alpha, "kind": "ridge, classes by discriminant analysis"}
     return {
         "schema": SCHEMA,
-        "model_id": model.id,
-        "family": model.architecture.family,
-        "task": card_of_task(task),
-        "level": visit.rows.level,
-        "frames": list(visit.rows.frames),
+        "model_id": visit.model.id,
+        "family": visit.model.architecture.family,
+        "task": card_of_task(visit.task),
+        "level": readout.level,
+        "branch": readout.branch,
+        "sites": [str(site) for site in visit.sites],
+        "tokens": visit.tokens.to_json(),
         "pool": pool if isinstance(pool, str) else getattr(pool, "__qualname__", repr(pool)),
-        "source": visit.source,
+        "source": readout.source,
         "controls": list(visit.controls),
-        "random_seed": visit.random_seed,
-        "layers": layers,
-        "estimator": {"kind": "ridge, classes by discriminant analysis", "alpha": alpha},
+        "random_seed": readout.random_seed,
+        "settings": {name: repr(value) for name, value in visit.settings.items()},
+        "interventions": [f"{type(i).__name__} at {i.sites}" for i in visit.interventions],
+        "estimator": told,
         "asked": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(a).items()} for a in asked],
-        "sites": [str(site_of(step, readout)) for step in visit.steps for readout in readouts],
         "sigmas": {str(step): run.schedule.sigma(step) for step in visit.steps},
         "experts": {str(step): run.experts[step] for step in visit.steps},
         "seed": seed,
-        **{name: {"instances": len(side), "ids": [i.id for i in side]} for name, side in sides.items()},
+        **{
+            name: {"instances": len(side), "ids": [i.id for i in side], "seed": derive(seed, name)}
+            for name, side in sides.items()
+        },
         "versions": versions(),
         "date": datetime.now(UTC).date().isoformat(),
+        "scores": [],
     }
 
 
 def _records(grid: ProbeGrid) -> list[dict[str, Any]]:
-    """The table with all controls, rounded, as JSON types."""
-    table = grid.table().round(4)
-    rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+    """What the card tells of the table, rounded, as JSON types."""
+    table = grid.table.round(4)
+    sites = [str(Site(*where)) for where in zip(*(_column(table, name) for name in _SITE), strict=True)]
+    told = table[["label", "control", "measure", "value", "low", "high"]].assign(site=sites)
+    rows = told.astype(object).where(told.notna(), None).to_dict(orient="records")
     return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+#: The fields of a site in a table.
+_SITE = ("step", "branch", "layer", "component", "stream", "head")
+
+
+def _column(table: pd.DataFrame, name: str) -> list[Any]:
+    """Values of a column, None where there are none."""
+    if name not in table:
+        return [None] * len(table)
+    return [None if pd.isna(value) else value for value in table[name]]

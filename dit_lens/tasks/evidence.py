@@ -36,6 +36,7 @@ EVIDENCE: dict[str, str] = {
     "alive": "how many candidate answers a picture shows",
     "render": "true videos",
     "score": "scores of videos",
+    "floors": "scores of videos that cannot have solved it",
     "search_free": "features of a cell that need no search",
 }
 
@@ -312,7 +313,8 @@ def labels_by_role(task: Task, labels: Mapping[str, Label], role: str) -> tuple[
 def _check_label(task: Task, name: str, label: Label, count: int, latent_frames: int) -> None:
     if not isinstance(label, Label) or label.level is None:
         raise EvidenceError(f"task {task.name!r}: label {name!r} must be a Label of a clip, frame, cell or token")
-    wanted = (count,) if label.level == "clip" else (count, latent_frames)
+    of_text = label.level == "token" and label.values.ndim == 2  # positions of a text
+    wanted = (count,) if label.level == "clip" or of_text else (count, latent_frames)
     if label.values.shape[: len(wanted)] != wanted:
         raise EvidenceError(
             f"task {task.name!r}: label {name!r} has values of shape {label.values.shape}; "

@@ -30,8 +30,9 @@ from threadpoolctl import threadpool_limits
 
 from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.fit.scores import scores_by_group
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import Probe, ProbeGrid
 from dit_lens.probing.rows.data import ProbeData, fold_of_runs
+from dit_lens.sites.site import Site
 from dit_lens.tasks import Label
 from tests.benchmarks.machine import load, machine, versions
 from tests.benchmarks.measure import ENOUGH, Ratio
@@ -75,7 +76,7 @@ class Problem:
             for layer in range(self.layers):
                 directions = rng.normal(size=(self.labels, self.width)).astype(np.float32) / 8
                 noise = rng.standard_normal((self.runs, self.cells, self.width), dtype=np.float32)
-                features[f"L{layer:02d}"] = signal @ directions + noise
+                features[str(Site(step, "cond", layer, "resid"))] = signal @ directions + noise
             made[step] = ProbeData(features, self.labelled)
         return made
 
@@ -116,12 +117,12 @@ def by_loop(problem: Problem, fit: Fit) -> ProbeGrid:
     Y = np.stack([np.asarray(label.values, dtype=np.float64).ravel() for label in labels.values()], axis=1)
     grid = ProbeGrid(count, {name: label.role for name, label in labels.items()})
     with threadpool_limits(1, user_api="blas"):
-        for step, part in problem.double.items():
-            for readout, features in part.features.items():
+        for part in problem.double.values():
+            for site, features in part.features.items():
                 answers = _answers(features.reshape(-1, problem.width), Y, fold, labels, fit)
                 for k, (name, label) in enumerate(labels.items()):
                     target = Y[:, k].reshape(count, -1)
-                    grid.scores[step, readout, name, "none"] = scores_by_group(
+                    grid.scores[Probe(site, name)] = scores_by_group(
                         target, answers[:, k].reshape(1, count, -1), np.arange(count), label.is_regression, count
                     )[0]
     return grid

@@ -14,6 +14,7 @@ from typing import Any
 
 import dit_lens as dl
 from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.probing.stream import stream_probes
 from tests.benchmarks.memory import peak_bytes, python_peak_bytes
 
@@ -54,15 +55,16 @@ class StreamMemory:
         return "\n".join(lines)
 
 
-def stream_memory(few: int = 16, times: int = 10, batch: int = 4, **options: Any) -> StreamMemory:
+def stream_memory(few: int = 16, times: int = 10, batch: int = 4, readout: Readout | None = None) -> StreamMemory:
     """Measure both numbers of clips in one process."""
     model, task = dl.load_organism("maze"), dl.organisms.organism_tasks("maze")[0]
     counts = (few, times * few)
-    given: dict[str, Any] = {"steps": [0, 1], "labels": ["on_path", "distance"], "batch": batch} | options
+    given: dict[str, Any] = {"labels": ["on_path", "distance"], "batch": batch}
+    given["readout"] = readout or Readout.of(steps=[0, 1])
     streams = [partial(stream_probes, model, task, train=n, test=2, **given) for n in counts]
     streamed, python = [[measure(stream) for stream in streams] for measure in (peak_bytes, python_peak_bytes)]
     one = collect(model, task, task.sample(2), **{**given, "batch": 2})
-    each = sum(x.nbytes for part in one.values() for x in part.features.values()) // 2
+    each = sum(x.nbytes for step, part in one.items() for x in part.places(step).values()) // 2
     return StreamMemory(
         counts, (streamed[0], streamed[1]), (python[0], python[1]), (each * counts[0], each * counts[1])
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from dit_lens.probing.rows.readout import Readout
 from tests.benchmarks.stream_memory import A_CLIP, LIMIT, StreamMemory, stream_memory
 
 
 def test_memory_does_not_grow_with_the_number_of_clips() -> None:
-    found = stream_memory(few=4, controls=("input", "position"), layers=[0, 1, 2])
+    readout = replace(Readout.of(steps=[0, 1], layers=[0, 1, 2]), controls=("input", "position"))
+    found = stream_memory(few=4, readout=readout)
     assert found.ratio < LIMIT
     assert found.a_clip < A_CLIP
     assert found.collected[1] == 10 * found.collected[0]

@@ -211,7 +211,7 @@ def test_a_plain_or_recorded_run_that_is_not_finite_is_refused(value: float, rec
     weight[0, 0] = value
     with pytest.raises(NotFinite, match="at s00/cond/-/velocity/video"):
         model.run(tiny.inputs()[0], 3, record=record, decode=False)
-    model.twin_of = good.model_id
+    good.model_id = model.id  # the weights are those of the run, but for one that is broken
     with pytest.raises(NotFinite, match="at s01/cond/-/velocity/video"):
         model.replay(good, 1)
 

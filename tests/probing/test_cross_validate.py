@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +25,7 @@ from dit_lens.probing.fit.moments import Moments
 from dit_lens.probing.fit.questions import donors
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.data import ProbeData, fold_of_runs, require_disjoint
+from dit_lens.sites.site import Site
 from dit_lens.tasks import Label
 from tests.probing.fit.test_moments import feature, wild
 
@@ -33,7 +37,14 @@ def labelled(**values: NDArray[Any]) -> dict[str, Label]:
     return {name: Label(name, "perception", x) for name, x in values.items()}
 
 
-def planted(seed: int = 0, mean: float = 0.0) -> ProbeData:
+def name(step: int, component: str, layer: int | None = None) -> str:
+    return str(Site(step, "cond", layer, component))
+
+
+EMBED, BLOCK = name(0, "embed"), name(0, "resid", 0)
+
+
+def planted(seed: int = 0, mean: float = 0.0, step: int = 0) -> ProbeData:
     """Two labels are in the features, one is what a cell's position says, one is nowhere."""
     rng = np.random.default_rng(seed)
     known, absent = rng.random((2, RUNS, CELLS)) < 0.3
@@ -43,18 +54,16 @@ def planted(seed: int = 0, mean: float = 0.0) -> ProbeData:
     position: NDArray[Any] = np.broadcast_to(np.eye(CELLS), (RUNS, CELLS, CELLS))
     inside = np.concatenate([known[..., None], np.eye(4)[colour]], axis=-1) + 0.1 * rng.normal(size=(RUNS, CELLS, 5))
     features = {
-        "embed": np.concatenate([noise, noise, position, noise[..., :1]], axis=-1) + mean,
-        "L00": np.concatenate([noise, inside, position], axis=-1) + mean,
-        "input": noise,
-        "position": position,
+        name(step, "embed"): np.concatenate([noise, noise, position, noise[..., :1]], axis=-1) + mean,
+        name(step, "resid", 0): np.concatenate([noise, inside, position], axis=-1) + mean,
     }
     labels = labelled(known=known, place=place, absent=absent, colour=colour, far=noise[..., 0] + known)
-    return ProbeData(features, labels, sigma=0.5)
+    return ProbeData(features, labels, sigma=0.5, input=noise, position=position)
 
 
 def few(data: ProbeData, runs: int) -> ProbeData:
     labels = {name: replace(label, values=label.values[:runs]) for name, label in data.labels.items()}
-    return ProbeData({name: x[:runs] for name, x in data.features.items()}, labels)
+    return ProbeData({site: x[:runs] for site, x in data.features.items()}, labels)
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +75,19 @@ def grid() -> ProbeGrid:
 
 
 def test_only_what_is_there_and_not_in_a_control_counts(grid: ProbeGrid) -> None:
-    excess = {name: float(grid.excess(0, ["L00"], name, ONE)[0, 0]) for name in grid.labels}
+    excess = {name: float(grid.excess([BLOCK], name, ONE)[0, 0]) for name in grid.labels}
     for name in ("known", "place", "colour", "far"):
-        assert grid.skill(0, "L00", name, "none", ONE)[0] > 0.95
+        assert grid.skill(BLOCK, name, ONE)[0] > 0.95
     assert excess["known"] > 0.8
     assert excess["colour"] > 0.8
     assert excess["place"] <= 1e-9
     assert abs(excess["absent"]) < 0.25
-    assert grid.skill(0, "embed", "colour", "none", ONE)[0] < 0.2
+    assert grid.skill(EMBED, "colour", ONE)[0] < 0.2
 
 
 def test_shuffled_labels_are_another_instances_and_keep_what_position_says(grid: ProbeGrid) -> None:
-    assert abs(grid.skill(0, "L00", "known", "shuffled", ONE)[0]) < 0.25
-    assert grid.skill(0, "L00", "place", "shuffled", ONE)[0] > 0.95
+    assert abs(grid.skill(BLOCK, "known", ONE, "shuffled")[0]) < 0.25
+    assert grid.skill(BLOCK, "place", ONE, "shuffled")[0] > 0.95
 
 
 @pytest.mark.parametrize("product", [torch.float64, torch.float32])
@@ -88,7 +97,7 @@ def test_skills_are_those_of_a_loop_of_single_probes(product: torch.dtype, mean:
     data = planted(mean=mean)
     grid = probe_grid({0: data}, alpha=0.01, product=product)
     fold = fold_of_runs(data.instances, 3)
-    X = data.features["L00"]
+    X = data.features[BLOCK]
     for name in ("known", "absent", "far"):
         y = data.labels[name].values
         predicted = np.zeros(y.shape)
@@ -96,7 +105,7 @@ def test_skills_are_those_of_a_loop_of_single_probes(product: torch.dtype, mean:
             train = fold != f
             probe = RidgeProbe(0.01).fit(X[train].reshape(-1, X.shape[-1]), y[train].ravel().astype(float))
             predicted[~train] = probe.predict(X[~train].reshape(-1, X.shape[-1])).reshape(-1, CELLS)
-        skill = grid.skill(0, "L00", name, "none", ONE)[0]
+        skill = grid.skill(BLOCK, name, ONE)[0]
         if name == "far":
             expected = 1 - ((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum()
         else:
@@ -142,9 +151,9 @@ def test_classes_that_position_tells_apart_fully_are_found() -> None:
     """Within-class covariance is zero there, which must not hide the classes."""
     data = planted()
     which = np.broadcast_to(np.arange(CELLS) // 3, (RUNS, CELLS))
-    grid = probe_grid({0: ProbeData(data.features, labelled(row=which))})
-    for readout in ("position", "L00"):
-        assert grid.skill(0, readout, "row", "none", ONE)[0] == 1
+    grid = probe_grid({0: replace(data, labels=labelled(row=which))})
+    for control in ("none", "position"):
+        assert grid.skill(BLOCK, "row", ONE, control)[0] == 1
 
 
 # -- splits
@@ -155,10 +164,10 @@ def test_no_instance_is_scored_by_a_probe_that_saw_it() -> None:
     rng = np.random.default_rng(0)
     ids = np.repeat(np.arange(12), 2)
     secret = rng.normal(size=12)[ids][:, None]
-    data = ProbeData({"L00": np.eye(12)[ids][:, None]}, labelled(secret=secret), groups=[f"m{i}" for i in ids])
-    assert probe_grid({0: data}, alpha=1e-6).skill(0, "L00", "secret", "none", np.ones((1, 12)))[0] < 0.3
+    data = ProbeData({BLOCK: np.eye(12)[ids][:, None]}, labelled(secret=secret), groups=[f"m{i}" for i in ids])
+    assert probe_grid({0: data}, alpha=1e-6).skill(BLOCK, "secret", np.ones((1, 12)))[0] < 0.3
     leaking = replace(data, groups=None)
-    assert probe_grid({0: leaking}, alpha=1e-6).skill(0, "L00", "secret", "none", np.ones((1, 24)))[0] > 0.3
+    assert probe_grid({0: leaking}, alpha=1e-6).skill(BLOCK, "secret", np.ones((1, 24)))[0] > 0.3
 
 
 def test_a_split_that_shares_instances_is_refused_and_names_them() -> None:
@@ -180,7 +189,7 @@ def test_runs_of_one_instance_fall_into_one_fold_and_count_as_one() -> None:
     assert all(len(set(fold[np.array(ids) == i])) == 1 for i in set(ids))
     grid = probe_grid({0: replace(planted(), groups=ids)}, folds=4)
     assert grid.groups == len(set(ids))
-    assert grid.frame(replicates=20)["n"].unique().tolist() == [grid.groups]
+    assert grid.table["n"].unique().tolist() == [grid.groups]
 
 
 def test_shuffled_labels_come_from_another_instance() -> None:
@@ -194,25 +203,35 @@ def test_shuffled_labels_come_from_another_instance() -> None:
 # -- tables
 
 
-def test_table_is_tidy_and_has_every_control() -> None:
-    frame = probe_grid({0: planted(), 4: planted(1)}).frame(replicates=50)
-    assert len(frame) == 2 * 4 * 5 * 2
-    assert set(frame["control"]) == {"none", "shuffled"}
-    assert {"input", "position"} <= set(frame["readout"])
-    assert (frame["low"] <= frame["high"]).all()
-    assert (frame["n"] == RUNS).all()
-    assert set(frame["sigma"]) == {0.5}
-    assert "expert" not in frame
+def test_table_has_a_row_for_every_site_label_control_and_measure() -> None:
+    table = probe_grid({0: planted(), 4: planted(1, step=4)}).table
+    skills = table[table["measure"] == "skill"]
+    # Two sites a step and five labels; the probe itself, three controls and the majority.
+    assert len(skills) == 2 * 2 * 5 * 5
+    assert set(skills["control"]) == {"none", "shuffled", "input", "position", "majority"}
+    own = table[table["control"] == "none"].groupby("label")["measure"].unique()
+    assert list(own["known"]) == ["skill", "selectivity", "excess", "accuracy", "majority_accuracy"]
+    assert list(own["far"]) == ["skill", "selectivity", "excess"]
+    coordinates = [name for name in table.columns if name not in ("value", "low", "high", "n")]
+    assert not table[coordinates].duplicated().any()
+    assert list(table.columns[:6]) == ["step", "sigma", "branch", "layer", "component", "stream"]
+    assert list(table.columns[-5:]) == ["measure", "value", "low", "high", "n"]
+    assert table.loc[table["component"] == "embed", "layer"].isna().all()
+    assert table.loc[table["component"] == "resid", "layer"].eq(0).all()
+    assert (skills["low"] <= skills["high"]).all()
+    assert (table["n"] == RUNS).all()
+    assert set(table["sigma"]) == {0.5}
+    json.dumps(probe_grid({0: few(planted(), 12)}).to_json(), allow_nan=False)
 
 
 def test_controls_stand_side_by_side() -> None:
     data = planted()
-    twin = {f"random/{name}": data.features["embed"] for name in ("embed", "L00")}
-    grid = probe_grid({0: replace(data, features={**data.features, **twin}, expert="high_noise")})
-    row = grid.table(0, replicates=50).set_index(["label", "readout"]).loc["known", "L00"]
-    for name in ("input", "position"):
-        assert row[name] == grid.skill(0, name, "known", "none", ONE)[0]
-    assert row["random"] == grid.skill(0, "random/L00", "known", "none", ONE)[0]
+    random = {site: data.features[EMBED] for site in (EMBED, BLOCK)}
+    grid = probe_grid({0: replace(data, random=random, expert="high_noise")})
+    row = grid.wide(0).set_index(["label", "site"]).loc["known", BLOCK]
+    for control in ("input", "position", "random"):
+        assert row[control] == grid.skill(BLOCK, "known", ONE, control)[0]
+    assert row["random"] == grid.skill(EMBED, "known", ONE)[0]
     assert row["selectivity"] == pytest.approx(row["skill"] - max(0, row["shuffled"]))
     assert row["selectivity_low"] <= row["selectivity"] <= row["selectivity_high"]
     assert row["majority"] == 0
@@ -221,42 +240,57 @@ def test_controls_stand_side_by_side() -> None:
     assert row["excess_low"] <= row["excess"] <= row["excess_high"]
     weights = np.ones((1, len(data.instances)))
     for above in ("input", "random"):
-        counted = grid.excess(0, ["L00"], "known", weights, above=[above])[0, 0]
+        counted = grid.excess([BLOCK], "known", weights, above=[above])[0, 0]
         assert counted == pytest.approx(row["skill"] - max(0, row[above])), above
     assert (row["missing"], grid.missing, row["expert"]) == ("", (), "high_noise")
-    assert grid.readouts == ["embed", "L00"]
-    assert "no control is missing" in grid.summary(replicates=10)
+    assert grid.sites == grid.at(0) == [EMBED, BLOCK]
+    assert "no control is missing" in str(grid)
+    tidy = grid.table.query("label == 'known' and component == 'resid'").set_index(["control", "measure"])["value"]
+    for control in ("shuffled", "input", "position", "random", "majority"):
+        assert tidy[control, "skill"] == row[control]
+    for measure in ("skill", "selectivity", "excess", "accuracy", "majority_accuracy"):
+        assert tidy["none", measure] == row[measure]
 
 
 def test_missing_controls_are_said(grid: ProbeGrid) -> None:
-    table = grid.table(replicates=10)
+    table = grid.wide()
     assert set(table["missing"]) == {"random"}
     assert table["random"].isna().all()
-    assert "controls missing: random" in grid.summary(replicates=10)
+    assert "random" not in set(grid.table["control"])
+    assert "controls missing: random" in str(grid)
     data = planted()
-    bare = probe_grid({0: replace(data, features={"L00": data.features["L00"]})}, shuffled=False)
+    bare = probe_grid({0: ProbeData({BLOCK: data.features[BLOCK]}, data.labels)}, shuffled=False)
     assert bare.missing == ("shuffled", "input", "position", "random")
-    assert set(bare.table(replicates=10)["missing"]) == {"shuffled, input, position, random"}
+    assert set(bare.wide()["missing"]) == {"shuffled, input, position, random"}
+    assert set(bare.table["control"]) == {"none", "majority"}
+    assert "selectivity" not in set(bare.table["measure"])
+
+
+def test_a_saved_grid_is_the_same_grid(grid: ProbeGrid, tmp_path: Path) -> None:
+    again = ProbeGrid.load(grid.save(tmp_path / "grid"))
+    pd.testing.assert_frame_equal(again.table, grid.table)
+    pd.testing.assert_frame_equal(again.wide(), grid.wide())
+    assert repr(again) == "ProbeGrid(known, place, absent, colour, far; 2 sites, steps 0; n=60)"
 
 
 def test_selectivity_is_no_larger_than_the_skill() -> None:
     """A probe with as many weights as rows reads shuffled numbers worse than their mean does: that is no merit."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(24, 1, 20))
-    data = ProbeData({"L00": x}, labelled(far=x[..., 0] + rng.normal(size=(24, 1)) / 10))
-    row = probe_grid({0: data}, alpha=1e-6).table(0, replicates=20).iloc[0]
+    data = ProbeData({BLOCK: x}, labelled(far=x[..., 0] + rng.normal(size=(24, 1)) / 10))
+    row = probe_grid({0: data}, alpha=1e-6).wide(0).iloc[0]
     assert row["shuffled"] < -0.5
     assert row["selectivity"] == row["skill"]
 
 
 def test_class_balance_is_reported(grid: ProbeGrid) -> None:
-    table = grid.table(replicates=10).set_index(["label", "readout"])
-    colour, values = table.loc["colour", "L00"], planted().labels["colour"].values
+    table = grid.wide().set_index(["label", "site"])
+    colour, values = table.loc["colour", BLOCK], planted().labels["colour"].values
     assert colour["majority_accuracy"] == pytest.approx((values == 0).mean())
     assert colour["rows"] == ", ".join(f"{c} {(values == c).sum()}" for c in range(4))
     assert colour["accuracy"] > 0.95
-    assert table.loc["known", "L00"]["rows"].startswith("False ")
-    assert np.isnan(table.loc["far", "L00"]["accuracy"])
+    assert table.loc["known", BLOCK]["rows"].startswith("False ")
+    assert np.isnan(table.loc["far", BLOCK]["accuracy"])
 
 
 def test_unlabelled_rows_are_left_out() -> None:
@@ -264,11 +298,11 @@ def test_unlabelled_rows_are_left_out() -> None:
     colour = data.labels["colour"].values
     gaps = np.where(np.arange(CELLS) % 2 == 0, colour, -1)
     grid = probe_grid({0: replace(data, labels=labelled(colour=colour, some=gaps))})
-    alone = {name: x[:, ::2] for name, x in data.features.items()}
+    alone = {site: x[:, ::2] for site, x in data.features.items()}
     expected = probe_grid({0: ProbeData(alone, labelled(some=gaps[:, ::2]))})
-    for readout in ("L00", "embed"):
+    for site in (BLOCK, EMBED):
         for control in ("none", "shuffled"):
-            one, other = (g.scores[0, readout, "some", control].sums for g in (grid, expected))
+            one, other = (g.scores[site, "some", control].sums for g in (grid, expected))
             np.testing.assert_array_equal(one, other)
 
 
@@ -283,8 +317,8 @@ def test_wild_scales_give_the_answers_of_a_loop_of_single_probes(features: list[
     if gaps:
         some[:, 1::2] = -1
         X[:, 1::2, 0] += 10.0 ** features[0][1]  # what is constant in the labelled rows need not be so in all
-    grid = probe_grid({0: ProbeData({"L00": X}, labelled(number=number, some=some))}, shuffled=False)
-    found = {name: grid.scores[0, "L00", name, "none"].sums for name in ("number", "some")}
+    grid = probe_grid({0: ProbeData({BLOCK: X}, labelled(number=number, some=some))}, shuffled=False)
+    found = {name: grid.scores[BLOCK, name, "none"].sums for name in ("number", "some")}
     for f in range(3):
         train, test = fold != f, fold == f
         value = RidgeProbe().fit(X[train].reshape(-1, X.shape[-1]), number[train].ravel())
@@ -301,16 +335,16 @@ def test_wild_scales_give_the_answers_of_a_loop_of_single_probes(features: list[
 def test_narrow_features_count_at_their_value() -> None:
     """What is left of float32 features without their mean is not rounded to float32 again."""
     data = planted(mean=3.0)
-    narrow = {name: x.astype(np.float32) for name, x in data.features.items()}
-    wide = {name: x.astype(np.float64) for name, x in narrow.items()}
-    one, other = (probe_grid({0: replace(data, features=x)}, alpha=1e-9) for x in (narrow, wide))
+    narrow = {site: x.astype(np.float32) for site, x in data.features.items()}
+    wide = {site: x.astype(np.float64) for site, x in narrow.items()}
+    one, other = (probe_grid({0: ProbeData(x, data.labels)}, alpha=1e-9) for x in (narrow, wide))
     for key, scores in one.scores.items():
         np.testing.assert_allclose(scores.sums, other.scores[key].sums, rtol=1e-9)
 
 
 def test_picture_has_every_layer_and_every_control(grid: ProbeGrid) -> None:
     mpl.use("Agg")
-    axis = grid.plot("colour")
+    axis = grid.plot(label="colour")
     drawn = [text.get_text() for text in axis.get_xticklabels()]
     assert drawn == ["embed", "L00", "shuffled", "input", "position", "random", "majority"]
     assert "missing: random" in axis.get_title()
@@ -319,9 +353,9 @@ def test_picture_has_every_layer_and_every_control(grid: ProbeGrid) -> None:
 
 
 def test_steps_with_labels_of_their_own_are_kept_apart() -> None:
-    one, other = planted(), planted(1)
-    both = probe_grid({0: one, 1: one, 2: other})
-    for step, data in ((1, one), (2, other)):
+    one, same, other = planted(), planted(step=1), planted(1, step=2)
+    both = probe_grid({0: one, 1: same, 2: other})
+    for step, data in ((1, same), (2, other)):
         alone = probe_grid({step: data})
         for key, scores in alone.scores.items():
             np.testing.assert_allclose(both.scores[key].sums, scores.sums, rtol=1e-12, atol=1e-12)
@@ -348,11 +382,11 @@ def test_bad_data_is_refused() -> None:
 
 
 def test_nan_is_refused_and_found() -> None:
-    data = planted()
-    broken = data.features["L00"].copy()
+    data, block = planted(step=3), name(3, "resid", 0)
+    broken = data.features[block].copy()
     broken[0, 0, 0], broken[1, 2, 3] = np.nan, np.inf
-    with pytest.raises(EvidenceError, match="2 NaN or infinite features at step 3, L00"):
-        probe_grid({3: replace(data, features={**data.features, "L00": broken})})
+    with pytest.raises(EvidenceError, match="2 NaN or infinite features at step 3, s03/cond/L00"):
+        probe_grid({3: replace(data, features={**data.features, block: broken})})
     far = data.labels["far"].values.copy()
     far[5, 5] = np.nan
     with pytest.raises(EvidenceError, match="'far' of step 3 is NaN or infinite in 1 of 540 rows"):
@@ -361,23 +395,23 @@ def test_nan_is_refused_and_found() -> None:
 
 def test_mixed_shapes_types_and_lengths_are_refused() -> None:
     data = planted()
-    x = data.features["L00"]
+    x = data.features[BLOCK]
     for other, match in (
-        (x[:-1], r"L01 have shape \(59, 9, 18\)"),
-        (x[:, :-1], r"L01 have shape \(60, 8, 18\)"),
-        (x.astype(np.float32), r"mix float64 \(embed\) and float32 \(L01\)"),
-        (x.astype(np.int64), "L01 are int64"),
+        (x[:-1], r"L01/resid/video have shape \(59, 9, 18\)"),
+        (x[:, :-1], r"L01/resid/video have shape \(60, 8, 18\)"),
+        (x.astype(np.float32), r"mix float64 \(s00/cond/-/embed/video\) and float32 \(s00/cond/L01/resid/video\)"),
+        (x.astype(np.int64), "L01/resid/video are int64"),
     ):
         with pytest.raises(EvidenceError, match=match):
-            probe_grid({0: replace(data, features={**data.features, "L01": other})})
+            probe_grid({0: replace(data, features={**data.features, name(0, "resid", 1): other})})
     with pytest.raises(EvidenceError, match=r"'known' of step 0 has shape \(60, 8\)"):
         probe_grid({0: replace(data, labels=labelled(known=data.labels["known"].values[:, 1:]))})
     with pytest.raises(EvidenceError, match="object"):
         probe_grid({0: replace(data, labels=labelled(odd=np.full((RUNS, CELLS), "x", dtype=object)))})
     with pytest.raises(EvidenceError, match="other instances"):
-        probe_grid({0: data, 1: few(data, 30)})
+        probe_grid({0: data, 1: few(planted(step=1), 30)})
     with pytest.raises(EvidenceError, match="of invert, cell; the first of sample"):
-        probe_grid({0: data, 1: replace(data, source="invert")})
+        probe_grid({0: data, 1: replace(planted(step=1), source="invert")})
     with pytest.raises(EvidenceError, match="fold for each of 60 runs"):
         probe_grid({0: data}, folds=[0, 1])
 
@@ -385,12 +419,20 @@ def test_mixed_shapes_types_and_lengths_are_refused() -> None:
 def test_plain_mistakes_are_named(grid: ProbeGrid) -> None:
     data = planted()
     with pytest.raises(EvidenceError, match="'nobody'; there are known, place, absent, colour, far"):
-        grid.plot("nobody")
-    for asked in (grid.table, grid.summary):
+        grid.plot(label="nobody")
+    for asked in (grid.wide, grid.at):
         with pytest.raises(EvidenceError, match="step 7; there are 0"):
             asked(7)
-    with pytest.raises(EvidenceError, match=r"L00 are a Tensor.*numpy"):
-        probe_grid({0: replace(data, features={"L00": torch.zeros(RUNS, CELLS, 2)})})  # type: ignore[dict-item]
+    for wrong, match in (("L00", "'L00' is no site"), ("s00/cond/L00/resid", "write 's00/cond/L00/resid/video'")):
+        with pytest.raises(EvidenceError, match=match):
+            probe_grid({0: replace(data, features={wrong: data.features[BLOCK]})})
+    with pytest.raises(EvidenceError, match="named 's00/cond/-/embed/video'; write 's03/cond/-/embed/video'"):
+        probe_grid({3: data})
+    for wrong in (("s00/cond/L07/resid/video", "known"), (BLOCK, "nobody"), (BLOCK, "known", ONE, "random")):
+        with pytest.raises(EvidenceError, match=r"no probe of .* there are sites s00/cond/-/embed/video, "):
+            grid.skill(*wrong[:2], ONE, *wrong[3:])
+    with pytest.raises(EvidenceError, match=r"L00/resid/video are a Tensor.*numpy"):
+        probe_grid({0: replace(data, features={BLOCK: torch.zeros(RUNS, CELLS, 2)})})  # type: ignore[dict-item]
     with pytest.raises(EvidenceError, match="'known' of step 0 is a ndarray; expected dit_lens's Label"):
         probe_grid({0: replace(data, labels={"known": data.labels["known"].values})})  # type: ignore[dict-item]
     with pytest.raises(EvidenceError, match="60 runs and groups for 12"):
@@ -398,8 +440,8 @@ def test_plain_mistakes_are_named(grid: ProbeGrid) -> None:
     with pytest.raises(EvidenceError, match="alpha must be a number from 0 on"):
         probe_grid({0: data}, alpha=-1.0)
     three = probe_grid({0: data}, folds=np.int64(3))  # type: ignore[arg-type]
-    np.testing.assert_array_equal(three.scores[0, "L00", "known", "none"].sums,
-                                  grid.scores[0, "L00", "known", "none"].sums)  # fmt: skip
+    np.testing.assert_array_equal(three.scores[BLOCK, "known", "none"].sums,
+                                  grid.scores[BLOCK, "known", "none"].sums)  # fmt: skip
 
 
 def test_one_instance_has_no_other_whose_labels_it_could_be_given() -> None:

@@ -13,7 +13,7 @@ from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
-from dit_lens.lens.steps import StepLens
+from dit_lens.lens.steps import step_lens
 from dit_lens.model import VideoDiT
 from dit_lens.results.intervals import Interval
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS
@@ -99,7 +99,7 @@ def decoded_chain(
     options: dict[str, Any] = {"interventions": others, "record": True, "decode": False} | run_arguments
     parts = []
     for run in model.runs(given, seed, batch=batch, progress=f"chain of steps, {task.title}", **options):
-        lens = StepLens.of(run)
+        lens = step_lens(model, run)
         parts.append(lens.decode(model))
     return Chain(task, given, np.concatenate(parts, axis=1), lens.sigmas, lens.experts, others)
 

@@ -39,13 +39,16 @@ from dit_lens.analysis.behaviours.probe_rows import dealt, place_of, probe_rows,
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import ProbeGrid, short_name
 from dit_lens.probing.rows.collect import collect
 from dit_lens.probing.rows.data import ProbeData
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Bools, Ints
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval
 from dit_lens.results.plots import heatmap
 from dit_lens.results.result import Result
+from dit_lens.sites.site import Site
+from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks.base import Label, Task
 from dit_lens.tasks.evidence import require
 
@@ -133,9 +136,9 @@ class WorkingMemory(Result):
 
     def _rows(self, frame: int, target: str, grid: ProbeGrid) -> Iterator[dict[str, Any]]:
         weights, n = bootstrap_weights(grid.groups, self.config.replicates, self.config.seed), grid.groups
-        for step, readout in ((s, r) for s in grid.steps for r in grid.readouts):
-            at = self._at(step, readout, target, frame, "all")
-            scores = grid.scores_of(step, readout, target)
+        for step, site in ((s, site) for s in grid.steps for site in grid.at(s)):
+            at = self._at(step, short_name(site), target, frame, "all")
+            scores = grid.scores_of(site, target)
             for control, of_control in scores.items():
                 accuracy = Interval(float(of_control.balanced_accuracy(weights)[0]), float("nan"), float("nan"))
                 yield at | {"control": control} | measured("skill", percentile_interval(of_control.skill(weights)), n)
@@ -143,7 +146,7 @@ class WorkingMemory(Result):
             chance = Interval(1 / np.count_nonzero(scores["none"].rows), float("nan"), float("nan"))
             yield at | {"control": "majority"} | measured("skill", Interval(0.0, 0.0, 0.0), n)
             yield at | {"control": "majority"} | measured("accuracy", chance, n)
-            excess = percentile_interval(grid.excess(step, [readout], target, weights)[:, 0])
+            excess = percentile_interval(grid.excess([site], target, weights)[:, 0])
             yield at | {"control": "none"} | measured("excess", excess, n)
 
     def _peak_rows(self, peak: Peak) -> Iterator[dict[str, Any]]:
@@ -164,7 +167,11 @@ class WorkingMemory(Result):
         chosen, name = self.frames[0] if frame is None else frame, "skill above the best control"
         grid = self.grids[chosen, target]
         one = np.ones((1, grid.groups))
-        rows = [(s, r, float(grid.excess(s, [r], target, one)[0, 0])) for s in grid.steps for r in grid.readouts]
+        rows = [
+            (step, short_name(site), float(grid.excess([site], target, one)[0, 0]))
+            for step in grid.steps
+            for site in grid.at(step)
+        ]
         table = pd.DataFrame(rows, columns=["step", "readout", name])
         # In order of depth: as words, "embed" would come last.
         table["readout"] = pd.Categorical(table["readout"], list(dict.fromkeys(table["readout"])))
@@ -221,11 +228,11 @@ def working_memory(
         model,
         task,
         instances,
-        steps=config.probe_steps,
-        frames=frames,
+        Readout.of(steps=config.probe_steps, tokens=Tokens(frames=frames)),
         labels=["hidden"],
         seed=config.seed,
         batch=config.batch,
+        interventions=interventions,
     )
     grids, peaks = {}, []
     for place, frame in enumerate(frames):
@@ -265,11 +272,20 @@ def _grid(data: dict[int, ProbeData], label: Label, runs: Ints, rows: Ints, conf
 
 def _peak(grid: ProbeGrid, frame: int, target: str, config: BehaviourConfig) -> Peak:
     choose, report = split_weights(grid.groups, config.replicates, config.seed)
-    places = [(step, readout) for step in grid.steps for readout in grid.readouts]
-    best = {place: float(grid.excess(place[0], [place[1]], target, choose)[0, 0]) for place in places}
-    step, readout = max(places, key=lambda place: best[place])
-    skill = percentile_interval(grid.skill(step, readout, target, "none", report))
-    excess = percentile_interval(grid.excess(step, [readout], target, report)[:, 0])
-    accuracy = float(grid.scores[step, readout, target, "none"].balanced_accuracy(report[:1])[0])
-    controls = {name: float(values[0]) for name, values in grid.controls(step, readout, target, report[:1]).items()}
-    return Peak(frame, target, step, readout, skill, excess, accuracy, controls, int((report[0] > 0).sum()))
+    best = {site: float(grid.excess([site], target, choose)[0, 0]) for site in grid.sites}
+    site = max(grid.sites, key=lambda site: best[site])
+    skill = percentile_interval(grid.skill(site, target, report))
+    excess = percentile_interval(grid.excess([site], target, report)[:, 0])
+    accuracy = float(grid.scores_of(site, target)["none"].balanced_accuracy(report[:1])[0])
+    controls = {name: float(values[0]) for name, values in grid.controls(site, target, report[:1]).items()}
+    return Peak(
+        frame,
+        target,
+        Site.parse(site).step,
+        short_name(site),
+        skill,
+        excess,
+        accuracy,
+        controls,
+        int((report[0] > 0).sum()),
+    )

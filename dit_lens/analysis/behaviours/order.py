@@ -50,8 +50,9 @@ from dit_lens.analysis.behaviours.probe_rows import place_of, probe_rows, split_
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import ProbeGrid, short_name
 from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval, weighted_means
 from dit_lens.results.plots import curves
@@ -202,7 +203,7 @@ class PerceptionOrder(Result):
 
 def perception_before_action(
     model: VideoDiT,
-    task: Any,
+    task: Task,
     config: BehaviourConfig | None = None,
     *,
     chain: Chain | None = None,
@@ -230,7 +231,14 @@ def perception_before_action(
         raise EvidenceError(f"{task.name}: {len(instances)} instances are too few; need at least {4 * config.folds}")
     chain = chain_of(model, task, config, chain, interventions)
     data = collect(
-        model, task, instances, steps=config.probe_steps, labels=[*ends, path], seed=config.seed, batch=config.batch
+        model,
+        task,
+        instances,
+        Readout.of(steps=config.probe_steps),
+        labels=[*ends, path],
+        seed=config.seed,
+        batch=config.batch,
+        interventions=interventions,
     )
     asked = next(iter(data.values())).labels
     runs, rows = np.arange(len(instances)), np.arange(asked[path].values.shape[1])
@@ -268,18 +276,19 @@ def _of_probes(grid: ProbeGrid, path: str, config: BehaviourConfig) -> tuple[lis
     choose, report = split_weights(grid.groups, config.replicates, config.seed)
     onsets, layers, rows, n = list[Onset](), list[Onset](), [], int((report[0] > 0).sum())
     steps = tuple(grid.steps)
+    places = [short_name(site) for site in grid.at(steps[0])]
     for name in grid.labels:
-        chosen = np.mean([grid.excess(s, grid.readouts, name, choose)[0] for s in steps], axis=0)
-        best = grid.readouts[int(chosen.argmax())]
-        excess = np.stack([grid.excess(s, grid.readouts, name, report) for s in steps])
-        for k, readout in enumerate(grid.readouts):
+        chosen = np.mean([grid.excess(grid.at(s), name, choose)[0] for s in steps], axis=0)
+        excess = np.stack([grid.excess(grid.at(s), name, report) for s in steps])
+        for k, readout in enumerate(places):
             layers.append(
                 _onset(name, _role(name, path), "decodable", readout, excess[..., k] - config.threshold, steps, n)
             )
-        k = grid.readouts.index(best)
-        skill = np.stack([grid.skill(s, best, name, "none", report) for s in steps])
+        k = int(chosen.argmax())
+        best = places[k]
+        skill = np.stack([grid.skill(grid.at(s)[k], name, report) for s in steps])
         half = np.minimum(skill - skill[-1] / 2, skill[-1] - config.threshold)
-        onsets += [layers[k - len(grid.readouts)], _onset(name, _role(name, path), "half", best, half, steps, n)]
+        onsets += [layers[k - len(places)], _onset(name, _role(name, path), "half", best, half, steps, n)]
         for s, e in zip(steps, excess[..., k], strict=True):
             at = (s, grid.sigmas[s], grid.experts[s])
             rows.append((name, _role(name, path), best, *at, *percentile_interval(e), n))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ def probe_rows(
     folds: int | Sequence[int],
     seed: int,
 ) -> ProbeGrid:
-    """Probes of some rows of some runs, at every step and readout.
+    """Probes of some rows of some runs, at every site.
 
     Parameters
     ----------
@@ -35,15 +34,7 @@ def probe_rows(
     rows : int array of shape (r, k)
         Which of the N rows of each run.
     """
-    chosen = {
-        step: replace(
-            part,
-            labels=labels,
-            groups=[part.instances[run] for run in runs],
-            features={name: np.asarray(x)[runs[:, None], rows] for name, x in part.features.items()},
-        )
-        for step, part in data.items()
-    }
+    chosen = {step: part.take(runs, rows, labels) for step, part in data.items()}
     return probe_grid(chosen, folds=folds, seed=seed)
 
 

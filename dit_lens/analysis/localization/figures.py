@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dit_lens.analysis.localization.bands import Curves, Verdict
 from dit_lens.analysis.localization.lens_curves import LensCurves
 from dit_lens.analysis.patching import PatchingSweep
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import ProbeGrid, short_name
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import percentile_interval
 
@@ -95,11 +95,13 @@ def _shade(axis: Axes, verdict: Verdict) -> None:
 
 def plot_probe_heatmap(probes: ProbeGrid, label: str) -> Figure:
     """Skill of one label's probes, layer by step and beside its controls, then that of shuffled labels by layer."""
-    table = probes.frame(replicates=2)
-    shuffled = table[(table["label"] == label) & (table["control"] == "shuffled")]
+    table = probes.table.query("measure == 'skill'")
+    places = [short_name(site) for site in probes.at(probes.steps[0])]
+    shuffled = table[(table["label"] == label) & (table["control"] == "shuffled")].copy()
+    shuffled["place"] = ["embed" if layer is None else f"L{layer:02d}" for layer in shuffled["layer"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 3.6), layout="constrained")
-    probes.plot(label, left)
-    grid = shuffled.pivot_table(index="step", columns="readout", values="skill")[probes.readouts]
+    probes.plot(left, label=label)
+    grid = shuffled.pivot_table(index="step", columns="place", values="value")[places]
     sns.heatmap(grid, ax=right, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", annot_kws={"size": 6})
     right.set(title=f"{label}: shuffled labels, layer by layer", xlabel="", ylabel="step")
     right.title.set_fontsize(9)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.instances import drawn_instances
+from dit_lens.analysis.instances import drawn_instances, inside
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.depth import depth_lens
 from dit_lens.model import VideoDiT
@@ -18,6 +18,7 @@ from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import mean_interval
 from dit_lens.results.plots import curves
 from dit_lens.results.result import VALUE_COLUMNS, Result
+from dit_lens.sites.sites import Sites
 from dit_lens.tasks.answers import agreement
 from dit_lens.tasks.base import Task
 from dit_lens.tasks.evidence import answers_of, require, rules_of_answer
@@ -103,8 +104,9 @@ def lens_curves(
     given, others = drawn_instances(task, instances, seed, who=_WHO), tuple(interventions)
     shown, drawn = [], []
     for run in model.runs(given, seed, batch=batch, progress="depth lens", record=True, interventions=others):
-        lens = depth_lens(model, run, step)
-        shown.append(lens.decode(model, frames=-1)[:, :, 0])
+        here = inside(others, run.geometry, step)
+        lens = depth_lens(model, run, sites=Sites(steps=step), interventions=here)
+        shown.append(lens.decode(model, frames=-1)[0, :, :, 0])
         drawn.append(answers_of(task, run.decoded[:, -1], run.inputs, who=_WHO).marks)
     frames, final = np.concatenate(shown, axis=1), np.concatenate(drawn)
     if permute:
@@ -113,13 +115,14 @@ def lens_curves(
     for of_layer in frames:
         agreed.append(agreement(answers_of(task, of_layer, given, who=_WHO).marks, final))
         legal.append(next(iter(rules_of_answer(task, of_layer, given, who=_WHO).values())))
+    reading = lens.reading
     return LensCurves(
-        step=lens.step,
-        sigma=lens.sigma,
-        expert=lens.expert,
-        branch=lens.branch,
-        layers=lens.layers,
-        kinds=lens.kinds,
+        step=reading.steps[0],
+        sigma=reading.sigmas[0],
+        expert=reading.experts[0],
+        branch=reading.branch,
+        layers=reading.layers,
+        kinds=reading.kinds,
         agreement=np.stack(agreed),
         legality=np.stack(legal),
     )

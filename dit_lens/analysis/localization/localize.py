@@ -18,6 +18,7 @@ from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.collect import collect
 from dit_lens.probing.rows.data import ProbeData
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, weighted_means
 from dit_lens.runs.seeds import derive
@@ -106,7 +107,7 @@ def _labels_by_role(model: VideoDiT, task: Task, config: LocalizeConfig) -> dict
 def _probe(model: VideoDiT, task: Task, config: LocalizeConfig, interventions: Sequence[Intervention]) -> ProbeGrid:
     instances = task.sample(config.probe_instances, seed=config.seed)
     steps: Select = sorted({config.step, *indices(config.probe_steps, model.geometry(instances[0]).steps, "step")})
-    data = collect(model, task, instances, steps=steps, seed=config.seed, decode=True)
+    data = collect(model, task, instances, Readout.of(steps=steps), seed=config.seed, decode=True)
     if config.permute:
         data = {step: _permuted(part) for step, part in data.items()}
     return probe_grid(data, folds=config.folds, seed=config.seed)
@@ -126,7 +127,6 @@ def _curves(
     config: LocalizeConfig,
 ) -> Curves:
     """All curves with their bootstrap replicates; each evidence is resampled over its own instances."""
-    readouts = ["embed", *(f"L{k:02d}" for k in range(len(lens.layers)))]
     of_probes, of_pairs, of_lens = (
         bootstrap_weights(count, config.replicates, derive(config.seed, evidence))
         for evidence, count in (
@@ -137,7 +137,14 @@ def _curves(
     )
 
     def excess(role: str) -> Floats:
-        above = [probes.excess(config.step, readouts, name, of_probes, EXCESS_ABOVE) for name in roles[role]]
+        # A label that is the same in every cell of the last latent frame has no probe.
+        probed = [name for name in roles[role] if probes.scores_of(probes.at(config.step)[0], name)]
+        if not probed:
+            names = ", ".join(roles[role])
+            raise EvidenceError(
+                f"{_WHO}: {role} label {names} never varies in the last latent frame; no probe reads it"
+            )
+        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in probed]
         return np.asarray(np.mean(above, axis=0))
 
     return Curves(

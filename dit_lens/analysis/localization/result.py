@@ -117,7 +117,11 @@ class Localization(Result):
         Columns: those of `SITE_COLUMNS` that apply, evidence ("probe", "patching", "lens"), label, role, control,
         measure, value, low, high, n.
         """
-        parts = {"probe": _of_probes(self.probes), "patching": self.patching.table, "lens": self.lens.table}
+        parts = {
+            "probe": self.probes.table.query("measure == 'skill'"),
+            "patching": self.patching.table,
+            "lens": self.lens.table,
+        }
         named = [part.astype(object).assign(evidence=name) for name, part in parts.items()]
         table = pd.concat(named, ignore_index=True)
         own = ["evidence", "label", "role", "control"]
@@ -195,11 +199,3 @@ class Localization(Result):
         tables = {"Layers": str(self), "Settings": settings}
         write_atomic(path.with_suffix(".csv"), self.table.to_csv(index=False).encode())
         return write_page(path, f"Verdict: {self.verdict}", _ABOUT, self.figures(), tables)
-
-
-def _of_probes(probes: ProbeGrid) -> pd.DataFrame:
-    """Skills of all probes as rows of one measure."""
-    table = probes.frame().rename(columns={"skill": "value"}).assign(branch="cond", stream="video", measure="skill")
-    place = table["readout"]
-    table["layer"] = [int(name[-2:]) if name[-2:].isdigit() else None for name in place]
-    return table.rename(columns={"kind": "question", "readout": "component"})

@@ -49,6 +49,10 @@ class Question:
         of_class = [codes == c for c in range(len(self.classes))] if self.kind == "classes" else [codes == 1]
         return np.where(codes[..., None] >= 0, np.stack(of_class, axis=-1), np.nan)
 
+    def named(self, label: Label) -> tuple[str, ...]:
+        """What each class is called."""
+        return tuple(label.names[int(c)] if label.names else str(c) for c in self.classes)
+
     def answer(self, scores: Tensor, train: Moments, linear: Linear, middle: Tensor, features: Tensor) -> Tensor:
         """Predictions (P, n): classes by threshold or discriminant analysis, or values."""
         if self.kind == "regression":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,61 +11,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError
+from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
-from dit_lens.probing.rows.data import ProbeData, Source
-from dit_lens.probing.rows.readers import CONTROLS, Sink, Visit, require_controls
-from dit_lens.probing.rows.rows import Pool, Rows, frames_of
-from dit_lens.probing.rows.sources import require_source
+from dit_lens.probing.rows.data import Place, ProbeData
+from dit_lens.probing.rows.readers import Visit
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.probing.rows.targets import targets_of
-from dit_lens.sites.select import Select, indices
-from dit_lens.tasks.base import Level, Task
+from dit_lens.tasks.base import Split, Task
 
 
 def collect(
     model: VideoDiT,
     task: Task,
-    instances: Sequence[Any],
+    instances: int | Sequence[Any],
+    readout: Readout | None = None,
     *,
-    steps: Select = "all",
-    layers: Select = "all",
-    frames: Select | None = None,
-    level: Level = "cell",
     labels: Sequence[str] | None = None,
-    pool: str | Pool = "mean",
-    source: Source = "sample",
-    controls: Sequence[str] = CONTROLS,
-    seed: int = 0,
-    batch: int = 32,
+    seed: int | Sequence[int] = 0,
+    interventions: Iterable[Intervention] = (),
     decode: bool = False,
-    random_seed: int = 0,
+    **run_arguments: Any,
 ) -> dict[int, ProbeData]:
-    """Run a task's instances and keep the residual stream at every layer, with the controls' features.
+    """Run a task's instances and keep what is read at every site, with the controls' features.
 
-    Instance i runs with seed ``seed + i``. Readouts: "embed" (before block 0), "L00" ... (after each block), and the
-    controls "input" (the full model input of the same rows, conditioning channels included), "position" (which row it
-    is, see `Rows.positions`) and "random/embed", "random/L00" ... (a twin with random weights, given the very same
-    inputs).
+    Features are named by the canonical strings of their sites. The controls are the full model input of the same rows,
+    conditioning channels included, which row it is (see `Rows.positions`), and the same sites in a twin with random
+    weights that is given the very same inputs.
 
     Parameters
     ----------
-    steps, layers : Select
-    frames : Select, optional
-        Latent frames that are read, each a row of its own (of a clip, pooled together). By default the last one for
-        cells and tokens, which shows the answer, and all for frames and clips.
-    level : "cell", "token", "frame" or "clip"
-        What a row is; see `dit_lens.probing.rows.rows.Rows`.
+    instances : int or sequence of instances
+        A number draws so many of the task's test split.
+    readout : Readout, optional
+        By default cells of the last latent frame, in embed and resid at all steps and layers.
     labels : sequence of str, optional
         By default all labels of that level.
-    pool : "mean", "max" or callable from (B, n, D) to (B, D)
-        How the tokens of a frame or clip become one vector.
-    source : "sample", "forward-noise" or "invert"
-        Where the states come from; see `dit_lens.probing.rows.sources`.
-    controls : sequence of str
-        Which of "input", "position" and "random" to collect.
+    seed : int or one per instance
+        As in `VideoDiT.runs`; an int also draws the instances.
+    interventions : iterable of Intervention
+        In every run, before anything is read.
     decode : bool
         Also decode every run, for labels of what it shows ("drawn", the answer that a maze's run shows).
-    random_seed : int
-        Of the twin's weights.
+    **run_arguments
+        As in `VideoDiT.runs`: ``batch``, ``num_inference_steps``, ``guidance_scale`` ...
 
     Returns
     -------
@@ -74,85 +62,60 @@ def collect(
     Raises
     ------
     EvidenceError
-        Labels, levels or controls that there are not.
+        Labels or levels that there are not.
     UnsupportedModel
         A source that this model cannot be given.
     """
-    visit = plan_visit(
-        model,
-        task,
-        instances,
-        steps=steps,
-        layers=layers,
-        frames=frames,
-        level=level,
-        pool=pool,
-        source=source,
-        controls=controls,
-        seed=seed,
-        batch=batch,
-        random_seed=random_seed,
-    )
-    targets = None if decode else targets_of(task, instances, visit.rows, labels)  # refused before anything runs
-    found: dict[int, dict[str, list[NDArray[np.float32]]]] = defaultdict(lambda: defaultdict(list))
+    problems = drawn(task, instances, seed)
+    visit = Visit(model, task, readout or Readout(), problems[0], interventions, run_arguments)
+    targets = None if decode else targets_of(task, problems, visit.rows, labels)  # refused before anything runs
+    found: dict[Place, list[NDArray[np.float32]]] = defaultdict(list)
+
+    def keep(_: slice, place: Place, features: Tensor) -> None:
+        if place.control != "position":  # the same for every instance: kept once
+            found[place].append(features.cpu().numpy())
+
     shown = []
-    for run in visit.runs(model, task, instances, lambda _: _keeping(found), decode=decode):
+    for run in visit.runs(problems, seed, keep, decode=decode):
         shown.append(run.frames)
         last = run
     if targets is None:
-        targets = targets_of(task, instances, visit.rows, labels, np.concatenate([f for f in shown if f is not None]))
-    still = {}
-    if "position" in visit.controls:
-        positions = visit.rows.positions()
-        still["position"] = np.broadcast_to(positions, (len(instances), *positions.shape))
-    names = [instance.id for instance in instances]
+        targets = targets_of(task, problems, visit.rows, labels, np.concatenate([f for f in shown if f is not None]))
+    features = {place: np.concatenate(parts) for place, parts in found.items()}
+    position, known = visit.rows.positions(), "position" in visit.controls
     return {
         step: ProbeData(
-            features={name: np.concatenate(parts) for name, parts in found[step].items()} | still,
+            features={p.site: x for p, x in features.items() if (p.step, p.control) == (step, "none")},
             labels=targets,
-            groups=names,
-            source=source,
-            level=level,
+            groups=[instance.id for instance in problems],
+            source=visit.readout.source,
+            level=visit.readout.level,
             sigma=last.schedule.sigma(step),
             expert=last.experts[step],
+            input=features.get(Place(step, "", "input")),
+            position=np.broadcast_to(position, (len(problems), *position.shape)) if known else None,
+            random={p.site: x for p, x in features.items() if (p.step, p.control) == (step, "random")},
         )
         for step in visit.steps
     }
 
 
-def plan_visit(
-    model: VideoDiT,
-    task: Any,
-    instances: Sequence[Any],
-    *,
-    steps: Select,
-    layers: Select,
-    frames: Select | None,
-    level: Level,
-    pool: str | Pool,
-    source: Source,
-    controls: Sequence[str],
-    seed: int,
-    batch: int,
-    random_seed: int,
-) -> Visit:
-    """What is read in the runs of a task's instances, checked before anything runs."""
-    if not instances:
-        raise EvidenceError("no instances to probe")
-    if batch < 1:
-        raise EvidenceError(f"batch must be at least 1, got {batch}")
-    require_controls(controls)
-    geometry = model.geometry(instances[0])
-    require_source(model, source, geometry)
-    rows = Rows.of(geometry, task, level, frames_of(level) if frames is None else frames, pool)
-    chosen = indices(steps, geometry.steps, "step")
-    return Visit(chosen, rows, layers, tuple(controls), source, seed, batch, random_seed=random_seed)
+def drawn(
+    task: Task, instances: int | Sequence[Any], seed: int | Sequence[int] = 0, split: Split = "test"
+) -> list[Any]:
+    """Instances by number, drawn from a split of the task by the seed, or those that are given.
 
-
-def _keeping(found: dict[int, dict[str, list[NDArray[np.float32]]]]) -> Sink:
-    """Collects features on the CPU."""
-
-    def keep(step: int, readout: str, features: Tensor) -> None:
-        found[step][readout].append(features.cpu().numpy())
-
-    return keep
+    Raises
+    ------
+    EvidenceError
+        None of them, or a number of them with a seed for each row, which draws nothing.
+    """
+    if not isinstance(instances, int | np.integer):
+        found = list(instances)
+    elif isinstance(seed, Sequence):
+        raise EvidenceError(f"instances={instances} with a seed for each row: give the instances themselves")
+    else:
+        found = task.sample(int(instances), seed=seed, split=split) if instances > 0 else []
+    if not found:
+        raise EvidenceError(f"no instances of task {task.name!r} to probe; give a number of at least 1, or a list")
+    return found

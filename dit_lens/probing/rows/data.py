@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
-from dit_lens.errors import EvidenceError
+from dit_lens.errors import EvidenceError, SiteError
+from dit_lens.sites.site import Site
 from dit_lens.tasks.base import Label, Level
 
 Source = Literal["sample", "invert", "forward-noise"]
+
+#: The controls that are features of their own; shuffled labels and the majority need none.
+CONTROLS = ("input", "position", "random")
+#: Those that are the same for every site of a step.
+STILL = ("input", "position")
+
+
+class Place(NamedTuple):
+    """Where the features of a probe come from.
+
+    Attributes
+    ----------
+    step : int
+    site : str
+        Canonical string of the site; "" for the controls that are the same for every site.
+    control : "none", "random", "input" or "position"
+        "random" is the site in the twin with random weights.
+    """
+
+    step: int
+    site: str = ""
+    control: str = "none"
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {' '.join(part for part in (self.control, self.site) if part not in ('', 'none'))}"
 
 
 @dataclass(frozen=True)
@@ -22,9 +48,7 @@ class ProbeData:
 
     Attributes
     ----------
-    features : dict from readout to float array of shape (R, N, D)
-        Readouts of the model: "embed", "L00", ... Controls: "input" (the full model input), "position" (which row it
-        is), and "random/embed", "random/L00", ... (the same architecture with random weights).
+    features : dict from canonical site ("s00/cond/L03/resid/video") to float array of shape (R, N, D)
     labels : dict from label name to Label with values of shape (R, N)
         Booleans, integers for classes (negative: this row is not labelled), or floats for regression.
     groups : R instance ids, optional
@@ -34,6 +58,10 @@ class ProbeData:
     level : "token", "cell", "frame" or "clip"
         What a row is; N is 1 for clips.
     sigma, expert : of the step
+    input, position : float arrays of shape (R, N, C) and (R, N, P), optional
+        Controls: the full model input of every row, and which row it is.
+    random : dict from canonical site to float array of shape (R, N, D)
+        Control: the same sites in a twin with random weights.
     """
 
     features: Mapping[str, NDArray[Any]]
@@ -43,6 +71,9 @@ class ProbeData:
     level: Level = "cell"
     sigma: float | None = None
     expert: str | None = None
+    input: NDArray[Any] | None = None
+    position: NDArray[Any] | None = None
+    random: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def runs(self) -> int:
@@ -52,6 +83,37 @@ class ProbeData:
     def instances(self) -> tuple[Hashable, ...]:
         """The id of each run's instance, R of them."""
         return tuple(range(self.runs)) if self.groups is None else tuple(self.groups)
+
+    def places(self, step: int) -> dict[Place, NDArray[Any]]:
+        """All features with where they come from, the controls after the model's own."""
+        found = {Place(step, site): x for site, x in self.features.items()}
+        still = {"input": self.input, "position": self.position}
+        found |= {Place(step, "", name): x for name, x in still.items() if x is not None}
+        return found | {Place(step, site, "random"): x for site, x in self.random.items()}
+
+    def take(self, runs: NDArray[np.int64], rows: NDArray[np.int64], labels: Mapping[str, Label]) -> ProbeData:
+        """Some rows of some runs, with labels of their own.
+
+        Parameters
+        ----------
+        runs : int array of shape (r,)
+        rows : int array of shape (r, k)
+            Which of the N rows of each run.
+        labels : dict from name to Label with values of shape (r, k)
+        """
+
+        def of(x: NDArray[Any]) -> NDArray[Any]:
+            return np.asarray(x)[runs[:, None], rows]
+
+        return replace(
+            self,
+            labels=labels,
+            groups=[self.instances[run] for run in runs],
+            features={site: of(x) for site, x in self.features.items()},
+            input=None if self.input is None else of(self.input),
+            position=None if self.position is None else of(self.position),
+            random={site: of(x) for site, x in self.random.items()},
+        )
 
 
 def require_disjoint(train_ids: Iterable[Hashable], test_ids: Iterable[Hashable]) -> None:
@@ -115,7 +177,7 @@ def check_data(data: Mapping[int, ProbeData]) -> None:
     EvidenceError
         Nothing there; lengths, shapes or dtypes that do not go together; NaN.
     """
-    if not data or not any(part.features for part in data.values()):
+    if not data or not all(part.features for part in data.values()):
         raise EvidenceError("no features to probe")
     first = next(iter(data.values()))
     for step, part in data.items():
@@ -136,30 +198,44 @@ def check_data(data: Mapping[int, ProbeData]) -> None:
 
 
 def _check_kinds(step: int, part: ProbeData) -> None:
-    for readout, x in part.features.items():
+    for place, x in part.places(step).items():
         if not isinstance(x, np.ndarray):
             raise EvidenceError(
-                f"features of step {step}, {readout} are a {type(x).__name__}; expected a numpy array: of a tensor "
+                f"features of {place} are a {type(x).__name__}; expected a numpy array: of a tensor "
                 "x.float().cpu().numpy()"
             )
+        if place.site:
+            _check_site(place)
     for name, label in part.labels.items():
         if not isinstance(label, Label):
             raise EvidenceError(f"label {name!r} of step {step} is a {type(label).__name__}; expected dit_lens's Label")
 
 
+def _check_site(place: Place) -> None:
+    """Features are named by the canonical string of a site of their step."""
+    try:
+        site = Site.parse(place.site)
+    except SiteError as error:
+        raise EvidenceError(f"features of step {place.step}: {error}") from error
+    if str(site) != place.site or site.step != place.step:
+        raise EvidenceError(
+            f"features of step {place.step} are named {place.site!r}; write "
+            f"{str(replace(site, step=place.step))!r}, the whole name of a site of that step"
+        )
+
+
 def _check_features(step: int, part: ProbeData) -> None:
-    kinds: dict[Any, str] = {}
+    kinds: dict[Any, Place] = {}
     rows = next(iter(part.features.values())).shape[:2]
-    for readout, x in part.features.items():
-        where = f"step {step}, {readout}"
+    for place, x in part.places(step).items():
         if x.ndim != 3 or x.shape[:2] != rows:
-            raise EvidenceError(f"features of {where} have shape {x.shape}, expected ({rows[0]}, {rows[1]}, D)")
+            raise EvidenceError(f"features of {place} have shape {x.shape}, expected ({rows[0]}, {rows[1]}, D)")
         if not np.issubdtype(x.dtype, np.floating):
-            raise EvidenceError(f"features of {where} are {x.dtype}; expected floats")
-        if readout != "position":  # it is not read from a model, but made
-            kinds.setdefault(x.dtype, readout)
+            raise EvidenceError(f"features of {place} are {x.dtype}; expected floats")
+        if place.control != "position":  # it is not read from a model, but made
+            kinds.setdefault(x.dtype, place)
     if len(kinds) > 1:
-        named = " and ".join(f"{dtype} ({readout})" for dtype, readout in kinds.items())
+        named = " and ".join(f"{dtype} ({place.site or place.control})" for dtype, place in kinds.items())
         raise EvidenceError(f"features of step {step} mix {named}; give all in one dtype")
 
 

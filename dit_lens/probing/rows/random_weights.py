@@ -10,9 +10,10 @@ import torch
 
 from dit_lens.errors import UnsupportedModel
 from dit_lens.model import VideoDiT
+from dit_lens.runs.run import Run
 
 
-def random_twin(model: VideoDiT, seed: int = 0) -> VideoDiT:
+class RandomTwin(VideoDiT):
     """A model whose transformers have random weights and that shares everything else; it replays the model's runs.
 
     Every transformer is made anew from its configuration, as for training, in its own dtype and on its own device.
@@ -20,6 +21,7 @@ def random_twin(model: VideoDiT, seed: int = 0) -> VideoDiT:
 
     Parameters
     ----------
+    model : VideoDiT
     seed : int
         Of the random weights; the same seed gives the same ones.
 
@@ -27,8 +29,24 @@ def random_twin(model: VideoDiT, seed: int = 0) -> VideoDiT:
     ------
     UnsupportedModel
         Parameters that the configuration does not have, other than LoRA's.
+
+    Attributes
+    ----------
+    twin_of : str
+        Id of the model.
     """
-    pipeline: Any = model.pipeline
+
+    def __init__(self, model: VideoDiT, seed: int = 0) -> None:
+        super().__init__(_pipeline_like(model.pipeline, seed), defaults=model.defaults)
+        self.twin_of = model.id
+
+    def require_own(self, run: Run) -> str:
+        """Return the twin's own id; raise `MadeForAnother` for a run that neither the model nor its twin made."""
+        return self.id if run.model_id == self.twin_of else super().require_own(run)
+
+
+def _pipeline_like(pipeline: Any, seed: int) -> Any:
+    """The pipeline with transformers of random weights."""
     names = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name, None) is not None]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -36,9 +54,7 @@ def random_twin(model: VideoDiT, seed: int = 0) -> VideoDiT:
     takes = inspect.signature(type(pipeline).__init__).parameters
     parts = {k: v for k, v in pipeline.config.items() if k in takes and not k.startswith("_")}
     parts |= {k: getattr(pipeline, k) for k in pipeline.components}
-    twin = VideoDiT(type(pipeline)(**parts | fresh), defaults=model.defaults)
-    twin.twin_of = model.id
-    return twin
+    return type(pipeline)(**parts | fresh)
 
 
 def _fresh(transformer: Any) -> Any:

@@ -1,160 +1,207 @@
-"""Runs of a task in batches, whose activations are handed on as rows of design matrices."""
+"""Runs of a task whose activations are handed on as rows of design matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from dit_lens.errors import EvidenceError
+from dit_lens.engine.plan import listed
+from dit_lens.errors import InputError
 from dit_lens.interventions.base import At, Intervention
+from dit_lens.interventions.capture import Capture
 from dit_lens.model import VideoDiT
-from dit_lens.probing.rows.data import Source
-from dit_lens.probing.rows.random_weights import random_twin
+from dit_lens.probing.rows.data import Place
+from dit_lens.probing.rows.random_weights import RandomTwin
+from dit_lens.probing.rows.readout import Readout
 from dit_lens.probing.rows.rows import Rows
-from dit_lens.probing.rows.sources import state_writers
+from dit_lens.probing.rows.sources import met_at, require_source, state_writers
+from dit_lens.probing.rows.words import Words
 from dit_lens.runs.run import Run
-from dit_lens.sites.select import Select
+from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
+from dit_lens.tasks.base import Task
 
-#: Given step, name of the readout and features (B, N, D) on the model's device.
-Sink = Callable[[int, str, Tensor], None]
+#: Given which instances they are of, where they come from, and features (B, N, D) on the model's device.
+Sink = Callable[[slice, Place, Tensor], None]
 
-#: The controls that are features of their own; shuffled labels and the majority need none.
-CONTROLS = ("input", "position", "random")
+#: The same, of the instances at hand.
+Take = Callable[[Place, Tensor], None]
 
-
-def require_controls(controls: Sequence[str]) -> None:
-    """Refuse controls that there are not.
-
-    Raises
-    ------
-    EvidenceError
-    """
-    if unknown := [c for c in controls if c not in CONTROLS]:
-        raise EvidenceError(f"unknown controls {', '.join(map(repr, unknown))}; there are {', '.join(CONTROLS)}")
+#: What a visit itself says of every run.
+_OWN = ("record", "stop_after", "resume", "body")
+#: Arguments of `VideoDiT.runs` that are none of the pipeline's.
+_OF_RUNS = ("batch", "progress")
 
 
-@dataclass(frozen=True)
 class Visit:
-    """What is read in the runs of a task.
+    """A readout in the runs of a model on a task, checked before anything runs.
+
+    The twin with random weights is made once and serves all passes.
+
+    Parameters
+    ----------
+    model, task, readout
+    example : task instance
+        One of those that will be run.
+    interventions : iterable of Intervention
+        In every run. Of the twin only those at ``model_input``: it is given the same inputs.
+    run_arguments : mapping
+        As in `VideoDiT.runs`.
 
     Attributes
     ----------
+    rows : Rows or Words
+    sites : tuple of Site
+        All that is read, in execution order.
     steps : list of int
-    rows : Rows
-    layers : Select
-    controls : tuple of str
-        Of `CONTROLS`; "random" replays every call on a twin with random weights.
-    source : "sample", "forward-noise" or "invert"
-    seed : int
-        Instance i runs with ``seed + i``.
-    batch : int
-    branch : str
-    random_seed : int
-        Of the twin's weights.
+    settings : dict
+        The run's arguments that are the pipeline's.
+
+    Raises
+    ------
+    EvidenceError, SiteError, InputError, UnsupportedModel
+        What cannot be read, or labelled, or given to this model.
     """
 
-    steps: list[int]
-    rows: Rows
-    layers: Select = "all"
-    controls: tuple[str, ...] = CONTROLS
-    source: Source = "sample"
-    seed: int = 0
-    batch: int = 32
-    branch: str = "cond"
-    random_seed: int = 0
-    _twins: dict[str, VideoDiT] = field(default_factory=dict, repr=False, compare=False)
+    def __init__(
+        self,
+        model: VideoDiT,
+        task: Task,
+        readout: Readout,
+        example: Any,
+        interventions: Iterable[Intervention] = (),
+        run_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.task, self.readout = model, task, readout
+        self.interventions, self.arguments = listed(interventions), dict(run_arguments or {})
+        if wrong := [name for name in _OWN if name in self.arguments]:
+            raise InputError(
+                f"{wrong[0]}={self.arguments[wrong[0]]!r:.40}: probes choose that themselves; leave it out"
+            )
+        settings = {name: value for name, value in self.arguments.items() if name not in _OF_RUNS}
+        geometry = model.geometry(example, **settings)
+        require_source(model, readout.source, geometry)
+        self.sites: tuple[Site, ...] = readout.selection.resolve(geometry)
+        self.steps = sorted({site.step for site in self.sites})
+        self.settings = settings
+        self.rows = self._rows_of(geometry, example)
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Those that can be read: the full model input of a row there is only where rows are of the video."""
+        return tuple(c for c in self.readout.controls if c != "input" or isinstance(self.rows, Rows))
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens that are read, latent frames by their numbers."""
+        return Tokens(frames=self.rows.frames) if isinstance(self.rows, Rows) else self.readout.selection.tokens
+
+    @cached_property
+    def twin(self) -> RandomTwin:
+        """The control of random weights."""
+        return RandomTwin(self.model, self.readout.random_seed)
 
     def runs(
         self,
-        model: VideoDiT,
-        task: Any,
         instances: Sequence[Any],
-        sink: Callable[[slice], Sink],
+        seed: int | Sequence[int],
+        sink: Sink,
         *,
         decode: bool = False,
         title: str = "runs for probes",
     ) -> Iterator[Run]:
-        """Run the instances; ``sink(rows)`` takes the features of those instances. Yields every batch's run."""
-        twin = self._twin(model) if "random" in self.controls else None
-        for start in tqdm(range(0, len(instances), self.batch), desc=title, unit="batch"):
-            part = instances[start : start + self.batch]
-            here = slice(start, start + len(part))
-            seeds = [self.seed + i for i in range(here.start, here.stop)]
-            yield self._run(model, twin, task, part, seeds, sink(here), decode)
+        """Run the instances and hand on what is read of them; yields the run of every batch."""
+        if isinstance(seed, Sequence) and len(seed) != len(instances):
+            raise InputError(f"{len(seed)} seeds for {len(instances)} instances; give one seed, or one per instance")
+        start, record = 0, "random" in self.controls
 
-    def _twin(self, model: VideoDiT) -> VideoDiT:
-        """One for all passes over a model, this visit's and those `replace` makes of it: its weights are the memory."""
-        if model.id not in self._twins:
-            self._twins[model.id] = random_twin(model, self.random_seed)
-        return self._twins[model.id]
+        def take(place: Place, features: Tensor) -> None:
+            sink(slice(start, start + len(features)), place, features)
 
-    def _run(
-        self,
-        model: VideoDiT,
-        twin: VideoDiT | None,
-        task: Any,
-        part: Sequence[Any],
-        seeds: list[int],
-        sink: Sink,
-        decode: bool,
-    ) -> Run:
-        writers = state_writers(model, task, part, seeds, self.source)
-        run = model.run(
-            list(part),
-            seeds,
-            interventions=[*writers, *self._readers(self.steps, sink)],
+        runs = self.model.runs(
+            list(instances),
+            seed,
+            interventions=partial(self._interventions, take),
             decode=decode,
-            record=twin is not None,
+            record=record,
             stop_after=None if decode else max(self.steps),
+            **{"progress": title, **self.arguments},
         )
-        for step in self.steps if twin is not None else ():
-            assert twin is not None
-            twin.replay(run, step, self._readers([step], lambda s, name, x: sink(s, f"random/{name}", x), given=False))
-        return run
+        for run in runs:
+            self._add_controls(run, take)
+            yield run
+            start += len(run.rows)
 
-    def _readers(self, steps: list[int], sink: Sink, given: bool = True) -> list[Intervention]:
-        chosen: dict[str, Any] = {"steps": steps, "branches": self.branch}
-        readers: list[Intervention] = [
-            Read(Sites("embed", **chosen), self.rows, sink),
-            Read(Sites("resid", layers=self.layers, **chosen), self.rows, sink),
-        ]
-        if given and "input" in self.controls:
-            readers.append(Read(Sites("model_input", **chosen), self.rows, sink))
-        return readers
+    def _interventions(self, take: Take, instances: list[Any], seeds: list[int]) -> list[Intervention]:
+        """What makes the states, what changes the model, and what reads it."""
+        changes = {"interventions": self.interventions} if self.readout.source == "invert" else {}
+        writers = state_writers(
+            self.model, self.task, instances, seeds, self.readout.source, **changes, **self.settings
+        )
+        readers = [Read(self._selection, self.rows, take)]
+        if "input" in self.controls:
+            given = Sites("model_input", steps=self.steps, branches=self.readout.branch)
+            readers.append(Read(given, self.rows, take, "input"))
+        return [*writers, *self.interventions, *readers]
+
+    def _add_controls(self, run: Run, take: Take) -> None:
+        """The twin's features of a run, and the positions of its rows, which no run has."""
+        for step in self.steps:
+            if "random" in self.controls:
+                read = Read(self._selection.at(steps=step), self.rows, take, "random")
+                self.twin.replay(run, step, [*met_at(self._at_inputs, run.geometry, step), read])
+            if "position" in self.controls:
+                positions = torch.from_numpy(self.rows.positions()).expand(len(run.rows), -1, -1)
+                take(Place(step, "", "position"), positions)
+
+    @property
+    def _at_inputs(self) -> list[Intervention]:
+        return [i for i in self.interventions if i.sites.components == ("model_input",)]
+
+    @property
+    def _selection(self) -> Sites:
+        """What is read, whole where rows choose their frames themselves."""
+        selection = self.readout.selection
+        return selection.at(tokens=Tokens()) if isinstance(self.rows, Rows) else selection
+
+    def _rows_of(self, geometry: Geometry, example: Any) -> Rows | Words:
+        selection, level, pool = self.readout.selection, self.readout.level, self.readout.pooled
+        rows = Rows.of(geometry, self.task, "clip" if self.readout.stream != "video" else level)
+        if self.readout.stream == "video":
+            return Rows.of(geometry, self.task, level, selection.tokens, pool)
+        count = 1 if level != "token" else self._positions(selection, example)
+        return Words(level, count, rows.latent_frames, pool)
+
+    def _positions(self, selection: Sites, example: Any) -> int:
+        """How many positions of a text are read, from the first site of a run of one row."""
+        first = Capture(selection.at(steps=self.steps[0]))
+        run = self.model.run([example], 0, interventions=[first], stop_after="last site", **self.settings)
+        return int(next(iter(run.captured().values())).shape[1])
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """Hand activations on as rows of features; changes nothing."""
+    """Hand activations on as rows of features; changes nothing.
+
+    Parameters
+    ----------
+    control : "none", "input" or "random"
+        What is read: the model, its input, or its twin.
+    """
 
     sites: Sites
-    rows: Rows
-    sink: Sink
+    rows: Rows | Words
+    take: Take
+    control: str = "none"
     reads_only: ClassVar[bool] = True
 
     def __call__(self, activation: Tensor, at: At) -> None:
-        make = self.rows.inputs if at.site.component == "model_input" else self.rows.features
-        self.sink(at.site.step, readout_name(at.site), make(activation.detach()))
-
-
-def readout_name(site: Site) -> str:
-    """What a site is called in tables: "embed", "input" or "L00" ...."""
-    return {"embed": "embed", "model_input": "input"}.get(site.component, layer_name(site.layer or 0))
-
-
-def layer_name(layer: int) -> str:
-    """The readout after a block."""
-    return f"L{layer:02d}"
-
-
-def site_of(step: int, readout: str, branch: str = "cond") -> Site:
-    """The site of a readout of the model itself; inverse of `readout_name`."""
-    if readout in ("embed", "input"):
-        return Site(step, branch, None, "embed" if readout == "embed" else "model_input")
-    return Site(step, branch, int(readout.removeprefix("L")), "resid")
+        site = "" if self.control == "input" else str(at.site)
+        self.take(Place(at.site.step, site, self.control), self.rows.read(activation.detach(), at))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
 from typing import Any
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError
+from dit_lens.interventions.base import At
 from dit_lens.sites.geometry import Geometry, Pixels
-from dit_lens.sites.select import Select, indices
+from dit_lens.sites.select import indices
+from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks.base import Label, Level, Task
 from dit_lens.tasks.evidence import declares, require
 
@@ -23,14 +25,10 @@ Pool = Callable[[Tensor], Tensor]
 
 #: From tokens (B, n, D) to one vector (B, D).
 POOLS: dict[str, Pool] = {"mean": lambda x: x.mean(1), "max": lambda x: x.amax(1)}
+_MEAN = POOLS["mean"]
 LEVELS: tuple[Level, ...] = ("clip", "frame", "cell", "token")
 #: More positions than these are one-hot by pairs of frame, row and column, instead of each for itself.
 _MOST_POSITIONS = 1024
-
-
-def frames_of(level: Level) -> Select:
-    """Latent frames that are read unless told otherwise: of cells and tokens the last, which shows the answer."""
-    return -1 if level in ("cell", "token") else "all"
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,10 @@ class Rows:
         Latent frames (of the token grid) that are read.
     grid : (F, H, W) of the tokens
     latent : (F, H, W) of the model's input
-    cells, cell : int
-        Cells n a side, and pixels a side of a cell; the board lies in the upper left of the picture. Both are 0 where
-        the task has no board: then every token counts.
+    cells : int
+        Cells n a side; the board lies in the upper left of the picture. 0 where the task has no board.
+    cell : int
+        Pixels a side of a cell.
     pixels : Pixels
     pool : callable from (B, n, D) to (B, D)
     """
@@ -62,37 +61,38 @@ class Rows:
     cells: int
     cell: int
     pixels: Pixels
-    pool: Pool = POOLS["mean"]
+    pool: Pool = _MEAN
 
     @classmethod
     def of(
-        cls, geometry: Geometry, task: Task, level: Level = "cell", frames: Select = "all", pool: str | Pool = "mean"
+        cls, geometry: Geometry, task: Task, level: Level = "cell", tokens: Tokens | None = None, pool: Pool = _MEAN
     ) -> Rows:
         """Rows of a task's runs.
+
+        Parameters
+        ----------
+        tokens : Tokens, optional
+            Of the video: latent frames.
 
         Raises
         ------
         EvidenceError
-            An unknown level or pooling, a video that is not the task's, cells that share a token, or cells of a task
-            that has none.
+            A video that is not the task's, tokens that are no whole frames, or cells that share a token.
         """
-        if level not in LEVELS:
-            raise EvidenceError(f"unknown level {level!r}; one of {', '.join(LEVELS)}")
-        if isinstance(pool, str) and pool not in POOLS:
-            raise EvidenceError(f"unknown pooling {pool!r}; one of {', '.join(POOLS)}, or a callable")
         pixels, latent = geometry.pixels, geometry.latent_grid
-        made = None if pixels is None else pixels.frames
-        told = require(task, "frames", who="a probe").frames if declares(task, "frames") else made
-        if pixels is None or made != told:
-            count = "an unknown number of" if made is None else made
-            raise EvidenceError(f"the model makes {count} frames and {task.name} has {told}: labels do not fit")
-        chosen = tuple(indices(frames, geometry.grid[0], "latent frame"))
-        board = (0, 0)
-        if level == "cell" or declares(task, "size", "cell"):
-            known = require(task, "size", "cell", who=f"a probe with level={level!r}")
-            board = (known.size, known.cell)
-        pooled = POOLS[pool] if isinstance(pool, str) else pool
-        rows = cls(level, chosen, geometry.grid, (latent[0], latent[1], latent[2]), *board, pixels, pooled)
+        frames = getattr(task, "frames", None)
+        if pixels is None or frames not in (None, pixels.frames):
+            count = "an unknown number of" if pixels is None else pixels.frames
+            raise EvidenceError(f"the model makes {count} frames and {task.name} has {frames}: labels do not fit")
+        chosen = (tokens or Tokens()).resolve(geometry)
+        if replace(chosen, frames="all") != Tokens():
+            raise EvidenceError(f"tokens {tokens}: a probe of the video reads whole latent frames, Tokens(frames=...)")
+        read = tuple(indices(chosen.frames, geometry.grid[0], "latent frame"))
+        made = (latent[0], latent[1], latent[2])
+        has_board = level == "cell" or declares(task, "size", "cell")
+        board = require(task, "size", "cell", who="a probe of cells") if has_board else None
+        cells, cell = (board.size, board.cell) if board is not None else (0, 1)
+        rows = cls(level, read, geometry.grid, made, cells, cell, pixels, pool)
         rows._check()
         return rows
 
@@ -113,9 +113,9 @@ class Rows:
 
     @property
     def _board(self) -> tuple[int, int]:
-        """Rows and columns of the tokens that touch the board, of all tokens where there is none."""
+        """Rows and columns of the tokens that touch the board, or of all where there is none."""
         if not self.cells:
-            return self.grid[1:]
+            return self.grid[1], self.grid[2]
         return -(-self.cell * self.cells // self._token[0]), -(-self.cell * self.cells // self._token[1])
 
     @property
@@ -133,6 +133,10 @@ class Rows:
         """Rows N of an instance."""
         return prod(self.shape)
 
+    def read(self, activation: Tensor, at: At) -> Tensor:
+        """What was met at a site as features (B, N, D)."""
+        return self.inputs(activation) if at.site.component == "model_input" else self.features(activation)
+
     def features(self, activation: Tensor) -> Tensor:
         """Activation (B, F, H, W, D) to features (B, N, D), in float32 at least."""
         chosen = activation[:, list(self.frames)].to(torch.promote_types(activation.dtype, torch.float32))
@@ -146,7 +150,8 @@ class Rows:
             height, width = self._board
             return chosen[:, :, :height, :width].flatten(1, 3)
         down, across = (
-            self._shares(size, count).to(chosen) for size, count in zip(self._token, self.grid[1:], strict=True)
+            _shares(self.cells, self.cell, size, count).to(chosen)
+            for size, count in zip(self._token, self.grid[1:], strict=True)
         )
         return torch.einsum("bfhwd,ih,jw->bfijd", chosen, down, across).flatten(1, 3)
 
@@ -163,7 +168,7 @@ class Rows:
         """Which row it is, one-hot: (N, N).
 
         Of very many rows of several frames it is which frame and row, which frame and column, and which place in the
-        picture, each one-hot: a linear probe of these knows all but what is peculiar to one place in one frame.
+        picture, each one-hot. That cannot capture effects specific to one place in one frame.
         """
         if self.count <= _MOST_POSITIONS or sum(size > 1 for size in self.shape) < 3:
             return np.eye(self.count, dtype=np.float32)
@@ -209,6 +214,8 @@ class Rows:
         level, values = label.level, label.values
         if level is None or _FINENESS[level] > _FINENESS[self.level] or (level, self.level) == ("token", "cell"):
             raise EvidenceError(f"label {label.name!r} is of the {level} and cannot be asked of each {self.level}")
+        if level == "cell" and not self.cells:
+            raise EvidenceError(f"label {label.name!r} is of cells, and its task has none: declare size and cell")
         places = {"cell": (self.cells, self.cells), "token": self.grid[1:]}.get(level)
         if places not in (None, values.shape[2:]):
             told = " x ".join(map(str, values.shape[2:]))
@@ -237,7 +244,7 @@ class Rows:
         down, across = (
             share / share.sum(axis=0)
             for size, count, kept in zip(self._token, self.grid[1:], self._board, strict=True)
-            for share in [self._shares(size, count).numpy()[:, :kept].astype(np.float64)]
+            for share in [_shares(self.cells, self.cell, size, count).numpy()[:, :kept].astype(np.float64)]
         )
         if np.issubdtype(values.dtype, np.integer):
             of_cells: NDArray[Any] = values[:, :, down.argmax(axis=0)[:, None], across.argmax(axis=0)]
@@ -245,11 +252,12 @@ class Rows:
         held: NDArray[np.float64] = np.einsum("bfij,ih,jw->bfhw", values.astype(np.float64), down, across)
         return held > 0 if values.dtype == np.bool_ else held
 
-    def _shares(self, token: int, count: int) -> Tensor:
-        """Along one axis, the share of each cell that lies in each token of ``token`` pixels: (cells, count)."""
-        cell, place = torch.arange(self.cells)[:, None] * self.cell, torch.arange(count) * token
-        low, high = torch.maximum(cell, place), torch.minimum(cell + self.cell, place + token)
-        return (high - low).clamp(min=0) / self.cell
-
 
 _FINENESS: dict[str, int] = {"clip": 0, "frame": 1, "cell": 2, "token": 2}
+
+
+def _shares(cells: int, cell: int, token: int, count: int) -> Tensor:
+    """Along one axis, the share of each cell of ``cell`` pixels in each token of ``token`` pixels: (cells, count)."""
+    number, place = torch.arange(cells)[:, None], torch.arange(count)
+    low, high = torch.maximum(cell * number, token * place), torch.minimum(cell * (number + 1), token * (place + 1))
+    return (high - low).clamp(min=0) / cell

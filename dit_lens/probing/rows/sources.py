@@ -1,6 +1,6 @@
 """Where the sampler's states that a probe reads come from: sampling, noising the true video, or inverting it.
 
-The three give different verdicts (arXiv 2606.05328, 2603.14294), so that every result names its source:
+The three give different verdicts (arXiv 2606.05328, 2603.14294), so every result names its source:
 
 - ``sample``: the states that the sampler itself makes. What the model has not solved is not in them.
 - ``forward-noise``: the true video, encoded, alpha x0 + sigma noise at each step's level, with the noise of the row's
@@ -11,13 +11,14 @@ The three give different verdicts (arXiv 2606.05328, 2603.14294), so that every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
 from dit_lens.families.registry import family_named
 from dit_lens.interventions.base import At, Intervention
@@ -25,7 +26,11 @@ from dit_lens.model import VideoDiT
 from dit_lens.probing.rows.data import Source
 from dit_lens.runs.run import Run
 from dit_lens.runs.schedule import Schedule
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import STEP_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
+from dit_lens.tasks.base import Task
+from dit_lens.tasks.evidence import require
 
 SOURCES: tuple[Source, ...] = ("sample", "forward-noise", "invert")
 
@@ -33,30 +38,37 @@ SOURCES: tuple[Source, ...] = ("sample", "forward-noise", "invert")
 _LEAST_SHARE = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
 class ForwardNoise:
     """Write the clean video, noised to each step's level, in the place of the sampler's states.
+
+    The noise is that of the first state of each run, which it keeps until the next run begins.
 
     Parameters
     ----------
     clean : Tensor of shape (B, C, F, H, W)
         In the sampler's normalised latents.
-    sites : Sites
-        ``latents`` from step 0 on: the first state is the noise.
     """
 
-    clean: Tensor
-    sites: Sites = field(default_factory=lambda: Sites("latents"))
-    _noise: list[Tensor] = field(default_factory=list, repr=False)
+    sites = Sites("latents")
+
+    def __init__(self, clean: Tensor) -> None:
+        self.clean = clean
+        self._noise: Tensor | None = None
 
     def __call__(self, activation: Tensor, at: At) -> Tensor:
         alpha, sigma = at.site.alpha, at.site.sigma
         assert alpha is not None
         assert sigma is not None
         if at.site.step == 0:
-            self._noise[:] = [activation.float() / sigma]
-        state = alpha * self.clean.to(activation.device, torch.float32) + sigma * self._noise[0]
+            self._noise = activation.float() / sigma
+        if self._noise is None:
+            raise InputError(f"{at.site}: the noise is that of step 0, which this run does not meet; start it there")
+        state = alpha * self.clean.to(activation.device, torch.float32) + sigma * self._noise
         return state.to(activation.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the noise, which is no setting but what one run gave."""
+        return {"clean": self.clean, "_noise": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +86,15 @@ class WriteStates:
 
     def __call__(self, activation: Tensor, at: At) -> Tensor:
         return self.states[at.site.step].to(activation)
+
+
+def met_at(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
+    """The interventions that a replay of a step meets; what stands around the denoiser is in the record already."""
+
+    def met(site: Site) -> bool:
+        return site.step == step and site.component not in STEP_COMPONENTS
+
+    return [i for i in interventions if any(map(met, i.sites.resolve(geometry)))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +133,7 @@ class Inversion:
         return self.states[0]
 
 
-def require_source(model: VideoDiT, source: str, geometry: Any) -> None:
+def require_source(model: VideoDiT, source: str, geometry: Geometry) -> None:
     """Refuse a source that is unknown or that this model cannot be given.
 
     Raises
@@ -130,31 +151,38 @@ def require_source(model: VideoDiT, source: str, geometry: Any) -> None:
     if geometry.fixed_frames:
         frames = ", ".join(map(str, geometry.fixed_frames))
         raise UnsupportedModel(
-            f"{family}: the pipeline overwrites latent frame {frames} of the state at every step, so that no other "
-            f"state can be given; source={source!r} is not possible, source='sample' is"
+            f"{family}: the pipeline overwrites latent frame {frames} of the state at every step, so no other state "
+            f"can be given; source={source!r} is not possible, source='sample' is"
         )
-    if "audio" in geometry.streams or family == "ltx-2":
+    if not model.architecture.video_fixes_state:
         raise UnsupportedModel(
-            f"{family}: the state includes audio and guidance works on x0hat, neither of which a video alone fixes; "
-            f"source={source!r} is not possible, source='sample' is"
+            f"{family}: the state includes audio, which a video alone does not fix; source={source!r} is not possible, "
+            "source='sample' is"
         )
 
 
 def state_writers(
-    model: VideoDiT, task: Any, instances: Sequence[Any], seeds: Sequence[int], source: Source
+    model: VideoDiT, task: Task, instances: Sequence[Any], seeds: Sequence[int], source: Source, **settings: Any
 ) -> list[Intervention]:
-    """What a run needs for its states to come from a source."""
+    """What a run needs for its states to come from a source; ``settings`` are those of the run."""
     if source == "sample":
         return []
-    clean = model.encode(task.render(instances))
+    clean = model.encode(require(task, "render", who=f"source={source!r}").render(instances))
     if source == "forward-noise":
         return [ForwardNoise(clean)]
-    return [WriteStates(invert(model, list(instances), clean, seeds).states)]
+    return [WriteStates(invert(model, list(instances), clean, seeds, **settings).states)]
 
 
 @torch.no_grad()
 def invert(
-    model: VideoDiT, inputs: Any, clean: Tensor, seed: int | Sequence[int] = 0, *, rounds: int = 5, **settings: Any
+    model: VideoDiT,
+    inputs: Any,
+    clean: Tensor,
+    seed: int | Sequence[int] = 0,
+    *,
+    rounds: int = 5,
+    interventions: Iterable[Intervention] = (),
+    **settings: Any,
 ) -> Inversion:
     """The states by which deterministic sampling at guidance 1 would come to ``clean``.
 
@@ -171,35 +199,44 @@ def invert(
     rounds : int
         Predictions per step; 1 is plain DDIM inversion. More rounds return nearer to ``clean``, from noise that may be
         less like the sampler's: near the data every state leads to the same video.
+    interventions : iterable of Intervention
+        Inside the denoiser: the model that is inverted is the one with them.
 
     Raises
     ------
+    InputError
+        Rounds below 1, a clean video of another shape, or interventions around the denoiser.
     UnsupportedModel
         The family fixes frames or guides on x0hat; the state is not the first channels of the denoiser's input; or a
         step forgets its state.
     """
     if not isinstance(rounds, int) or rounds < 1:
         raise InputError(f"invert(rounds={rounds!r}): need a whole number of at least 1")
-    run = model.run(inputs, seed, record=True, decode=False, **settings)
+    changes = listed(interventions)
+    if around := [i for i in changes if set(i.sites.components) & set(STEP_COMPONENTS)]:
+        raise InputError(f"invert: {around[0]!r:.60} is around the denoiser, where inversion writes the states itself")
+    run = model.run(inputs, seed, record=True, decode=False, interventions=changes, **settings)
     require_source(model, "invert", run.geometry)
     if clean.shape != run.latents.shape:
         raise InputError(f"invert: clean is {tuple(clean.shape)}, the sampler's state {tuple(run.latents.shape)}")
     state = clean.to(run.latents.device, torch.float32)
     states = []
     for step in reversed(range(run.geometry.steps)):
-        state = _before(model, run, step, state, rounds)
+        state = _before(model, run, step, state, rounds, changes)
         states.append(state)
     return Inversion(torch.stack(states[::-1]), clean, run.schedule)
 
 
-def _before(model: VideoDiT, run: Run, step: int, after: Tensor, rounds: int) -> Tensor:
+def _before(
+    model: VideoDiT, run: Run, step: int, after: Tensor, rounds: int, changes: Sequence[Intervention]
+) -> Tensor:
     """The state whose step leads to ``after``."""
     keep, lead = _step_of(run.schedule, step)
     if abs(keep) < _LEAST_SHARE:
         raise UnsupportedModel(f"step {step} of a {run.schedule.kind} prediction forgets its state; it has no inverse")
     state = after
     for _ in range(rounds):
-        state = (after - lead * _predicted(model, run, step, state)) / keep
+        state = (after - lead * _predicted(model, run, step, state, changes)) / keep
     return state
 
 
@@ -211,11 +248,12 @@ def _step_of(schedule: Schedule, step: int) -> tuple[float, float]:
     return onward * skip + level * (1 - alpha * skip) / sigma, onward * out - level * alpha * out / sigma
 
 
-def _predicted(model: VideoDiT, run: Run, step: int, state: Tensor) -> Tensor:
+def _predicted(model: VideoDiT, run: Run, step: int, state: Tensor, changes: Sequence[Intervention]) -> Tensor:
     """The conditional prediction of a recorded step at another state: (B, C, F, H, W) in float32."""
     _require_state_first(run, step)
     given = run.schedule.model_input(step, state)
-    replay = model.replay(run, step, [_GiveState(given, Sites("model_input", steps=step, branches="cond"))])
+    give = _GiveState(given, Sites("model_input", steps=step, branches="cond"))
+    replay = model.replay(run, step, [give, *met_at(changes, run.geometry, step)])
     return replay.velocities["cond"].float()
 
 

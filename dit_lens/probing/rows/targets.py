@@ -11,18 +11,23 @@ import numpy as np
 from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
 from dit_lens.probing.rows.rows import Rows
+from dit_lens.probing.rows.words import Words
 from dit_lens.tasks.base import Label, Task
 from dit_lens.tasks.evidence import labels_of
 
 
 def targets_of(
-    task: Task, instances: Sequence[Any], rows: Rows, names: Sequence[str] | None = None, frames: Video | None = None
+    task: Task,
+    instances: Sequence[Any],
+    rows: Rows | Words,
+    names: Sequence[str] | None = None,
+    frames: Video | None = None,
 ) -> dict[str, Label]:
     """Labels as values of rows, (B, N).
 
     Parameters
     ----------
-    rows : Rows
+    rows : Rows or Words
     names : sequence of str, optional
         Labels to ask for; by default all of the rows' own level that have more than one value.
     frames : uint8 array of shape (B, T, height, width, 3), optional
@@ -34,7 +39,7 @@ def targets_of(
     """
     known = labels_of(task, instances, rows.latent_frames, frames)
     if names is None:
-        wanted = "cell" if rows.level == "token" else rows.level
+        wanted = "cell" if rows.level == "token" and isinstance(rows, Rows) else rows.level
         chosen = [name for name, label in known.items() if label.level in (wanted, rows.level)]
     else:
         chosen = list(names)

@@ -12,7 +12,7 @@ from dit_lens.analysis.behaviours import BehaviourConfig, Chain, PerceptionOrder
 from dit_lens.analysis.behaviours.order import _of_lens, _of_probes
 from dit_lens.analysis.behaviours.probe_rows import split_weights
 from dit_lens.probing.fit.scores import GroupedScores
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import Probe, ProbeGrid
 from dit_lens.results.intervals import Interval
 from dit_lens.tasks import Maze
 from tests.analysis.returned import check_result
@@ -45,10 +45,10 @@ def grid_of(accuracies: Mapping[str, Sequence[float]], scores: Scores = drawn) -
     rng = np.random.default_rng(0)
     for name, of_label in accuracies.items():
         for step, accuracy in enumerate(of_label):
-            grid.scores[step, "L00", name, "none"] = scores(rng, accuracy)
-            grid.scores[step, "L00", name, "shuffled"] = scores(rng, 0.5)
-            for control in ("input", "position", "random/L00"):
-                grid.scores[step, control, name, "none"] = scores(rng, 0.5)
+            site = f"s{step:02d}/cond/L00/resid/video"
+            grid.scores[Probe(site, name)] = scores(rng, accuracy)
+            for control in ("shuffled", "input", "position", "random"):
+                grid.scores[Probe(site, name, control)] = scores(rng, 0.5)
             grid.sigmas[step], grid.experts[step] = 1 - step / 10, "high" if step < 2 else "low"
     return grid
 

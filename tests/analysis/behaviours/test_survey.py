@@ -15,7 +15,7 @@ from dit_lens.analysis.behaviours.memory import _peak
 from dit_lens.analysis.behaviours.probe_rows import split_weights
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.fit.scores import GroupedScores
-from dit_lens.probing.probe_grid import ProbeGrid
+from dit_lens.probing.probe_grid import Probe, ProbeGrid
 from dit_lens.tasks import Maze, Permanence
 from tests.analysis.returned import check_result
 
@@ -90,10 +90,8 @@ def colours(right: float, groups: int = 12) -> GroupedScores:
 def memory_of(skills: dict[str, float]) -> WorkingMemory:
     grid = ProbeGrid(12, {"colour": "reasoning"}, classes={"colour": ("red", "green", "blue")})
     grid.sigmas[4], grid.experts[4] = 0.8, "low"
-    places = {"none": ("L00", "none"), "shuffled": ("L00", "shuffled"), "random": ("random/L00", "none")}
-    for name, right in skills.items():
-        place, control = places.get(name, (name, "none"))
-        grid.scores[4, place, "colour", control] = colours(right)
+    for control, right in skills.items():
+        grid.scores[Probe("s04/cond/L00/resid/video", "colour", control)] = colours(right)
     config = BehaviourConfig(replicates=20)
     return WorkingMemory("made up", config, {(2, "colour"): grid}, (_peak(grid, 2, "colour", config),), 12)
 

@@ -33,7 +33,7 @@ def test_the_trained_model_perceives_before_it_reasons(trained: Localization) ->
 
 
 def test_every_control_is_beside_its_probe(trained: Localization) -> None:
-    table = trained.probes.table(replicates=10)
+    table = trained.probes.wide()
     assert set(table["missing"]) == {""}
     assert table[["shuffled", "input", "position", "random"]].notna().all().all()
 

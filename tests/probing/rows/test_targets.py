@@ -10,7 +10,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError
-from dit_lens.probing.rows.rows import Rows
+from dit_lens.probing.rows.rows import POOLS, Rows
 from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.tasks import TASKS, Label, Labelled, Permanence
@@ -98,7 +98,7 @@ def test_the_bars_that_are_left_to_sort_are_counted_down() -> None:
 
 
 def test_a_row_is_a_cell_in_reading_order() -> None:
-    rows = Rows.of(geometry((3, 4, 4)), Checkers(), "cell", frames=[0, 2])
+    rows = Rows.of(geometry((3, 4, 4)), Checkers(), "cell", dl.Tokens(frames=[0, 2]))
     label = Checkers().labels([0], 3)["number"]
     assert rows.targets(label)[0].tolist() == [*range(16), *range(200, 216)]
     marked = torch.arange(48.0).reshape(1, 3, 4, 4, 1)
@@ -107,7 +107,7 @@ def test_a_row_is_a_cell_in_reading_order() -> None:
 
 
 def test_a_cell_of_several_tokens_is_their_mean() -> None:
-    rows = Rows.of(geometry((3, 8, 8)), Checkers(), "cell", frames=0)
+    rows = Rows.of(geometry((3, 8, 8)), Checkers(), "cell", dl.Tokens(frames=0))
     tokens = torch.arange(64.0).reshape(1, 1, 8, 8, 1).expand(1, 3, 8, 8, 1)
     expected = tokens[0, 0, :, :, 0].unflatten(0, (4, 2)).unflatten(2, (4, 2)).mean((1, 3))
     assert torch.equal(rows.features(tokens)[0, :, 0], expected.flatten())
@@ -117,7 +117,7 @@ def test_a_token_of_several_cells_takes_what_is_in_its_pixels() -> None:
     given = geometry((3, 2, 2), latent=(3, 4, 4))
     with pytest.raises(EvidenceError, match="level='token'"):
         Rows.of(given, Checkers(), "cell")
-    rows, labels = Rows.of(given, Checkers(), "token", frames=0), Checkers().labels([0], 3)
+    rows, labels = Rows.of(given, Checkers(), "token", dl.Tokens(frames=0)), Checkers().labels([0], 3)
     assert rows.targets(labels["number"])[0].tolist() == [2.5, 4.5, 10.5, 12.5]
     assert rows.targets(labels["is_first"])[0].tolist() == [True, False, False, False]
     assert rows.targets(labels["class"])[0].tolist() == [0, 2, 0, 2]
@@ -136,7 +136,7 @@ def test_a_token_that_lies_across_cells_weighs_them_by_area() -> None:
             return {"column": Label("column", "perception", values)}
 
     # Tokens of 12 pixels on cells of 8: the first holds cell 0 and half of cell 1.
-    rows = Rows.of(geometry((3, 2, 2), side=24), Three(), "token", frames=0)
+    rows = Rows.of(geometry((3, 2, 2), side=24), Three(), "token", dl.Tokens(frames=0))
     assert rows.targets(Three().labels([0], 3)["column"])[0].tolist() == pytest.approx([1 / 3] * 4)
 
 
@@ -153,7 +153,7 @@ def test_coarser_labels_go_to_all_rows_and_finer_ones_are_refused() -> None:
         Label("clip", "reasoning", np.array([7, 8])),
         Label("f", "reasoning", np.array([[1.0, 2, 3], [4, 5, 6]])),
     )
-    cells = Rows.of(geometry((3, 4, 4)), Checkers(), "cell", frames=[1, 2])
+    cells = Rows.of(geometry((3, 4, 4)), Checkers(), "cell", dl.Tokens(frames=[1, 2]))
     assert (cells.targets(clip) == [[7], [8]]).all()
     assert cells.targets(frame)[1].tolist() == [5] * 16 + [6] * 16
     frames = Rows.of(geometry((3, 4, 4)), Checkers(), "frame")
@@ -164,9 +164,9 @@ def test_coarser_labels_go_to_all_rows_and_finer_ones_are_refused() -> None:
 
 def test_frames_and_clips_are_pooled_over_their_own_tokens() -> None:
     activation = torch.randn(2, 3, 4, 4, 5)
-    frames = Rows.of(geometry((3, 4, 4)), Checkers(), "frame", frames=[0, 2])
+    frames = Rows.of(geometry((3, 4, 4)), Checkers(), "frame", dl.Tokens(frames=[0, 2]))
     torch.testing.assert_close(frames.features(activation), activation.mean((2, 3))[:, [0, 2]])
-    largest = Rows.of(geometry((3, 4, 4)), Checkers(), "clip", pool="max")
+    largest = Rows.of(geometry((3, 4, 4)), Checkers(), "clip", pool=POOLS["max"])
     assert torch.equal(largest.features(activation)[:, 0], activation.amax((1, 2, 3)))
     assert largest.positions().tolist() == [[1]]
 
@@ -175,7 +175,7 @@ def test_the_position_is_one_hot_and_of_very_many_rows_of_several_frames_by_pair
     class Large(Checkers):
         size = 40
 
-    one = Rows.of(geometry((3, 40, 40), side=320), Large(), "cell", frames=0).positions()
+    one = Rows.of(geometry((3, 40, 40), side=320), Large(), "cell", dl.Tokens(frames=0)).positions()
     np.testing.assert_array_equal(one, np.eye(1600))
     places = Rows.of(geometry((3, 40, 40), side=320), Large(), "cell").positions()
     assert places.shape == (4800, 3 * 40 + 3 * 40 + 40 * 40)
@@ -222,7 +222,7 @@ class Broken(Checkers):
 
 
 def test_bad_input_is_refused_with_what_is_wrong() -> None:
-    given, rows = geometry((3, 4, 4)), Rows.of(geometry((3, 4, 4)), Checkers(), "cell", frames=-1)
+    given, rows = geometry((3, 4, 4)), Rows.of(geometry((3, 4, 4)), Checkers(), "cell", dl.Tokens(frames=-1))
     for task in (Unlabelled(), Nothing()):
         with pytest.raises(EvidenceError, match=r"has no labels: nothing to ask|a probe needs labels"):
             targets_of(task, [0], rows)
@@ -232,10 +232,8 @@ def test_bad_input_is_refused_with_what_is_wrong() -> None:
         targets_of(Broken(), [0], rows)
     with pytest.raises(EvidenceError, match="no labels of each clip; it has some of cell"):
         targets_of(Checkers(), [0], Rows.of(given, Checkers(), "clip"))
-    with pytest.raises(EvidenceError, match="one of clip, frame, cell, token"):
-        Rows.of(given, Checkers(), "pixel")  # type: ignore[arg-type]
-    with pytest.raises(EvidenceError, match="one of mean, max"):
-        Rows.of(given, Checkers(), "clip", pool="median")
+    with pytest.raises(EvidenceError, match=r"whole latent frames, Tokens\(frames=...\)"):
+        Rows.of(given, Checkers(), "clip", dl.Tokens(rows=(0, 2)))
     with pytest.raises(EvidenceError, match="makes 9 frames and checkers has 5"):
         Rows.of(geometry((3, 4, 4), frames=9), Checkers(), "cell")
     with pytest.raises(EvidenceError, match="leaves the picture"):
