@@ -55,6 +55,7 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "Preview",
     "StepLens",
     "TunedLens",
+    "TunedLensRecipe",
     "attention",
     "cka",
     "cka_features",
@@ -92,9 +93,12 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "ActivationDataset",
     "Store",
     # what is concluded; `behaviours`, intervals and pictures
+    "Evaluation",
+    "GuidanceComparison",
     "Localization",
     "LocalizeConfig",
     "PatchingSweep",
+    "PromptExchange",
     "behaviours",
     "compare_guidance",
     "evaluate",
@@ -134,7 +138,8 @@ _NAMES = {
     "dit_lens.analysis.localization.localize": "localize",
     "dit_lens.analysis.localization.result": "Localization LocalizeConfig",
     "dit_lens.analysis.patching": "PatchingSweep patching_sweep",
-    "dit_lens.analysis.success": "compare_guidance evaluate exchange_prompts",
+    "dit_lens.analysis.success": "Evaluation GuidanceComparison PromptExchange "
+    "compare_guidance evaluate exchange_prompts",
     "dit_lens.engine.apply": "apply",
     "dit_lens.engine.gradients": "Gradients",
     "dit_lens.errors": "DitLensError",
@@ -159,6 +164,7 @@ _NAMES = {
     "dit_lens.lens.steps": "StepLens step_lens",
     "dit_lens.lens.tuned.compare": "LensComparison compare_lenses",
     "dit_lens.lens.tuned.fit": "fit_tuned_lens train_tuned_lens",
+    "dit_lens.lens.tuned.recipe": "TunedLensRecipe",
     "dit_lens.lens.tuned.tuned_lens": "TunedLens",
     "dit_lens.model": "VideoDiT",
     "dit_lens.organisms.load": "load_organism",
@@ -200,7 +206,14 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.analysis.localization.localize import localize
     from dit_lens.analysis.localization.result import Localization, LocalizeConfig
     from dit_lens.analysis.patching import PatchingSweep, patching_sweep
-    from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts
+    from dit_lens.analysis.success import (
+        Evaluation,
+        GuidanceComparison,
+        PromptExchange,
+        compare_guidance,
+        evaluate,
+        exchange_prompts,
+    )
     from dit_lens.engine.apply import apply
     from dit_lens.engine.gradients import Gradients
     from dit_lens.errors import DitLensError
@@ -226,6 +239,7 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.lens.steps import StepLens, step_lens
     from dit_lens.lens.tuned.compare import LensComparison, compare_lenses
     from dit_lens.lens.tuned.fit import fit_tuned_lens, train_tuned_lens
+    from dit_lens.lens.tuned.recipe import TunedLensRecipe
     from dit_lens.lens.tuned.tuned_lens import TunedLens
     from dit_lens.model import VideoDiT
     from dit_lens.organisms.load import load_organism

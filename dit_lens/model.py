@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,13 +33,17 @@ from dit_lens.families.registry import architecture_of
 from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
-from dit_lens.runs.identity import model_id, of_latents, run_id, setup_of
+from dit_lens.runs.identity import model_id, of_latents, replay_id, run_id, setup_of
 from dit_lens.runs.inputs import Inputs, gather, paired
+from dit_lens.runs.nest import moved
 from dit_lens.runs.replay import Replay, Resume
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select
 from dit_lens.sites.sites import Sites
+
+#: Makes the interventions of one batch from the inputs and the seeds of its rows.
+ForBatch = Callable[[list[Any], list[int]], Iterable[Intervention]]
 
 
 class VideoDiT:
@@ -179,8 +184,7 @@ class VideoDiT:
         arguments = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale} | pipeline_arguments
         settings = gather_settings(self.pipeline, self.architecture, self.defaults, gathered, arguments)
         geometry = geometry_of(self.pipeline, self.architecture, settings)
-        context = Context(self.architecture, geometry, gathered.rows)
-        context.finish = lambda state: self.architecture.finish(self.pipeline, state, context.prepared)
+        context = Context(self.architecture.family, geometry, gathered.rows)
         plan = make_plan(interventions, geometry, gathered.rows)
         check_stop(stop_after, geometry, plan)
         if resume is not None:
@@ -188,6 +192,7 @@ class VideoDiT:
             check_reached(resume, plan)
         dispatcher = Dispatcher(
             pipeline=self.pipeline,
+            architecture=self.architecture,
             context=context,
             trees=self._trees,
             plan=plan,
@@ -214,6 +219,7 @@ class VideoDiT:
             content=gathered.content,
             frames=frames,
             latents=cast(Tensor, dispatcher.latents),
+            family=context.family,
             schedule=context.schedule,
             geometry=geometry,
             settings=settings,
@@ -221,6 +227,7 @@ class VideoDiT:
             calls=tuple(recorder.calls),
             states=tuple(recorder.states),
             ledger=recorder.ledger,
+            fixed=context.fixed,
             text_valid=recorder.text_valid,
         )
 
@@ -231,7 +238,7 @@ class VideoDiT:
         *,
         batch: int = 32,
         progress: str | None = "runs",
-        interventions: Iterable[Intervention] | Callable[[list[Any], list[int]], Iterable[Intervention]] = (),
+        interventions: Iterable[Intervention] | ForBatch = (),
         **run_arguments: Any,
     ) -> Iterator[Run]:
         """Generate from many inputs, ``batch`` rows at a time.
@@ -250,7 +257,7 @@ class VideoDiT:
         progress : str or None
             Title of the progress bar, None for none.
         interventions : iterable of Intervention, or callable (inputs, seeds) -> iterable of Intervention
-            The same in every run, or made for the rows of each before it begins.
+            The same for every run, or made for each from the inputs and seeds of its rows.
         **run_arguments
             As in `run`.
 
@@ -262,22 +269,23 @@ class VideoDiT:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r}: need a whole number of at least 1")
         rows = paired(inputs, seed)
-        changes = interventions if callable(interventions) else listed(interventions)
-        return self._batches(rows, batch, progress, changes, run_arguments)
+        if callable(interventions) and not hasattr(interventions, "sites"):  # no intervention that stands alone
+            return self._batches(rows, batch, progress, interventions, run_arguments)
+        same = listed(cast(Iterable[Intervention], interventions))
+        return self._batches(rows, batch, progress, lambda _inputs, _seeds: same, run_arguments)
 
     def _batches(
         self,
         rows: Sequence[tuple[Any, int]],
         batch: int,
         progress: str | None,
-        interventions: Sequence[Intervention] | Callable[[list[Any], list[int]], Iterable[Intervention]],
+        make: ForBatch,
         run_arguments: Mapping[str, Any],
     ) -> Iterator[Run]:
         with tqdm(total=len(rows), desc=progress, unit="run", disable=progress is None) as bar:
             for start in range(0, len(rows), batch):
-                given, seeds = map(list, zip(*rows[start : start + batch], strict=True))
-                changes = interventions(given, seeds) if callable(interventions) else interventions
-                yield self.run(given, seeds, interventions=changes, **run_arguments)
+                given, seeds = (list(part) for part in zip(*rows[start : start + batch], strict=True))
+                yield self.run(given, seeds, interventions=make(given, seeds), **run_arguments)
                 bar.update(len(seeds))
 
     def _generate(
@@ -323,30 +331,46 @@ class VideoDiT:
         calls = run.recorded(step)
         refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled(), pipeline=self.pipeline)
         context: Context = calls[0].context
-        plan = make_plan(listed(interventions), run.geometry, run.rows)
+        interventions = listed(interventions)
+        plan = make_plan(interventions, run.geometry, run.rows)
+        own_name = replay_id(run.id, step, interventions, from_layer)
         resume = Resume(run, step, from_layer) if from_layer else None
         if resume is not None:
             resume.check(run.model_id, run.setup, run.content, context, run.settings)
             check_reached(resume, plan, first=step)
-        dispatcher = Dispatcher(None, context, self._trees, plan, resume=resume)
+        dispatcher = Dispatcher(None, self.architecture, context, self._trees, plan, resume=resume)
         for tree in self._trees.values():
             tree.refresh()
+        device = self.pipeline._execution_device
         predicted: dict[str, Tensor] = {}
         conditioning: dict[str, dict[str, Any]] = {}
         started = time.perf_counter()
         for call in calls:
             module: Any = self.experts[call.expert]
             outputs: dict[str, Any] = {}
+            call = replace(call, args=moved(call.args, device), kwargs=moved(call.kwargs, device))
             with keeping_outputs(module, self.architecture.conditioning, outputs):
                 output = dispatcher.run_call(call, module.forward, call.args, call.kwargs)
             predicted |= velocities(call, output)
             conditioning |= {b: rows_of(outputs, call.rows(b), call) for b in call.branches}
         dispatcher.require_fired()
         dispatcher.recorder.ledger.seconds = time.perf_counter() - started
-        guided = self.architecture.guide(predicted, calls[0].scales, run.states[step], calls[0].sigma)
-        x0hat = context.clean(step, run.states[step], guided)
-        captures, ledger = dispatcher.recorder.captures, dispatcher.recorder.ledger
-        return Replay(step, predicted, guided, x0hat, conditioning, captures, ledger)
+        state, recorder = run.states[step].to(device), dispatcher.recorder
+        guided = self.architecture.guide(predicted, calls[0].scales, state, calls[0].sigma)
+        return Replay(
+            id=own_name,
+            model_id=self.id,
+            rows=run.rows,
+            geometry=run.geometry,
+            step=step,
+            velocities=predicted,
+            guided=guided,
+            x0hat=context.clean(step, state, guided),
+            conditioning=conditioning,
+            captures=recorder.captures,
+            ledger=recorder.ledger,
+            text_valid=recorder.text_valid,
+        )
 
     def gradients(
         self,

@@ -24,25 +24,25 @@ model = dl.load_organism("puzzles")
 # is not seen? The picture shows skill above the best of the controls: shuffled labels, the model's input at that token,
 # position, random weights, majority.
 memory = dl.behaviours.working_memory(model, dl.tasks.Permanence(), CONFIG)
-print(memory.summary().round(2).to_string(index=False))
+print(memory)
 figure, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
 for axis, target in zip(axes, ("position", "colour"), strict=True):
-    memory.plot(axis, target)
+    memory.plot(axis, target=target)
 
 # %%
 # Perception before action
 # ------------------------
 # From which step on are start and goals decodable, and from which the path? In these two pictures all of them are there
-# at step 0 already, so that there is no order of steps to be seen. The excess falls at the end because the model's
+# at step 0 already, so there is no order of steps to be seen. The excess falls at the end because the model's
 # input then shows the drawn path itself.
 task = dl.tasks.Maze(4, goals=2)
-chain = dl.behaviours.decoded_chain(model, task, dl.behaviours.distinct(task, COUNT, seed=1), seed=100)
+chain = dl.behaviours.decoded_chain(model, task, COUNT, seed=1)
 order = dl.behaviours.perception_before_action(model, task, CONFIG, chain=chain)
 for measure in ("decodable", "half", "drawn"):
     print(f"{measure}: {order.verdict(measure)}, {order.before(measure):.2f} of replicates")
 figure, axes = plt.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
 order.plot(axes[0])
-order.plot(axes[1], "x0hat")
+order.plot(axes[1], evidence="x0hat")
 
 # %%
 # Self-correction
@@ -50,8 +50,8 @@ order.plot(axes[1], "x0hat")
 # How often does a readable answer go from wrong to right, and how often from right to wrong? An answer that only takes
 # shape is neither. *Corrected* is wrong when it is first readable and right at the last step, *spoiled* the reverse.
 pattern = dl.tasks.Pattern()
-puzzle = dl.behaviours.decoded_chain(model, pattern, dl.behaviours.distinct(pattern, COUNT, seed=1), seed=100)
-correction = dl.behaviours.self_correction(puzzle)
+puzzle = dl.behaviours.decoded_chain(model, pattern, COUNT, seed=1)
+correction = dl.behaviours.self_correction(model, pattern, chain=puzzle)
 for change, share in correction.ever().items():
     print(f"{change}: {share} of {COUNT}")
 print(correction.matrix(0, -1))
@@ -62,7 +62,7 @@ correction.plot(plt.gca())
 # Multi-path
 # ----------
 # How many candidates are drawn at once? Of a blend of two symbols in the gap both are alive.
-paths = dl.behaviours.multi_path(puzzle)
+paths = dl.behaviours.multi_path(model, pattern, chain=puzzle)
 print({name: str(share) for name, share in paths.ever().items()})
 plt.figure(figsize=(5, 3), layout="constrained")
 paths.plot(plt.gca())

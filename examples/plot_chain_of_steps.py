@@ -16,9 +16,10 @@ task = dl.tasks.Maze(size=6, lengths=(8, 14))
 mazes = task.sample(MAZES, seed=3)
 
 # %%
-# One run for all four. Capturing changes nothing: the frames are those of the plain pipeline, bit for bit.
-lens = dl.step_lens(model, mazes, seed=list(range(MAZES)))
-scores = task.score(lens.run.frames, mazes)
+# One recorded run for all four. Recording changes nothing: the frames are those of the plain pipeline, bit for bit.
+run = model.run(mazes, seed=list(range(MAZES)), record=True)
+lens = dl.step_lens(model, run)
+scores = task.score(run.frames, mazes)
 
 # %%
 # Steps go from left to right, with their sigma.
@@ -27,7 +28,7 @@ dl.plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
 
 # %%
 # How much of the final trail is visible at each step: intersection over union, mean over the four mazes.
-final = task.read_answer(lens.run.frames[:, -1], mazes).marks
+final = task.read_answer(run.frames[:, -1], mazes).marks
 for step, frames in enumerate(lens.decode(model)):
     shown = task.read_answer(frames[:, -1], mazes).marks
     overlap = dl.tasks.agreement(shown, final)

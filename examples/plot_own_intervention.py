@@ -48,7 +48,7 @@ def upside_down(activation, at):
 keep = dl.Capture(dl.Sites("resid", layers=-1, steps=0), reduce="norm")
 changed = model.run(mazes[0], seed=0, interventions=[Dim(dl.Sites("ffn", layers=3)), upside_down, keep])
 plain = model.run(mazes[0], seed=0, interventions=[keep])
-site = f"s00/cond/L{model.layers - 1:02d}/resid/video"
+site = f"s00/cond/L{model.layers - 1:02d}/resid"
 print(f"norm of the last residual, mean over tokens: {float(plain[site].mean()):.2f} before, "
       f"{float(changed[site].mean()):.2f} after")  # fmt: skip
 

@@ -35,7 +35,7 @@ class Config:
 
 def print_tables(comparison: dl.LensComparison) -> None:
     """One table for each task and measure: a row for each step and layer, a column for each lens."""
-    for (task, measure), part in comparison.frame().groupby(["task", "measure"], sort=False):
+    for (task, measure), part in comparison.table.groupby(["task", "measure"], sort=False):
         if measure in MEASURES:
             text = [f"{v:.2f} [{a:.2f}, {b:.2f}]" for v, a, b in part[["value", "low", "high"]].to_numpy()]
             wide = part.assign(text=text, sigma=part["sigma"].round(3)).pivot_table(
@@ -46,13 +46,13 @@ def print_tables(comparison: dl.LensComparison) -> None:
 
 def draw(comparison: dl.LensComparison) -> Figure:
     """A row for each step, a column for each measure."""
-    steps = sorted(set(comparison.table["step"]))
+    steps = sorted(set(comparison.samples["step"]))
     measures = [m for m in MEASURES if m in comparison.measures]
     size = (4.2 * len(measures), 2.9 * len(steps))
     figure, axes = plt.subplots(len(steps), len(measures), figsize=size, layout="constrained", squeeze=False)
     for row, step in zip(axes, steps, strict=True):
         for axis, measure in zip(row, measures, strict=True):
-            comparison.plot(axis, measure, step)
+            comparison.plot(axis, measure=measure, step=step)
     return figure
 
 
@@ -74,8 +74,8 @@ def main() -> None:
     tasks = [dl.tasks.task_named(t) for t in named] or dl.organisms.organism_tasks(config.model)
     tuned = dl.TunedLens.load(config.lens or config.model, model)
 
-    comparison = dl.compare_lenses(tuned, model, tasks, config.instances, seed=config.seed)
-    comparison.frame().to_csv(out / "comparison.csv", index=False)
+    comparison = dl.compare_lenses(model, tasks, tuned, instances=config.instances, seed=config.seed)
+    comparison.table.to_csv(out / "comparison.csv", index=False)
     draw(comparison).savefig(out / "comparison.png", dpi=120)
     print_tables(comparison)
     print(f"\n{out}/comparison.csv, {out}/comparison.png")

@@ -22,15 +22,16 @@ import dit_lens as dl
 
 INSTANCES = 32  # true videos of each task
 RUNS = 8  # instances of each task that the model is run on
-TEST_SEED = 10_000  # of the first held-out run; the runs that are fitted on have the seeds from 0
+SEEDS = {"train": 0, "test": 1}  # of the runs of each split, which share no noise
 
 
 def latents_of(model: dl.VideoDiT, samples: Sequence[Sequence[Any]], runs: int, seed: int) -> Tensor:
     """Encoded true videos of all instances, and x0hat at every step of runs on the first ones: (B, C, F, h, w)."""
     true = np.concatenate([np.stack([instance.video for instance in sample]) for sample in samples])
     shown = [instance for sample in samples for instance in sample[:runs]]
-    lens = dl.step_lens(model, shown, list(range(seed, seed + len(shown))), decode=False)
-    return torch.cat([model.encode(true), lens.x0hat.flatten(0, 1)])
+    made = model.runs(shown, seed, record=True, decode=False)
+    estimates = [dl.step_lens(model, run).x0hat.flatten(0, 1) for run in made]
+    return torch.cat([model.encode(true), *estimates])
 
 
 def fit(name: str) -> dl.Preview:
@@ -39,8 +40,8 @@ def fit(name: str) -> dl.Preview:
     tasks = [task for task, size in zip(tasks, sizes, strict=True) if size == sizes[0]]
     fitted_on = [task.sample(INSTANCES, seed=0, split="train") for task in tasks]
     held_out = [task.sample(INSTANCES // 2, seed=0, split="test") for task in tasks]
-    test = latents_of(model, held_out, RUNS // 2, TEST_SEED)
-    return dl.Preview.fit(model, latents_of(model, fitted_on, RUNS, 0), held_out=test)
+    test = latents_of(model, held_out, RUNS // 2, SEEDS["test"])
+    return dl.Preview.fit(model, latents_of(model, fitted_on, RUNS, SEEDS["train"]), held_out=test)
 
 
 def main() -> None:

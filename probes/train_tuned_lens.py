@@ -51,18 +51,30 @@ def main() -> None:
 
     layers = "all" if config.layers == "all" else [int(k) for k in config.layers.split(",")]
 
+    recipe = dl.TunedLensRecipe(
+        objective=config.objective,
+        bands=config.bands,
+        batch=config.batch,
+        passes=config.passes,
+        start=config.start,
+    )
     started = time.perf_counter()
     tuned = dl.train_tuned_lens(
-        model, tasks, config.runs, config.validation, objective=config.objective, start=config.start,
-        passes=config.passes, bands=config.bands, layers=layers, branch=config.branch, batch=config.batch,
+        model,
+        tasks,
+        runs=config.runs,
+        validation=config.validation,
+        sites=dl.Sites(layers=layers),
+        recipe=recipe,
+        branch=config.branch,
         seed=config.seed,
-    )  # fmt: skip
+    )
     seconds = time.perf_counter() - started
     path = tuned.save(out / "tuned_lens.safetensors")
 
     print(f"{tuned}\n{config.runs} runs of {', '.join(map(str, tasks))} in {seconds:.0f} s")
-    shown = [c for c in tuned.frame().columns if "validation" in c]
-    table = tuned.frame()[["band", "layer", "used", "penalty", *shown]]
+    shown = [c for c in tuned.table.columns if "validation" in c]
+    table = tuned.table[["band", "layer", "used", "penalty", *shown]]
     print(table.rename(columns=lambda c: c.replace("_validation", "")).to_string(index=False, float_format="%.3g"))
     print(path)
 

@@ -1,203 +1,302 @@
 """What each layer's update causes: activation patching over counterfactual pairs.
 
 Recipient and donor are the two sides of a pair that differs in one thing, run from the same noise. Both directions are
-used. Two effects are told apart, because an image-to-video model is given its picture again at every step, so that a
-patch at one step is undone by the next:
+used. Two effects are told apart, because an image-to-video model is given its picture again at every step, which undoes
+a patch at one step:
 
 - *share*: the patch at one step moves x0hat of that step by some share of the way from the recipient's to the donor's.
-It
-  is measured where the two true answers differ and nothing else does: on the cells of one answer but not the other,
-  goals excluded, on the latent frames after the given one.
+  It is measured where the two true answers differ and nothing that was given does, on the latent frames after the given
+  one.
 - *flip*: the patch at every step makes the final video show the donor's answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from dit_lens.errors import EvidenceError
+from dit_lens.analysis.instances import drawn_pairs, inside, until
+from dit_lens.errors import EvidenceError, SiteError
+from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.patch import Patch
 from dit_lens.model import VideoDiT
-from dit_lens.results.arrays import Floats
-from dit_lens.results.intervals import bootstrap_weights, percentile_interval, weighted_means, wilson
-from dit_lens.sites.select import Select, indices
+from dit_lens.results.arrays import Bools, Floats
+from dit_lens.results.intervals import mean_interval, wilson
+from dit_lens.results.plots import curves
+from dit_lens.results.result import VALUE_COLUMNS, Result
+from dit_lens.runs.run import Run
+from dit_lens.runs.seeds import row_seeds
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.select import indices
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.base import Pair, Task
-from dit_lens.tasks.evidence import answer_masks, on_grid, require, show_answer
+from dit_lens.tasks.evidence import answer_masks, declares, on_grid, require, show_answer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WHO = "patching_sweep"
 
 
 @dataclass(frozen=True)
-class PatchingSweep:
-    """Effects of patching one layer's update.
+class PatchingSweep(Result):
+    """Effects of patching one layer after the other.
 
     Attributes
     ----------
     step : int
         The step of the one-step share.
-    share : float array of shape (L, P)
-        Mean over both directions, of each of P pairs.
-    unrelated : float array of shape (L, P)
-        The same movement read along another pair's direction: the null of ``share``.
+    sigma, expert : of that step
+    component, stream : str
+        What was patched.
+    layers, kinds : tuple of int, tuple of str
+        L layers, and the kind of each block.
+    along : float array of shape (3, L, P)
+        Mean over both directions of how far each of P pairs moved, along its own direction and along those of the next
+        pair and of the one after that. NaN where there are too few pairs.
     flips : bool array of shape (L, Q)
         Whether recipient q of Q showed the donor's answer when the layer was patched at all steps.
     right : int
-        Pairs whose two clean runs were both right, of ``tried``; where there were none, the share is of all pairs and
-        ``selected`` is False.
+        Pairs whose two clean runs were both right, of ``tried``.
+    selected : bool
+        Whether only those pairs were patched. It is False where there were none, or where the task scores no videos:
+        then all pairs were.
     """
 
-    component: str
     step: int
+    sigma: float
+    expert: str | None
+    component: str
+    stream: str
     layers: tuple[int, ...]
-    share: Floats
-    unrelated: Floats
-    flips: NDArray[np.bool_]
+    kinds: tuple[str, ...]
+    along: Floats
+    flips: Bools
     right: int
     tried: int
     selected: bool
 
-    def frame(self, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Tidy table: layer, component, step, measure, value, low, high, n."""
-        weights = bootstrap_weights(self.share.shape[1], replicates, seed)
-        rows = []
-        for i, layer in enumerate(self.layers):
-            for measure, values in (("share", self.share[i]), ("share of an unrelated pair", self.unrelated[i])):
-                interval = percentile_interval(weighted_means(values, weights))
-                rows.append((layer, self.component, str(self.step), measure, *interval, len(values)))
-            if self.flips.shape[1]:
-                flips = wilson(int(self.flips[i].sum()), self.flips.shape[1])
-                rows.append((layer, self.component, "all", "flip rate", *flips, self.flips.shape[1]))
-        return pd.DataFrame(rows, columns=["layer", "component", "step", "measure", "value", "low", "high", "n"])
+    @property
+    def share(self) -> Floats:
+        """How far each pair moved towards the donor's x0hat: (L, P)."""
+        return np.asarray(self.along[0])
+
+    @property
+    def unrelated(self) -> Floats:
+        """The null of ``share``: the same movement along another pair's direction, (L, P)."""
+        return np.asarray(self.along[1])
+
+    @property
+    def flip_rate(self) -> Floats:
+        """Share of the pairs whose answer flips when a layer is patched at all steps: (L,), or empty."""
+        return np.asarray(self.flips.mean(axis=1)) if self.flips.size else np.zeros(0)
+
+    def permuted(self) -> PatchingSweep:
+        """The null of the whole sweep: every movement is read as if another pair's direction were its own."""
+        return replace(self, along=np.roll(self.along, -1, axis=0))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Columns step, sigma, expert, layer, kind, component, stream, measure, value, low, high, n (pairs).
+
+        Measures: "share", "unrelated_share" and, where pairs were patched at all steps, "flip_rate", which has no step.
+        """
+        rows: list[tuple[Any, ...]] = []
+        at, what = (self.step, self.sigma, self.expert), (self.component, self.stream)
+        for i, layer in enumerate(zip(self.layers, self.kinds, strict=True)):
+            for measure, values in (("share", self.share[i]), ("unrelated_share", self.unrelated[i])):
+                rows.append((*at, *layer, *what, measure, *mean_interval(values), len(values)))
+            if count := self.flips.shape[1]:
+                flipped = wilson(int(self.flips[i].sum()), count)
+                rows.append((None, None, None, *layer, *what, "flip_rate", *flipped, count))
+        columns = ["step", "sigma", "expert", "layer", "kind", "component", "stream", *VALUE_COLUMNS]
+        return pd.DataFrame(rows, columns=columns).astype({"step": object, "expert": object})
+
+    def plot(self, axis: Axes | None = None) -> Axes:
+        """Share, its null and the flip rate over the layers, with their intervals."""
+        axis = curves(self.table, "layer", "value", hue="measure", axis=axis)
+        axis.set(ylabel="effect", title=f"patching {self.component} of one layer, step {self.step}")
+        return axis
 
 
 def patching_sweep(
     model: VideoDiT,
     task: Task,
-    pairs: Sequence[Pair],
+    pairs: int | Sequence[Pair] = 48,
     *,
-    step: int = 0,
-    layers: Select = "all",
-    component: str = "delta",
+    sites: Sites = Sites("delta", steps=0),  # noqa: B008 - it is frozen
     seed: int = 0,
+    interventions: Iterable[Intervention] = (),
     batch: int = 16,
     flip_pairs: int = 16,
-    permute: bool = False,
 ) -> PatchingSweep:
-    """Patch ``component`` of one layer after the other from each side of a pair into the other.
+    """Patch one layer after the other from each side of a pair into the other.
 
     Parameters
     ----------
-    pairs : list of (original, counterfactual)
+    pairs : int, or list of pairs of the task
         Pairs of which not both clean runs are right are dropped; where none is left, all are kept for ``share``.
-    step : int
-        Denoising step of the one-step patch.
-    component : str
-        "delta" localises; "resid" at all tokens hands over everything at any layer.
+    sites : Sites
+        One component of one stream at one step. "delta" localises; "resid" at all tokens hands over everything at any
+        layer.
+    seed : int
+        Of the pairs that are drawn and of their noise, which the two sides of a pair share.
+    interventions : iterable of Intervention
+        Applied to every run besides the patches.
+    batch : int
+        Pairs that are run at once.
     flip_pairs : int
         How many of the remaining pairs are patched at all steps as well.
-    permute : bool
-        The null: every pair's movement is read along the direction of another pair, as if that were its own.
 
     Raises
     ------
     EvidenceError
-        No pair has an answer cell of its own to measure on.
+        The task does not say where the answers of a pair differ, or no pair's answers differ anywhere.
+    SiteError
+        Not one component, stream and step, or a layer that the model does not have.
     """
-    chosen = indices(layers, model.layers, "layer")
-    masks = answer_masks(task, pairs, who="patching_sweep")
-    pairs = [pair for pair, mask in zip(pairs, masks, strict=True) if mask.any()]
-    if not pairs:
+    given = drawn_pairs(task, pairs, seed, who=_WHO)
+    given = [pair for pair, mask in zip(given, answer_masks(task, given, who=_WHO), strict=True) if mask.any()]
+    if not given:
         raise EvidenceError(
             "no pair's two answers differ where what was given does not; there is nothing to measure on"
         )
-    right = both_right(model, task, pairs, seed, batch)
-    kept = [pair for pair, ok in zip(pairs, right, strict=True) if ok] or list(pairs)
-    seeds = {id(pair): seed + i for i, pair in enumerate(pairs)}
-    batches = [kept[i : i + batch] for i in range(0, len(kept), batch)]
-    measured = [
-        _movements(model, task, part, [seeds[id(p)] for p in part], step, chosen, component)
-        for part in tqdm(batches, desc="patching at one step", unit="batch")
-    ]
-    moved, direction = (torch.cat(x, dim=-2) for x in zip(*measured, strict=True))
-    own, other = (1, 2) if permute else (0, 1)
-    share, unrelated = (_along(moved, direction.roll(shift, dims=-2)) for shift in (own, other))
-    flipping = kept[:flip_pairs] if any(right) else []
-    flips = _flips(model, task, flipping, [seeds[id(p)] for p in flipping], chosen, component)
-    return PatchingSweep(component, step, tuple(chosen), share, unrelated, flips, sum(right), len(pairs), any(right))
+    geometry = model.geometry(given[0].original)
+    step, seeds = _one_step(sites, geometry), row_seeds(seed, len(given))
+    every = _Pairs(model, task, tuple(given), tuple(seeds), sites, step, tuple(interventions), batch)
+    right = every.both_right()
+    kept = every.only([i for i, ok in enumerate(right) if ok]) if any(right) else every
+    along, clean = kept.movements()
+    layers = _layers(sites, geometry)
+    return PatchingSweep(
+        step=step,
+        sigma=clean.sigmas[step],
+        expert=clean.experts[step],
+        component=sites.components[0],
+        stream=str(sites.stream),
+        layers=tuple(layers),
+        kinds=tuple(geometry.layer(layer).kind for layer in layers),
+        along=along,
+        flips=kept.only(range(min(flip_pairs, sum(right)))).flips(geometry),
+        right=sum(right),
+        tried=len(given),
+        selected=any(right),
+    )
 
 
-def both_right(model: VideoDiT, task: Task, pairs: Sequence[Pair], seed: int, batch: int) -> list[bool]:
-    """Whether the clean runs of both sides, from the same noise, are strictly right."""
-    right: list[bool] = []
-    for i in tqdm(range(0, len(pairs), batch), desc="clean runs of pairs", unit="batch"):
-        part = pairs[i : i + batch]
-        seeds = range(seed + i, seed + i + len(part))
-        sides = []
-        for side in (0, 1):
-            instances = [pair[side] for pair in part]
-            frames = model.run(instances, seed=list(seeds)).frames
-            assert frames is not None
-            sides.append(require(task, "score", who="patching_sweep").score(frames, instances).strict)
-        right += [bool(a and b) for a, b in zip(*sides, strict=True)]
-    return right
+def _one_step(sites: Sites, geometry: Geometry) -> int:
+    """The step of sites that select one component of one stream at one step."""
+    steps = indices(sites.steps, geometry.steps, "step")
+    if len(steps) != 1 or len(sites.components) != 1 or not isinstance(sites.stream, str) or sites.stream == "all":
+        raise SiteError(
+            f"{_WHO} patches one component of one stream at one step, such as Sites('delta', steps=0); got {sites}"
+        )
+    sites.resolve(geometry)
+    return steps[0]
 
 
-def _movements(
-    model: VideoDiT, task: Task, pairs: Sequence[Pair], seeds: list[int], step: int, layers: list[int], component: str
-) -> tuple[Tensor, Tensor]:
-    """How x0hat moves, (layers, 2 directions, pairs, latents), and the way to the donor's, (2, pairs, latents)."""
-    instances = [pair[side] for side in (0, 1) for pair in pairs]
-    # Rows 0..P-1 are originals and P..2P-1 counterfactuals: each row's donor is the other side of its pair.
-    other = tuple(np.roll(np.arange(len(instances)), len(pairs)).tolist())
-    clean = model.run(instances, seed=seeds * 2, record=True, stop_after=step)
-    unpatched = model.replay(clean, step, [Capture(Sites(component, steps=step))])
-    own, donor = unpatched.x0hat, replace(clean, captures=unpatched.captures)
-    direction = (own[list(other)] - own) * _latent_mask(task, pairs, own)
-    moved = []
-    for layer in layers:
-        patch = Patch(donor, Sites(component, steps=step, layers=layer), rows=other)
-        moved.append(model.replay(clean, step, [patch]).x0hat - own)
-    shape = (2, len(pairs), -1)
-    return torch.stack(moved).reshape(len(layers), *shape), direction.reshape(shape)
+def _layers(sites: Sites, geometry: Geometry) -> list[int]:
+    return indices(sites.layers, geometry.layers, "layer")
 
 
-def _latent_mask(task: Task, pairs: Sequence[Pair], x0hat: Tensor) -> Tensor:
-    """Answer cells on every latent frame but the given first one: (2 P, 1, F, H, W)."""
-    mask = torch.zeros(len(x0hat), 1, *x0hat.shape[2:], dtype=x0hat.dtype, device=x0hat.device)
-    height, width = x0hat.shape[3:]
-    masks = answer_masks(task, pairs, who="patching_sweep")
-    cells = on_grid(task, masks, (height, width), (8 * height, 8 * width))
-    mask[:, 0, 1:] = torch.from_numpy(cells).to(mask).repeat(2, 1, 1)[:, None]
-    return mask
+@dataclass(frozen=True)
+class _Pairs:
+    """P pairs with the noise of each, what is patched in them at which step, and what else is done in every run."""
+
+    model: VideoDiT
+    task: Task
+    pairs: tuple[Pair, ...]
+    seeds: tuple[int, ...]
+    sites: Sites
+    step: int
+    interventions: tuple[Intervention, ...]
+    batch: int
+
+    def only(self, numbers: Iterable[int]) -> _Pairs:
+        """Some of the pairs, with their noise."""
+        chosen = list(numbers)
+        return replace(self, pairs=tuple(self.pairs[i] for i in chosen), seeds=tuple(self.seeds[i] for i in chosen))
+
+    def both_right(self) -> list[bool]:
+        """Whether the clean runs of both sides are strictly right; of no pair where the task scores nothing."""
+        if not declares(self.task, "score"):
+            return [False] * len(self.pairs)
+        runs = self._both_sides("clean runs of pairs", interventions=self.interventions)
+        score = require(self.task, "score", who=_WHO).score
+        strict = np.concatenate([score(run.decoded, list(run.inputs)).strict for run in runs])
+        return [bool(one and other) for one, other in strict.reshape(-1, 2)]
+
+    def _both_sides(self, progress: str, **options: Any) -> Iterator[Run]:
+        """Runs in which the counterfactual follows its original from the same noise: row r's partner is row r ^ 1."""
+        sides, seeds = [side for pair in self.pairs for side in pair], [s for s in self.seeds for _ in range(2)]
+        return self.model.runs(sides, seeds, batch=2 * self.batch, progress=progress, **options)
+
+    def movements(self) -> tuple[Floats, Run]:
+        """Movement of x0hat along the directions of pairs, (3, L, P), and the last clean run."""
+        geometry, found = self.model.geometry(self.pairs[0].original), []
+        others = until(self.interventions, geometry, self.step)
+        for run in self._both_sides("patching at one step", record=True, stop_after=self.step, interventions=others):
+            found.append(self._moved(run, inside(self.interventions, geometry, self.step)))
+        moved, ways = (torch.cat(parts, dim=-5) for parts in zip(*found, strict=True))
+        return _along(moved.flatten(2), (ways * self._mask(ways, geometry)).flatten(1)), run
+
+    def _moved(self, run: Run, interventions: list[Intervention]) -> tuple[Tensor, Tensor]:
+        """How x0hat of each row moves, (L, rows, C, F, H, W), and its way to the partner's, (rows, C, F, H, W)."""
+        partners = tuple(row ^ 1 for row in range(len(run.rows)))
+        own = self.model.replay(run, self.step, interventions).x0hat
+        moved = []
+        for layer in _layers(self.sites, run.geometry):
+            patch = Patch("rows", self.sites.at(steps=self.step, layers=layer), rows=partners)
+            moved.append(self.model.replay(run, self.step, [*interventions, patch]).x0hat - own)
+        return torch.stack(moved), own[list(partners)] - own
+
+    def _mask(self, like: Tensor, geometry: Geometry) -> Tensor:
+        """Where answers differ, on every latent frame but the given first one: (2 P, 1, F, H, W)."""
+        height, width = like.shape[-2:]
+        pixels = geometry.pixels
+        picture = (height, width) if pixels is None else (pixels.height, pixels.width)
+        cells = on_grid(self.task, answer_masks(self.task, self.pairs, who=_WHO), (height, width), picture)
+        mask = torch.zeros(len(like), 1, *like.shape[2:], dtype=like.dtype, device=like.device)
+        mask[:, 0, 1:] = torch.from_numpy(cells).to(mask).repeat_interleave(2, dim=0)[:, None]
+        return mask
+
+    def flips(self, geometry: Geometry) -> Bools:
+        """Whether originals show the counterfactual's answer when a layer is patched at every step: (L, P)."""
+        layers, sites = _layers(self.sites, geometry), self.sites.at(steps="all")
+        found = [np.zeros((len(layers), 0), dtype=bool)]
+        if not self.pairs:
+            return found[0]
+        originals, others = zip(*self.pairs, strict=True)
+        options: dict[str, Any] = {"interventions": [*self.interventions, Capture(sites)], "decode": False}
+        unpatched = iter(originals)
+        for donor in self.model.runs(others, self.seeds, batch=self.batch, progress="donors", **options):
+            recipients = list(islice(unpatched, len(donor.rows)))
+            found.append(np.stack([self._flipped(donor, recipients, sites.at(layers=layer)) for layer in layers]))
+        return np.concatenate(found, axis=1)
+
+    def _flipped(self, donor: Run, recipients: list[Any], sites: Sites) -> Bools:
+        """Whether recipients that are patched at these sites show the answers of the donor's rows: bool (rows,)."""
+        seeds, patches = [row.seed for row in donor.rows], [*self.interventions, Patch(donor, sites)]
+        patched = self.model.run(recipients, seeds, interventions=patches)
+        return show_answer(self.task, patched.decoded, donor.inputs, who=_WHO)
 
 
-def _along(moved: Tensor, direction: Tensor) -> Floats:
-    """Movement (layers, 2, pairs, X) along directions (2, pairs, X), in units of their length: (layers, pairs)."""
-    way = direction.double()
-    share = (moved.double() * way).sum(-1) / way.square().sum(-1).clamp(min=1e-12)
-    return np.asarray(share.mean(dim=1).cpu().numpy())
-
-
-def _flips(
-    model: VideoDiT, task: Task, pairs: Sequence[Pair], seeds: list[int], layers: list[int], component: str
-) -> NDArray[np.bool_]:
-    """Whether the original shows the counterfactual's answer when a layer is patched at every step: (layers, pairs)."""
-    if not pairs:
-        return np.zeros((len(layers), 0), dtype=bool)
-    originals, others = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    donor = model.run(others, seed=seeds, interventions=[Capture(Sites(component, layers=layers))], decode=False)
-    flips = []
-    for layer in tqdm(layers, desc="patching at all steps", unit="layer"):
-        patch = Patch(donor, Sites(component, layers=layer))
-        frames = model.run(originals, seed=seeds, interventions=[patch]).frames
-        assert frames is not None
-        flips.append(show_answer(task, frames, others, who="patching_sweep"))
-    return np.stack(flips)
+def _along(moved: Tensor, ways: Tensor) -> Floats:
+    """Movement (L, 2 P, X) along the directions (2 P, X) of pairs 0, 1 and 2 places before: float (3, L, P)."""
+    steps, paths = moved.double().unflatten(1, (-1, 2)), ways.double().unflatten(0, (-1, 2))
+    count = len(paths)
+    found = np.full((3, len(moved), count), np.nan)
+    for places in range(min(3, count)):
+        path = paths.roll(places, dims=0)
+        share = (steps * path).sum(-1) / path.square().sum(-1).clamp(min=1e-12)
+        found[places] = share.mean(dim=-1).cpu().numpy()
+    return found

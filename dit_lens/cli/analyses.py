@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from dit_lens.cli.common import Commands, Printed, common_options, load, maze_options
@@ -33,11 +34,12 @@ def _localize(options: argparse.Namespace) -> Printed:
 
     started = time.perf_counter()
     config = LocalizeConfig.quick() if options.quick else LocalizeConfig()
-    result = localize(load(options.model), Maze(options.size), config, seed=options.seed, permute=options.permute)
+    config = replace(config, seed=options.seed, permute=options.permute)
+    result = localize(load(options.model), Maze(options.size), config)
     report = result.report(options.out / "localization.html")
     seconds = time.perf_counter() - started
     files = {"report": str(report), "table": str(report.with_suffix(".csv"))}
-    text = f"{result.summary()}\n\n{report} and {report.with_suffix('.csv').name}, in {seconds:.0f} s"
+    text = f"{result}\n\n{report} and {report.with_suffix('.csv').name}, in {seconds:.0f} s"
     return text, result.to_json() | {"files": files, "seconds": seconds}
 
 
@@ -46,14 +48,14 @@ def _steps(options: argparse.Namespace) -> Printed:
     from dit_lens.lens.steps import step_lens
     from dit_lens.results.frames import plot_chain_of_steps
     from dit_lens.results.page import png_bytes
+    from dit_lens.runs.seeds import row_seeds
     from dit_lens.tasks import Maze
 
     model, task = load(options.model), Maze(options.size)
     count = min(options.count, 2) if options.quick else options.count
     mazes = task.sample(count, seed=options.seed)
-    lens = step_lens(model, mazes, seed=list(range(count)))
-    assert lens.run.frames is not None
-    strict = task.score(lens.run.frames, mazes).strict
+    run = model.run(mazes, row_seeds(options.seed, count), record=True)
+    lens, strict = step_lens(model, run), task.score(run.decoded, mazes).strict
     titles = [f"{m.length} moves\n{'solved' if ok else 'failed'}" for m, ok in zip(mazes, strict, strict=True)]
     figure = plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
     path = write_atomic(options.out, png_bytes(figure))

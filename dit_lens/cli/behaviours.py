@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+
+if TYPE_CHECKING:
+    from dit_lens.tasks import BoardTask
 
 
 def add_commands(commands: Commands) -> None:
@@ -29,19 +33,19 @@ def _behaviours(options: argparse.Namespace) -> Printed:
 
     started = time.perf_counter()
     config = BehaviourConfig.quick() if options.quick else BehaviourConfig()
-    found = survey(load(options.model), _tasks(options), config, seed=options.seed)
+    found = survey(load(options.model), _tasks(options), replace(config, seed=options.seed))
     seconds = time.perf_counter() - started
     return f"{found}\n\nin {seconds:.0f} s", found.to_json() | {"model": options.model, "seconds": seconds}
 
 
-def _tasks(options: argparse.Namespace) -> list[Any]:
-    """The tasks that were asked for; by default those of the organism without *move*, of mazes the first size."""
+def _tasks(options: argparse.Namespace) -> list[BoardTask]:
+    """The tasks that were asked for; by default each of the organism's that lists its candidates, at its first size."""
     from dit_lens.organisms.load import organism_tasks
-    from dit_lens.tasks import Maze, Move, task_named
+    from dit_lens.tasks import declares, task_named
 
     if options.tasks:
         return [task_named(name) for name in options.tasks]
     folder = options.model if is_organism_folder(options.model) else None
     tasks = organism_tasks(options.model.removeprefix(RANDOM), folder=folder)
-    tasks = [task for task in tasks if not isinstance(task, Move)]
-    return tasks[:1] if all(isinstance(task, Maze) for task in tasks) else tasks
+    first = {task.title: task for task in reversed(tasks) if declares(task, "alive")}
+    return [task for task in tasks if first.get(task.title) is task]

@@ -17,31 +17,28 @@ def add_commands(commands: Commands) -> None:
 
 
 def _lens(options: argparse.Namespace) -> Printed:
-    import numpy as np
-
     from dit_lens.files.atomic import write_atomic
     from dit_lens.lens.depth import depth_lens
     from dit_lens.results.frames import plot_layers_by_steps
     from dit_lens.results.page import png_bytes
+    from dit_lens.sites.sites import Sites
     from dit_lens.tasks import Maze
 
     model, task = load(options.model), Maze(options.size)
     maze = task.sample(1, seed=options.seed)[0]
     run = model.run(maze, seed=options.seed, record=True)
-    assert run.frames is not None
-    strict = bool(task.score(run.frames, [maze]).strict[0])
-    steps = range(0, run.geometry.steps, 3 if options.quick else 1)
-    lenses = [depth_lens(model, run, step) for step in steps]
-    frames = np.stack([lens.decode(model, frames=-1)[:, 0, 0] for lens in lenses], axis=1)
-    sigmas = [run.sigmas[step] for step in steps]
+    strict = bool(task.score(run.decoded, [maze]).strict[0])
+    lens = depth_lens(model, run, sites=Sites(steps=slice(None, None, 3 if options.quick else 1)))
+    reading, frames = lens.reading, lens.decode(model, frames=-1)[:, :, 0, 0].swapaxes(0, 1)
+    sigmas = [run.sigmas[step] for step in reading.steps]
     solved = "solved" if strict else "failed"
     title = f"Depth lens: the last frame as each layer would answer it ({maze.length} moves, {solved})"
-    figure = plot_layers_by_steps(frames, lenses[0].layers, steps, sigmas, title)
+    figure = plot_layers_by_steps(frames, reading.layers, reading.steps, sigmas, title)
     path = write_atomic(options.out, png_bytes(figure))
     data = {
         "picture": str(path),
-        "layers": list(lenses[0].layers),
-        "steps": list(steps),
+        "layers": list(reading.layers),
+        "steps": list(reading.steps),
         "sigmas": sigmas,
         "strict": strict,
         "instance": maze.id,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+
+if TYPE_CHECKING:
+    from dit_lens.tasks import BoardTask
 
 
 def add_commands(commands: Commands) -> None:
@@ -30,18 +33,17 @@ def _evaluate(options: argparse.Namespace) -> Printed:
 
     count = min(options.count, 40) if options.quick else options.count
     tasks, model = _tasks(options), load(options.name)
-    settings = {"count": count, "seed": options.seed}
-    results = evaluate(model, tasks, **settings)
+    found = evaluate(model, tasks, count, seed=options.seed)
     exchanged = [(task, kind) for task in tasks for kind in prompt_kinds(task)] if options.prompts else []
-    prompts = [exchange_prompts(model, task, kind, **settings) for task, kind in exchanged]
-    guidance = [compare_guidance(model, task, **settings) for task in tasks] if options.guidance else []
-    data: dict[str, Any] = {"organism": options.name}
-    for key, rows in (("tasks", results), ("prompts", prompts), ("guidance", guidance)):
-        data[key] = [row.to_json() for row in rows]
-    return "\n".join(map(str, [*results, *prompts, *guidance])), data | _sizes(tasks, data["tasks"])
+    prompts = [exchange_prompts(model, task, count, kind=kind, seed=options.seed) for task, kind in exchanged]
+    compared = tasks if options.guidance else []
+    guidance = [compare_guidance(model, task, count, seed=options.seed) for task in compared]
+    data: dict[str, Any] = {"organism": options.name} | found.to_json()
+    data |= {"prompts": [x.to_json() for x in prompts], "guidance": [x.to_json() for x in guidance]}
+    return "\n".join(map(str, [found, *prompts, *guidance])), data | _sizes(tasks, data["tasks"])
 
 
-def _tasks(options: argparse.Namespace) -> list[Any]:
+def _tasks(options: argparse.Namespace) -> list[BoardTask]:
     """The tasks that were asked for, by default those of the organism."""
     from dit_lens.organisms.load import organism_tasks
     from dit_lens.tasks import task_named
@@ -53,12 +55,11 @@ def _tasks(options: argparse.Namespace) -> list[Any]:
     return organism_tasks(options.name.removeprefix(RANDOM))
 
 
-def _sizes(tasks: Sequence[Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The key ``sizes`` of an evaluation on mazes alone, with the names that its rows had before there were tasks."""
-    from dit_lens.tasks import Maze
+def _sizes(tasks: Sequence[BoardTask], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The key ``sizes`` of an evaluation of one task at several sizes, which says which of them is the default."""
+    from dit_lens.tasks import task_named
 
-    if not all(isinstance(task, Maze) and task.goals == 1 for task in tasks):
+    if len({task.title for task in tasks}) != 1:
         return {}
-    return {
-        "sizes": [row | {"default": row["size"] == Maze.size, "by_path_length": row["by_steps"]} for row in rows],
-    }
+    default = task_named(tasks[0].title).size
+    return {"sizes": [row | {"default": row["size"] == default, "by_path_length": row["by_steps"]} for row in rows]}

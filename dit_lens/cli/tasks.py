@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_lens.cli.common import Commands, Printed, common_options
+
+if TYPE_CHECKING:
+    from dit_lens.tasks import BoardTask
 
 #: Names of the videos that cannot have solved a task, as `dit_lens.tasks.floors.null_floors` gives them.
 NULLS = ("frozen", "noise", "shuffled", "counterfactual")
@@ -40,14 +43,14 @@ def _tasks(options: argparse.Namespace) -> Printed:
     return "\n\n".join(parts), {"tasks": rows, "sheet": str(path)}
 
 
-def listed_tasks() -> dict[str, Any]:
+def listed_tasks() -> dict[str, BoardTask]:
     """Every task at its default size, and the maze whose prompt names one of two goals."""
     from dit_lens.tasks import TASKS, task_named
 
     return {name: task_named(name) for name in TASKS} | {"two-goal maze": task_named("two-goal maze:4")}
 
 
-def _floors(task: Any, count: int, seed: int) -> dict[str, Any]:
+def _floors(task: BoardTask, count: int, seed: int) -> dict[str, Any]:
     """Mean partial scores and strict success of true videos and of each null; of kinds of pairs, the highest."""
     best = task.floors(count, seed).groupby("video")[["total", "strict"]].max()
     found: dict[str, Any] = {"n": count}

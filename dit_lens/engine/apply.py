@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dit_lens.engine.envoys import at, module_of
 from dit_lens.engine.plan import Planned
-from dit_lens.engine.recorder import Recorder, Visitor
+from dit_lens.engine.recorder import ActiveCall, Recorder, Visitor
 from dit_lens.engine.traversal import Walk, dressed
 from dit_lens.errors import InputError, SiteError
+from dit_lens.families.registry import family_named
 from dit_lens.interventions.base import Intervention, check
 from dit_lens.runs.call import Call
 from dit_lens.sites.site import Site
@@ -45,8 +46,10 @@ def apply(intervention: Intervention, call: Call, dit: Any, into: dict[Site, Ten
     if around := [s for s in sites if s.branch is None]:
         raise SiteError(f"apply: {around[0].component} lies around the denoiser's calls; give it to the run as a list")
     here = dressed([s for s in sites if s.step == call.step and s.branch in call.branches], call)
-    recorder = context.recorder if into is None and context.recorder is not None else _Into(into, intervention)
-    walk = Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], Visitor(context, recorder))
+    of_run = call.recorder if isinstance(call, ActiveCall) else None
+    recorder = of_run if into is None and of_run is not None and of_run.active else _Into(into, intervention)
+    visitor = Visitor(family_named(context.family), context, recorder)
+    walk = Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], visitor)
     walk(dit, partial(at, dit))
 
 

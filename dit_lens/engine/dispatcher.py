@@ -14,11 +14,14 @@ from torch import Tensor
 
 from dit_lens.engine.envoys import ACTIVE, Tree
 from dit_lens.engine.plan import Planned
-from dit_lens.engine.recorder import Copies, Recorder, Visitor
+from dit_lens.engine.recorder import ActiveCall, Copies, Recorder, Visitor
 from dit_lens.engine.sampler import Sampler
 from dit_lens.engine.traversal import Enough, Walk, dressed
 from dit_lens.errors import DidNotFire, InputError, PipelineBusy
+from dit_lens.families.base import Architecture
+from dit_lens.families.registry import family_named
 from dit_lens.runs.call import Call, Context
+from dit_lens.runs.nest import moved
 from dit_lens.runs.replay import Resume
 from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.site import Site, some
@@ -33,6 +36,7 @@ class Dispatcher:
     Parameters
     ----------
     pipeline : the diffusers pipeline, or None when a recorded call is replayed
+    architecture : Architecture
     context : Context
     trees : dict from expert name (None in models of one) to Tree
     plan : list of Planned
@@ -44,6 +48,7 @@ class Dispatcher:
     """
 
     pipeline: Any
+    architecture: Architecture
     context: Context
     trees: Mapping[str | None, Tree]
     plan: Sequence[Planned]
@@ -66,8 +71,7 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         self.recorder = Recorder()
-        self.visitor = Visitor(self.context, self.recorder)
-        self.architecture = self.context.architecture
+        self.visitor = Visitor(self.architecture, self.context, self.recorder)
         self.steps = self.context.geometry.steps
         around = any(site.component in ("latents", "guided", "velocity") for p in self.plan for site in p.sites)
         #: Whether states and predictions are of use after the scheduler's step, which may write to them.
@@ -79,8 +83,8 @@ class Dispatcher:
         with ExitStack() as stack:
             for tree in self.trees.values():
                 tree.refresh()
-            self.context.recorder = self.recorder
-            stack.callback(setattr, self.context, "recorder", None)
+            self.recorder.active = True
+            stack.callback(setattr, self.recorder, "active", False)
             for expert, tree in self.trees.items():
                 module = tree.modules[""]
                 before = {"forward": module.__dict__["forward"]} if "forward" in module.__dict__ else {}
@@ -113,7 +117,8 @@ class Dispatcher:
         call = self._next_call(expert, args, kwargs)
         kwargs = self.architecture.call_arguments(kwargs, len(self.context.rows) * len(call.branches))
         if self.resume is not None and call.step < self.resume.step:
-            output = self.resume.run.recorded(call.step)[call.nth].output
+            device = (kwargs.get("hidden_states", *args[:1])).device
+            output = moved(self.resume.run.recorded(call.step)[call.nth].output, device)
         else:
             output = self.run_call(call, forward, args, kwargs)
         call = replace(call, kwargs={})
@@ -188,10 +193,10 @@ class Dispatcher:
             self._count(call, self.context.geometry.layers)
             return self._finite(call, forward(*args, **kwargs))
         visits = [(p, dressed(sites, call)) for p, sites in visits]
-        walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._is_last(call))
+        walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._ends_at(call.step, call.nth))
         workers = [partial(walk, tree.envoy, tree.at)] if visits or resume is not None else []
         if self.body is not None:
-            workers.append(partial(self.body, replace(call, args=args), tree.envoy))
+            workers.append(partial(self.body, self._shown(call, args), tree.envoy))
         try:
             with tree.attached(None if self.body else walk.touched()):
                 output = tree.trace(partial(tree.modules[""].forward, *args, **kwargs), workers)
@@ -203,21 +208,27 @@ class Dispatcher:
             self._count(call, walk.blocks_run)
         return self._finite(call, output)
 
+    def _shown(self, call: Call, args: tuple[Any, ...]) -> ActiveCall:
+        """A call for the body, which may apply interventions in it."""
+        return ActiveCall(**{**vars(call), "args": args}, recorder=self.recorder)
+
     def _finite(self, call: Call, output: Any) -> Any:
         for branch, velocity in velocities(call, output).items():
             self.recorder.require_finite(velocity, Site(call.step, branch, None, "velocity"))
         return output
 
-    def _is_last(self, call: Call) -> bool:
-        """Whether no site of the run lies behind this call."""
+    def _ends_at(self, step: int, moment: int) -> bool:
+        """Whether the run is to stop after a moment of a step, because none of its sites lies behind it."""
         if self.stop_after != "last site":
             return False
-        later = {b for group in self.calls[call.nth + 1 :] for b in group}
-        return not any(
-            s.step > call.step or (s.step == call.step and (s.component == "guided" or s.branch in later))
-            for p in self.plan
-            for s in p.sites
-        )
+        return all((s.step, self._moment(s)) <= (step, moment) for p in self.plan for s in p.sites)
+
+    def _moment(self, site: Site) -> int:
+        """When a site is met within its step: -1 the state, then each call by its number, last what they combine to."""
+        around = {"latents": -1, "guided": len(self.calls)}
+        if site.component in around:
+            return around[site.component]
+        return next(nth for nth, branches in enumerate(self.calls) if site.branch in branches)
 
     def _comes_to(self, site: Site) -> bool:
         """Whether what has been done should have met a site: a replay does the calls of one step alone."""
@@ -239,7 +250,7 @@ class Dispatcher:
             self._prepared = True
             result = prepare(*args, **kwargs)
             state, *rest = result if isinstance(result, tuple) else (result,)
-            self.context.prepared = tuple(rest)
+            self.context.fixed = self.architecture.fixed(self.pipeline, tuple(rest))
             if not self.architecture.late_timesteps:
                 self._know_schedule()
             state = self._enter_step(0, state)
@@ -269,9 +280,11 @@ class Dispatcher:
             return {"latents": self._enter_step(step + 1, state)}
         self.latents = self.architecture.unpack(state, self.context.latent)
         if step + 1 == self.steps:
-            self.latents = self.context.finish(self.latents)
+            self.latents = self.context.finished(self.latents)
         if step == self.stop_after:
             pipeline._interrupt = True
+            if self.record and step + 1 < self.steps:  # from where a run can go on
+                self.recorder.states.append(self.latents)
         return {"latents": state}
 
     def _guided(self) -> Tensor:
@@ -303,7 +316,7 @@ class Dispatcher:
             site = replace(site, sigma=self.sigma(step), alpha=self.alpha(step))
             changed = self.visitor.deliver(planned, site, tensor, x0hat=x0hat)
             tensor = tensor if changed is None else changed
-        if visits and self.stop_after == "last site" and self._was_last(step, component):
+        if visits and self._ends_at(step, self._moment(visits[0][1])):
             self.latents = tensor if component == "latents" else self.latents
             raise Enough
         return tensor
@@ -312,12 +325,6 @@ class Dispatcher:
         """The clean estimate of the step that has just been done."""
         assert self.latents is not None
         return self.context.clean(step, self.latents, self._guided())
-
-    def _was_last(self, step: int, component: str) -> bool:
-        sites = [s for p in self.plan for s in p.sites]
-        if component == "guided":
-            return not any(s.step > step for s in sites)
-        return not any(s.step > step or (s.step == step and s.component != "latents") for s in sites)
 
     def require_fired(self) -> None:
         """Raise `DidNotFire` for the first intervention that no call reached."""
@@ -333,5 +340,5 @@ class Dispatcher:
 
 def velocities(call: Call, output: Any) -> dict[str, Tensor]:
     """What a denoiser call predicted, by branch: Tensor of shape (B, C, F, H, W)."""
-    unpack, latent = call.context.architecture.unpack, call.context.latent
+    unpack, latent = family_named(call.context.family).unpack, call.context.latent
     return {branch: unpack(output[0][call.rows(branch)], latent) for branch in call.branches}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import NotFinite
 from dit_lens.interventions.base import At
 from dit_lens.runs.replay import Replay
@@ -35,6 +36,8 @@ class Gradients:
     activations: dict[Site, Tensor]
     gradients: dict[Site, Tensor]
     replay: Replay
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit_lens.runs.call import Call
+from dit_lens.runs.nest import mapped
 
 
 def keeping_outputs(transformer: nn.Module, paths: Sequence[str], outputs: dict[str, Any]) -> ExitStack:
@@ -37,12 +38,12 @@ def _keeping(outputs: dict[str, Any], path: str) -> Callable[..., None]:
 
 def rows_of(outputs: Any, rows: slice, call: Call) -> Any:
     """One branch's rows of everything in a nest of dicts and tuples; flattened batches have several entries a row."""
-    if isinstance(outputs, dict):
-        return {k: rows_of(v, rows, call) for k, v in outputs.items()}
-    if isinstance(outputs, tuple | list):
-        return tuple(rows_of(v, rows, call) for v in outputs)
     batch = len(call.context.rows) * len(call.branches)
-    if not isinstance(outputs, Tensor) or not outputs.ndim or outputs.shape[0] % batch:
-        return outputs
-    each = outputs.shape[0] // batch
-    return outputs[rows.start * each : rows.stop * each]
+
+    def take(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or tensor.shape[0] % batch:
+            return tensor
+        each = tensor.shape[0] // batch
+        return tensor[rows.start * each : rows.stop * each]
+
+    return mapped(outputs, take)

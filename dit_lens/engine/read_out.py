@@ -11,6 +11,7 @@ from torch import Tensor
 from dit_lens.families.at_hand import at_hand
 from dit_lens.families.base import Architecture
 from dit_lens.runs.call import Call
+from dit_lens.runs.nest import mapped
 
 
 def read_out(
@@ -31,15 +32,11 @@ def read_out(
     grid, times = call.context.geometry.grid, len(call.branches)
     # The last bits of a matrix product depend on its batch: the head is given one as large as the model's own.
     residuals = _repeated(residual.flatten(1, 3), times)
-    given = _repeated(conditioning, times)
+    given = mapped(conditioning, lambda tensor: _repeated(tensor, times))
     output = at_hand(transformer, lambda: architecture.head(transformer, residuals, given, grid))
     return architecture.unpack(output[: len(residual)], call.context.latent)
 
 
-def _repeated(nest: Any, times: int) -> Any:
-    """Everything in a nest of mappings and tuples, over and over along its first axis."""
-    if isinstance(nest, Mapping):
-        return {k: _repeated(v, times) for k, v in nest.items()}
-    if isinstance(nest, tuple):
-        return tuple(_repeated(v, times) for v in nest)
-    return torch.cat([nest] * times) if isinstance(nest, Tensor) and times > 1 else nest
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    """A tensor over and over along its first axis."""
+    return torch.cat([tensor] * times) if times > 1 else tensor

@@ -12,9 +12,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_lens.engine.plan import Planned
 from dit_lens.errors import DonorError, InputError, NotFinite
+from dit_lens.families.base import Architecture
 from dit_lens.interventions.base import At
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.ledger import Ledger
+from dit_lens.runs.nest import mapped
 from dit_lens.sites.site import Site, some
 
 #: Sums of these overflow long before their values do.
@@ -28,6 +30,7 @@ class Recorder:
     captures: dict[str, dict[Site, Tensor]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
+    active: bool = False
     visited: dict[Site, None] = field(default_factory=dict)
     text_valid: dict[str, Tensor] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
@@ -99,6 +102,18 @@ class Recorder:
         return f"visited so far: {some(self.visited)}" if self.visited else "no site visited yet"
 
 
+@dataclass(frozen=True, repr=False)
+class ActiveCall(Call):
+    """A call as the body of a run is given it, while the run is active.
+
+    Attributes
+    ----------
+    recorder : Recorder of the run
+    """
+
+    recorder: Recorder | None = None
+
+
 class Copies:
     """Copies of the tensors in a nest of mappings, lists and tuples.
 
@@ -109,11 +124,7 @@ class Copies:
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __call__(self, nest: Any) -> Any:
-        if isinstance(nest, Tensor):
-            return self._copy(nest)
-        if isinstance(nest, dict):  # of its own type: what a transformer returns can be indexed as well
-            return type(nest)(**{key: self(value) for key, value in nest.items()})
-        return type(nest)(map(self, nest)) if type(nest) in (list, tuple) else nest
+        return mapped(nest, self._copy)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.is_inference():  # its changes are not counted
@@ -135,6 +146,7 @@ def _on_its_way(tensor: Tensor) -> bool:
 class Visitor:
     """Hands activations to interventions and checks what comes back."""
 
+    architecture: Architecture
     context: Context
     recorder: Recorder
 

@@ -53,7 +53,8 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.context: Context = self.visitor.context
-        self.layers = self.context.architecture.layers(self.module)
+        self.architecture = self.visitor.architecture
+        self.layers = self.architecture.layers(self.module)
         self.blocks_run = len(self.layers)
         self._at: dict[int | None, dict[SiteInCall, list[tuple[Planned, Site]]]] = {}
         self._left = 0
@@ -137,7 +138,8 @@ class Walk:
         streams = {}
         for stream in block.streams:
             rows = [self.resume.residual(b, stream.name) for b in self.call.branches]
-            streams[stream.name] = torch.cat([r.flatten(1, -2) for r in rows])
+            device = self.call.kwargs["hidden_states"].device
+            streams[stream.name] = torch.cat([r.to(device).flatten(1, -2) for r in rows])
         return _output(None, block, streams)
 
     def _offer_input(self, envoy: Any) -> None:
@@ -324,12 +326,12 @@ class Walk:
     def _shaped(self, tensor: Tensor, stream: str, latent: bool) -> Tensor:
         """Rows of one branch as interventions see them."""
         if latent:
-            return self.context.architecture.unpack(tensor, self.context.latent)
+            return self.architecture.unpack(tensor, self.context.latent)
         return tensor.reshape(len(tensor), *self.context.geometry.grid, -1) if stream == "video" else tensor
 
     def _packed(self, activation: Tensor, latent: bool) -> Tensor:
         """Inverse of `_shaped`."""
-        pack = self.context.architecture.pack
+        pack = self.architecture.pack
         return pack(activation, self.context.latent) if latent else activation.flatten(1, -2)
 
 

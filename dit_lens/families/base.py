@@ -234,8 +234,26 @@ def no_refusal(pipeline: Any, settings: Settings) -> str | None:
     return None
 
 
-def finished_already(pipeline: Any, state: Tensor, prepared: tuple[Any, ...]) -> Tensor:
-    return state
+@dataclass(frozen=True)
+class Fixed:
+    """What a pipeline puts into its final latents: they become (1 - mask) value + mask state.
+
+    Attributes
+    ----------
+    mask, value : Tensor that broadcasts to (B, C, F, H, W)
+    """
+
+    mask: Tensor
+    value: Tensor
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """A state or an estimate (B, C, F, H, W) as the pipeline leaves it."""
+        mask, value = self.mask.to(state.device), self.value.to(state.device)
+        return (1 - mask) * value + mask * state
+
+
+def nothing_fixed(pipeline: Any, prepared: tuple[Any, ...]) -> Fixed | None:
+    return None
 
 
 def no_frames(pipeline: Any, settings: Settings) -> tuple[int, ...]:
@@ -297,7 +315,7 @@ class Architecture:
         of channels is the tensor's own.
     refuse : callable (pipeline, settings) -> reason, or None
         What the family cannot do.
-    finish : callable (pipeline, state or estimate (B, C, F, H, W), prepared) -> Tensor
+    fixed : callable (pipeline, prepared) -> Fixed or None
         What the pipeline puts into its final latents from what it prepared at the start; ``prepared`` is what
         ``prepare_latents`` returned besides the state.
     fixed_frames : callable (pipeline, settings) -> latent frames of the state that the pipeline overwrites
@@ -335,7 +353,7 @@ class Architecture:
     unpack: Callable[[Tensor, Latent], Tensor] = as_it_is
     pack: Callable[[Tensor, Latent], Tensor] = as_it_is
     refuse: Callable[[Any, Settings], str | None] = no_refusal
-    finish: Callable[[Any, Tensor, tuple[Any, ...]], Tensor] = finished_already
+    fixed: Callable[[Any, tuple[Any, ...]], Fixed | None] = nothing_fixed
     fixed_frames: Callable[[Any, Settings], tuple[int, ...]] = no_frames
     pipeline_arguments: Callable[[dict[str, Any], int], dict[str, Any]] = as_given
     call_arguments: Callable[[dict[str, Any], int], dict[str, Any]] = as_given

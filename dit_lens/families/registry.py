@@ -44,6 +44,24 @@ def architecture_of(pipeline: Any) -> Architecture:
     raise UnsupportedModel(f"{name} is of no known family (known: {known}); add {file}, see docs/adding-a-family.md")
 
 
+def family_named(name: str) -> Architecture:
+    """The architecture of a family by its name, as a run keeps it.
+
+    Raises
+    ------
+    UnsupportedModel
+        No family of this name is known here.
+    """
+    for family in _families():
+        if family.family == name:
+            return family
+    raise UnsupportedModel(f"no family is named {name!r}; register it first, known are {_names()}")
+
+
+def _names() -> str:
+    return ", ".join(family.family for family in _families())
+
+
 def register(architecture: Architecture) -> None:
     """Make a family known that does not ship with dit_lens; it counts before those that describe the same class."""
     _registered.insert(0, architecture)

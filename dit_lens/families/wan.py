@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.families.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
+from dit_lens.families.base import Architecture, Block, Fixed, Grid, Met, Reader, Settings, Stream, Term
 from dit_lens.families.common import (
     causal_latent,
     gated_attention,
@@ -106,13 +106,12 @@ def encode(pipeline: Any, video: Tensor) -> Tensor:
     return (mode - mean) / std
 
 
-def finish(pipeline: Any, state: Tensor, prepared: tuple[Any, ...]) -> Tensor:
+def fixed(pipeline: Any, prepared: tuple[Any, ...]) -> Fixed | None:
     """TI2V with an image puts the image's latents in the place of the first frame."""
     if len(prepared) != 2:
-        return state
+        return None
     condition, mask = prepared
-    finished: Tensor = (1 - mask) * condition + mask * state
-    return finished
+    return Fixed(mask.clone(), condition.clone())
 
 
 def fixed_frames(pipeline: Any, settings: Settings) -> tuple[int, ...]:
@@ -142,7 +141,7 @@ WAN = Architecture(
     encode=encode,
     scales=scales,
     refuse=refuse,
-    finish=finish,
+    fixed=fixed,
     fixed_frames=fixed_frames,
     call_arguments=call_arguments,
     shared_image=True,

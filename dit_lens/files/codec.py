@@ -270,7 +270,10 @@ class _Dict:
 
 
 class _Record:
-    """A dataclass or a named tuple by the names of its fields: all of them, also those with a default."""
+    """A dataclass or a named tuple by the names of its fields: all of them, also those with a default.
+
+    Only a field with the metadata ``{"saved": False}`` is left out, and has its default afterwards.
+    """
 
     def pack(self, value: Any, kinds: Arguments, name: str, packer: Packer) -> Any:
         kind: Any = kinds[0]
@@ -360,7 +363,11 @@ def _is_other(given: type, kind: Any) -> bool:
 def _fields(kind: Any) -> dict[str, Any]:
     """The fields of a record and their types."""
     hints = get_type_hints(kind)
-    names = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else kind._fields
+    names = (
+        [f.name for f in fields(kind) if f.init and f.metadata.get("saved", True)]
+        if is_dataclass(kind)
+        else kind._fields
+    )
     return {name: hints.get(name, Any) for name in names}
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import DonorError, InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
     SIGMA_TOLERANCE,
     channel_axis,
     fitted,
-    part_of_run,
+    part_of_donor,
     require_broadcast,
     require_captured,
     require_choice,
@@ -24,8 +25,8 @@ from dit_lens.interventions.shapes import (
     require_whole,
     row_numbers,
 )
+from dit_lens.runs.donor import Donor
 from dit_lens.runs.inputs import Row
-from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
@@ -42,7 +43,7 @@ class Ablate:
     sites : Sites
     mode : "zero", "mean" or "resample"
         Zeros; the mean of a reference; or the activation of another row, of the reference or of this run.
-    reference : Run or Tensor, optional
+    reference : Run, Replay or Tensor, optional
         A run that captured (whole, unnamed) the same sites, or a tensor whose first axis is rows and that broadcasts to
         the selected tokens. The mean needs one; without it "resample" takes the rows of this run.
     rows : tuple of int, optional
@@ -68,10 +69,12 @@ class Ablate:
 
     sites: Sites
     mode: str = "zero"
-    reference: Run | Tensor | None = None
+    reference: Donor | Tensor | None = None
     rows: Sequence[int] | None = None
     over: str = "rows"
     shift: int = 1
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.rows is not None:
@@ -102,7 +105,7 @@ class Ablate:
         if isinstance(self.reference, Tensor):
             return self.reference, None
         require_sigma("reference", self.reference, at.site, SIGMA_TOLERANCE)
-        return part_of_run(self.reference, at.site, self.sites, at.site, at.geometry)
+        return part_of_donor(self.reference, at.site, self.sites, at.site, at.geometry)
 
     def _mean(self, given: Tensor, words: Tensor | None, at: At) -> Tensor:
         rows = slice(None) if self.rows is None else list(self.rows)
@@ -128,16 +131,16 @@ class Ablate:
         if self.reference is not None:
             require_rows("reference", self.reference)
         self._check_rows(rows)
-        if isinstance(self.reference, Run):
+        if isinstance(self.reference, Donor):
             require_captured("reference", self.reference, sites, geometry)
         for site in sites:
-            if isinstance(self.reference, Run):
+            if isinstance(self.reference, Donor):
                 require_whole("reference", self.reference[site], site, geometry)
             elif isinstance(self.reference, Tensor):
                 require_broadcast("reference", self.reference, self.sites, site, geometry)
 
     def _check_rows(self, rows: tuple[Row, ...]) -> None:
-        theirs = self.reference.rows if isinstance(self.reference, Run) else rows
+        theirs = self.reference.rows if isinstance(self.reference, Donor) else rows
         count = len(self.reference) if isinstance(self.reference, Tensor) else len(theirs)
         if self.rows is not None and not all(-count <= r < count for r in self.rows):
             raise DonorError(f"Ablate(rows={self.rows}): the reference has rows 0..{count - 1}")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
 from dit_lens.interventions.base import At
 from dit_lens.sites.site import TERM_COMPONENTS
@@ -45,6 +46,8 @@ class Bypass:
 
     sites: Sites
     skips: ClassVar[bool] = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         wrong = [c for c in self.sites.components if c not in _UPDATES]

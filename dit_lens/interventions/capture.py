@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import NAMED, Reduce, is_of_this_module, takes_at
@@ -47,6 +48,8 @@ class Capture:
     name: str = ""
     to: str | None = None
     reads_only: ClassVar[bool] = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if isinstance(self.reduce, str) and self.reduce not in NAMED:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import require_choice, require_number, wide
@@ -53,6 +54,8 @@ class Merge:
     receiver: int | str = 0
     how: str = "mean"
     weights: Sequence[float] | Callable[[int], Sequence[float]] | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         require_choice("Merge", "how", self.how, _HOW)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import part_of, part_shape, require_choice, require_number, wide
@@ -76,6 +77,8 @@ class Noise:
     dose: float = 1.0
     seed: int = 0
     frames: Select = "all"
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         require_choice("Noise", "mode", self.mode, tuple(_WHERE))

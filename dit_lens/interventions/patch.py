@@ -9,12 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import DonorError, InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
     SIGMA_TOLERANCE,
     fitted,
-    part_of_run,
+    part_of_donor,
     require_broadcast,
     require_captured,
     require_choice,
@@ -26,8 +27,8 @@ from dit_lens.interventions.shapes import (
     require_whole,
     row_numbers,
 )
+from dit_lens.runs.donor import Donor
 from dit_lens.runs.inputs import Row
-from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site, name_some
 from dit_lens.sites.sites import Sites
@@ -44,10 +45,10 @@ class Patch:
 
     Parameters
     ----------
-    donor : Run, Tensor or "rows"
-        A run that captured (whole, unnamed) the same sites, paired by step, branch, layer, stream, head and row; one
-        tensor whose first axis is rows, that goes to every site and broadcasts to the selected tokens; or "rows", the
-        other rows of the very activation that is patched.
+    donor : Run, Replay, Tensor or "rows"
+        A run or a replay that captured (whole, unnamed) the same sites, paired by step, branch, layer, stream, head and
+        row; one tensor whose first axis is rows, that goes to every site and broadcasts to the selected tokens; or
+        "rows", the other rows of the very activation that is patched.
     sites : Sites
     rows : int or tuple of int, optional
         The donor's row for each row of this run, or one for all. Without it rows are paired one to one; a donor of a
@@ -74,13 +75,15 @@ class Patch:
     0
     """
 
-    donor: Run | Tensor | str
+    donor: Donor | Tensor | str
     sites: Sites
     rows: Sequence[int] | int | None = None
     mode: str = "replace"
     weight: float = 1.0
     pair: str = "step"
     sigma_tolerance: float = SIGMA_TOLERANCE
+
+    __repr__ = short_repr
 
     @classmethod
     def from_row(cls, row: int, sites: Sites, *, mode: str = "replace", weight: float = 1.0) -> Patch:
@@ -96,8 +99,8 @@ class Patch:
         require_number("Patch", "sigma_tolerance", self.sigma_tolerance, low=0)
         if self.mode == "replace" and self.weight != 1:
             raise InputError(f"Patch(mode='replace', weight={self.weight}): only 'add' and 'interpolate' take a weight")
-        if self.pair == "sigma" and not isinstance(self.donor, Run):
-            raise InputError("Patch(pair='sigma') pairs the sites of two runs: the donor must be a Run")
+        if self.pair == "sigma" and not isinstance(self.donor, Donor):
+            raise InputError("Patch(pair='sigma') pairs the sites of two runs: the donor must be a Run or a Replay")
         if self._is_batch and self.rows is None:
             raise InputError("Patch('rows', ...): rows= must say which row of this run each row is given")
 
@@ -118,15 +121,17 @@ class Patch:
         given, words = activation, at.text_valid
         if isinstance(self.donor, Tensor):
             given, words = self.donor, None
-        elif isinstance(self.donor, Run):
-            given, words = part_of_run(self.donor, self._paired(self.donor, at.site), self.sites, at.site, at.geometry)
+        elif isinstance(self.donor, Donor):
+            given, words = part_of_donor(
+                self.donor, self._paired(self.donor, at.site), self.sites, at.site, at.geometry
+            )
         if self.rows is not None:
             chosen = [self.rows] if isinstance(self.rows, int) else list(self.rows)
             given, words = given[chosen], None if words is None else words[chosen]
         require_text("donor", words, at.text_valid, at.site)
         return given
 
-    def _paired(self, donor: Run, site: Site) -> Site:
+    def _paired(self, donor: Donor, site: Site) -> Site:
         """The donor's site for a site of this run."""
         if self.pair == "step":
             require_sigma("donor", donor, site, self.sigma_tolerance, ", or pair='sigma'")
@@ -149,7 +154,7 @@ class Patch:
     def _captured(self) -> dict[_SiteOfStep, list[Site]]:
         """The donor's captures by place."""
         places: dict[_SiteOfStep, list[Site]] = {}
-        for site in self.donor.captures.get("", {}) if isinstance(self.donor, Run) else ():
+        for site in self.donor.captures.get("", {}) if isinstance(self.donor, Donor) else ():
             places.setdefault(_place(site), []).append(site)
         return places
 
@@ -167,7 +172,7 @@ class Patch:
             raise DonorError(f"a donor of {count} rows cannot be paired with {len(rows)}; give rows=")
         self._check_shapes(sites, geometry)
 
-    def _count(self, donor: Run | Tensor, sites: tuple[Site, ...], geometry: Geometry) -> int:
+    def _count(self, donor: Donor | Tensor, sites: tuple[Site, ...], geometry: Geometry) -> int:
         """Number of the donor's rows, of a run that has what the sites need."""
         if isinstance(donor, Tensor):
             return len(donor)
@@ -184,7 +189,7 @@ class Patch:
         for site in sites:
             if isinstance(self.donor, Tensor):
                 require_broadcast("donor", self.donor, self.sites, site, geometry)
-            elif isinstance(self.donor, Run):
+            elif isinstance(self.donor, Donor):
                 for captured in [site] if self.pair == "step" else self._captured[_place(site)]:
                     require_whole("donor", self.donor[captured], site, geometry)
 

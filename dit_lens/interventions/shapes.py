@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import DonorError, InputError
-from dit_lens.runs.run import Run
+from dit_lens.runs.donor import Donor
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site, name_some
 from dit_lens.sites.sites import Sites
@@ -48,7 +48,9 @@ def part_of(whole: Tensor, sites: Sites, site: Site, geometry: Geometry, valid: 
     return tokens.take(whole, site.component)
 
 
-def part_of_run(run: Run, captured: Site, sites: Sites, site: Site, geometry: Geometry) -> tuple[Tensor, Tensor | None]:
+def part_of_donor(
+    run: Donor, captured: Site, sites: Sites, site: Site, geometry: Geometry
+) -> tuple[Tensor, Tensor | None]:
     """The tokens that ``sites`` selects of what a run captured, and which of its text positions attention may read."""
     valid = run.text_valid.get(captured.branch or "") if captured.stream != "video" else None
     part = part_of(run[captured], sites, site, geometry, valid)
@@ -122,13 +124,13 @@ def row_numbers(owner: str, rows: Any) -> tuple[int, ...]:
 
 
 def require_rows(what: str, given: Any) -> None:
-    """Refuse what is neither a run nor a tensor with an axis of rows."""
-    if not isinstance(given, Run | Tensor) or (isinstance(given, Tensor) and not given.ndim):
+    """Refuse what is neither a run or a replay nor a tensor with an axis of rows."""
+    if not isinstance(given, Donor | Tensor) or (isinstance(given, Tensor) and not given.ndim):
         got = "()" if isinstance(given, Tensor) else type(given).__name__
-        raise DonorError(f"a {what} must be a Run or a tensor whose first axis is rows, got {got}")
+        raise DonorError(f"a {what} must be a Run, a Replay or a tensor whose first axis is rows, got {got}")
 
 
-def require_captured(what: str, run: Run, sites: Sequence[Site], geometry: Geometry) -> None:
+def require_captured(what: str, run: Donor, sites: Sequence[Site], geometry: Geometry) -> None:
     """Refuse a run that did not capture the sites, whole and unnamed, on this run's token grid."""
     captured = run.captures.get("", {})
     missing = next((s for s in sites if s not in captured), None)
@@ -137,12 +139,12 @@ def require_captured(what: str, run: Run, sites: Sequence[Site], geometry: Geome
     require_grid(what, run, geometry)
 
 
-def require_grid(what: str, run: Run, geometry: Geometry) -> None:
+def require_grid(what: str, run: Donor, geometry: Geometry) -> None:
     if run.geometry.grid != geometry.grid:
         raise DonorError(f"the {what}'s token grid {run.geometry.grid} is not this run's {geometry.grid}")
 
 
-def require_sigma(what: str, run: Run, site: Site, tolerance: float, hint: str = "") -> None:
+def require_sigma(what: str, run: Donor, site: Site, tolerance: float, hint: str = "") -> None:
     """Refuse the capture of a step whose noise level is not this run's: the two runs have different schedules."""
     theirs = run.sigma_at(site)
     if theirs is not None and site.sigma is not None and abs(theirs - site.sigma) > tolerance:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import (
@@ -53,6 +54,8 @@ class Steer:
     scale: float = 1.0
     unit: str = "absolute"
     normalize: bool = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         given = self.direction

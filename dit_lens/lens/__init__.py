@@ -1,4 +1,5 @@
 """Lenses: reading a run without changing it.
 
-Each is a function that gives a small object with the tensors, ``.frame()`` (a tidy table) and ``.plot()`` (an Axes).
+Each is a function ``lens(model, source, *, sites=..., branch=..., **run_arguments)`` of inputs or a recorded run.
+It gives a `Result`: the tensors, ``table``, ``plot`` and ``save``.
 """

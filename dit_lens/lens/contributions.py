@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,15 @@ from torch.overrides import TorchFunctionMode
 
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
 from dit_lens.interventions.capture import Capture
+from dit_lens.lens.reading import Reading, reading_of, tidy
+from dit_lens.lens.source import Recorded, at_branch, require_sites
 from dit_lens.model import VideoDiT
-from dit_lens.results.intervals import means_over_instances
+from dit_lens.results.arrays import Floats
+from dit_lens.results.intervals import over_instances
 from dit_lens.results.plots import curves
+from dit_lens.results.result import Result
 from dit_lens.runs.call import Call
-from dit_lens.runs.inputs import Row
-from dit_lens.runs.run import Run
-from dit_lens.sites.select import Select, indices
+from dit_lens.sites.select import indices
 from dit_lens.sites.site import TERM_COMPONENTS
 from dit_lens.sites.sites import Sites
 
@@ -36,7 +39,7 @@ _LARGEST_ERROR = 0.01
 
 
 @dataclass(frozen=True)
-class Contributions:
+class Contributions(Result):
     """What the parts of the residual stream add to the velocity, the final norm's scale frozen at the whole stream.
 
     ``embed`` + ``constant`` + the contributions of every layer's ``delta`` are the velocity, and those of a block's
@@ -44,81 +47,84 @@ class Contributions:
 
     Attributes
     ----------
-    step, sigma, expert, branch : int, float, str or None, str
-    layers, kinds : tuple of int, tuple of str
-    rows : tuple of Row, B of them
-    values : dict from component to Tensor of shape (layers, B, C, F, H, W)
+    reading : Reading
+        Steps S, layers L and rows B; its component "resid" is what all parts add up to.
+    values : dict from component to Tensor of shape (S, L, B, C, F, H, W)
         Zero in layers whose block has no such component.
     present : dict from component to the layers that have it
-    embed, constant, velocity : Tensor of shape (B, C, F, H, W)
+    embed, constant, velocity : Tensor of shape (S, B, C, F, H, W)
         Of the tokens before block 0; of the head's own shift and bias; and their sum with all deltas, the model's own
         prediction of this branch.
     """
 
-    step: int
-    sigma: float
-    expert: str | None
-    branch: str
-    layers: tuple[int, ...]
-    kinds: tuple[str, ...]
-    rows: tuple[Row, ...]
+    reading: Reading
     values: Mapping[str, Tensor]
     present: Mapping[str, tuple[int, ...]]
     embed: Tensor
     constant: Tensor
     velocity: Tensor
 
-    def frame(self) -> pd.DataFrame:
+    @cached_property
+    def samples(self) -> pd.DataFrame:
         """How much of each row's velocity every part explains.
 
         Returns
         -------
-        DataFrame with columns step, sigma, expert, branch, layer, kind, component, instance, seed, ``share`` (the
-        projection on the velocity over its squared norm; the shares of embed, constant and all deltas sum to 1),
-        ``cosine`` to the velocity, and ``norm`` relative to it. The components "embed" and "constant" have no layer.
+        DataFrame with columns step, sigma, expert, branch, layer, kind, component, stream, instance, seed, measure,
+        value; measures are "share" (the projection on the velocity over its squared norm; the shares of embed, constant
+        and all deltas sum to 1), "cosine" to the velocity, and "norm" relative to it. The components "embed" and
+        "constant" have no layer.
         """
-        found: list[tuple[Any, Any, str, Tensor]] = [
-            (layer, kind, component, values[i])
-            for component, values in self.values.items()
-            for i, (layer, kind) in enumerate(zip(self.layers, self.kinds, strict=True))
-            if layer in self.present[component]
-        ]
-        found += [(None, None, "embed", self.embed), (None, None, "constant", self.constant)]
-        rows = []
-        for layer, kind, component, value in found:
-            for row, numbers in zip(self.rows, _explained(value, self.velocity), strict=True):
-                where = (self.step, self.sigma, self.expert, self.branch, layer, kind, component)
-                rows.append((*where, row.instance, row.seed, *numbers))
-        names = ["step", "sigma", "expert", "branch", "layer", "kind", "component", "instance", "seed", *MEASURES]
-        return pd.DataFrame(rows, columns=names).astype({"layer": "Int64"})
+        own, places = self.velocity, self.reading.table.astype({"layer": object})
+        parts = []
+        for component, values in self.values.items():
+            found = _explained(values, own[:, None]).reshape(3, -1, values.shape[2])
+            has = places["layer"].isin(self.present[component]).to_numpy()
+            parts.append(self._tidy(places[has].assign(component=component), found[:, has]))
+        whole = self.reading.of_steps.assign(layer=None, kind=None, stream=self.reading.stream)
+        for component, value in (("embed", self.embed), ("constant", self.constant)):
+            parts.append(self._tidy(whole.assign(component=component)[places.columns], _explained(value, own)))
+        return pd.concat(parts, ignore_index=True)
 
-    def plot(self, axis: Axes | None = None, measure: str = "share") -> Axes:
+    def _tidy(self, places: pd.DataFrame, found: Floats) -> pd.DataFrame:
+        return tidy(places, self.reading.rows, dict(zip(MEASURES, found, strict=True)))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """`samples`, the mean over instances with its 95 % bootstrap interval."""
+        return over_instances(self.samples)
+
+    def plot(self, axis: Axes | None = None, *, measure: str = "share", step: int | None = None) -> Axes:
         """One curve over the layers for each component: means over instances with 95 % bootstrap intervals.
 
         Parameters
         ----------
         measure : "share", "cosine" or "norm"
+        step : int, optional
+            By default the first that was read.
         """
         if measure not in MEASURES:
             raise InputError(f"unknown measure {measure!r}; one of {', '.join(MEASURES)}")
-        table = self.frame().dropna(subset=["layer"]).astype({"layer": int})
-        means = means_over_instances(table, ["component", "layer"], measure)
-        axis = curves(means, "layer", measure, "component", axis)
+        place = 0 if step is None else self.reading.index_of("step", step)
+        step, sigma = self.reading.steps[place], self.reading.sigmas[place]
+        table = self.table[(self.table["measure"] == measure) & (self.table["step"] == step)]
+        axis = curves(table.dropna(subset=["layer"]).astype({"layer": int}), "layer", "value", "component", axis)
         axis.axhline(0, color="grey", linewidth=0.8)
-        axis.set_title(f"direct contributions, step {self.step}, sigma {self.sigma:.2f}, {self.branch}", fontsize=9)
+        axis.set_ylabel(measure)
+        axis.set_title(f"direct contributions, step {step}, sigma {sigma:.2f}, {self.reading.branch}", fontsize=9)
         return axis
 
 
 @torch.no_grad()
 def contributions(
     model: VideoDiT,
-    run: Run,
-    step: int,
-    components: Sequence[str] | str | None = None,
-    layers: Select = "all",
+    source: Any,
+    *,
+    sites: Sites = Sites(),  # noqa: B008 - it is frozen
     branch: str = "cond",
+    **run_arguments: Any,
 ) -> Contributions:
-    """Attribute one branch's velocity at one step to what the blocks wrote into the residual stream.
+    """Attribute one branch's velocity to what the blocks wrote into the residual stream.
 
     The head's norm divides by the spread of the whole residual. With that scale held fixed the head is affine in the
     residual, so that each part of it has a contribution of its own: frozen head (part) - frozen head (0). The mean over
@@ -126,17 +132,22 @@ def contributions(
 
     Parameters
     ----------
-    run : Run made with ``record=True``
-    components : list of str, optional
-        Of "attn", "cross_attn", "ffn", a family's further terms ("pos", "a2v", "bias"), and "delta"; by default all
-        terms that the blocks have. Layers without a named component are left out of the table.
-    layers : Select
+    source : Run made with ``record=True``, or inputs as in `VideoDiT.run`
+    sites : Sites
+        Steps, layers and components: "attn", "cross_attn", "ffn", a family's further terms ("pos", "a2v", "bias"), and
+        "delta"; "resid" stands for all terms that the blocks have. Layers without a named component are left out of
+        the table.
     branch : str
+    **run_arguments
+        Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
+        which its steps are read.
 
     Raises
     ------
+    InputError
+        The run was not made with ``record=True``, or arguments beside it.
     SiteError
-        A component, layer or branch that the run does not have.
+        A step, component, layer or branch that the run does not have.
     MadeForAnother
         The run is of another model.
     UnsupportedModel
@@ -150,35 +161,53 @@ def contributions(
     The head is evaluated in the model's dtype. A bfloat16 model rounds each contribution to about .004 of the head's
     constant, so that those of single layers are known to 1 or 2 % only; load it in float32 for finer ones.
     """
-    model.require_own(run)
-    geometry = run.geometry
-    chosen = indices(layers, geometry.layers, "layer")
-    kinds = [geometry.layer(k) for k in chosen]
-    present = _present(components, chosen, [kind.components["video"] for kind in kinds])
-    at: dict[str, Any] = {"steps": step, "branches": branch}
-    captures = [Capture(Sites(part, layers=list(found), **at)) for part, found in present.items()]
-    whole = Capture(Sites("resid", layers=geometry.layers - 1, **at), name="whole")
-    replay = model.replay(run, step, [*captures, Capture(Sites("embed", **at)), whole])
-    call = next(c for c in run.recorded(step) if branch in c.branches)
-    residual = next(iter(replay.captures["whole"].values()))
-    head = FrozenHead(model, call, residual, replay.conditioning[branch])
-    parts = {(s.layer, s.component): head.linear(x) for s, x in replay.captures[""].items()}
-    none = torch.zeros_like(head.constant)
-    values = {part: torch.stack([parts.get((layer, part), none) for layer in chosen]) for part in present}
+    require_sites("contributions", sites, ["resid", *PARTS])
+    whole = at_branch(sites, branch).at(component="resid")
+    recorded = Recorded.of(model, source, whole, run_arguments)
+    geometry = recorded.run.geometry
+    chosen = indices(sites.layers, geometry.layers, "layer")
+    present = _present(sites.components, chosen, [geometry.layer(k).components["video"] for k in chosen])
+    steps = recorded.steps(sites)
+    found = [_at_step(model, recorded, whole.at(steps=step), present) for step in steps]
+    calls = [recorded.call(step, branch) for step in steps]
+    levels = {call.step: (call.sigma, call.expert) for call in calls}
     return Contributions(
-        step=step,
-        sigma=call.sigma,
-        expert=call.expert,
-        branch=branch,
-        layers=tuple(chosen),
-        kinds=tuple(kind.kind for kind in kinds),
-        rows=run.rows,
-        values=values,
+        reading=reading_of(recorded.run, levels, chosen, "resid", "video", branch),
+        values={part: torch.stack([_of_layers(of_step, part, chosen) for of_step in found]) for part in present},
         present=present,
-        embed=parts[None, "embed"],
-        constant=head.constant,
-        velocity=replay.velocities[branch],
+        embed=torch.stack([of_step.parts[None, "embed"] for of_step in found]),
+        constant=torch.stack([of_step.constant for of_step in found]),
+        velocity=torch.stack([of_step.velocity for of_step in found]),
     )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Contributions of one step by (layer, component), the head's constant and the model's own velocity."""
+
+    parts: Mapping[tuple[int | None, str], Tensor]
+    constant: Tensor
+    velocity: Tensor
+
+
+def _at_step(model: VideoDiT, recorded: Recorded, sites: Sites, present: Mapping[str, tuple[int, ...]]) -> _Step:
+    assert isinstance(sites.steps, int)
+    assert isinstance(sites.branches, str)
+    last = recorded.run.geometry.layers - 1
+    of_parts = [sites.at(component=part, layers=list(layers)) for part, layers in present.items()]
+    captures = [Capture(at, name="lens.parts") for at in (*of_parts, sites.at(component="embed"))]
+    replay = recorded.replay(model, sites.steps, [*captures, Capture(sites.at(layers=last), name="lens.whole")])
+    residual = next(iter(replay.captures["lens.whole"].values()))
+    call = recorded.call(sites.steps, sites.branches)
+    head = FrozenHead(model, call, residual, replay.conditioning[sites.branches])
+    parts = {(s.layer, s.component): head.linear(x) for s, x in replay.captures["lens.parts"].items()}
+    return _Step(parts, head.constant, replay.velocities[sites.branches])
+
+
+def _of_layers(of_step: _Step, part: str, layers: Sequence[int]) -> Tensor:
+    """One component's contributions (L, B, C, F, H, W), zeros where a layer has none."""
+    none = torch.zeros_like(of_step.constant)
+    return torch.stack([of_step.parts.get((layer, part), none) for layer in layers])
 
 
 class FrozenHead:
@@ -301,12 +330,12 @@ class _Norm:
 
 
 def _present(
-    components: Sequence[str] | str | None, layers: Sequence[int], has: Sequence[Sequence[str]]
+    components: Sequence[str], layers: Sequence[int], has: Sequence[Sequence[str]]
 ) -> dict[str, tuple[int, ...]]:
     """The layers that have each of the asked components."""
     own = [part for part in PARTS if any(part in parts for parts in has)]
-    given = [components] if isinstance(components, str) else components
-    asked = [part for part in own if part != "delta"] if given is None else list(dict.fromkeys(given))
+    terms = [part for part in own if part != "delta"] if "resid" in components else []
+    asked = list(dict.fromkeys([*terms, *(part for part in components if part != "resid")]))
     if not asked:
         raise SiteError(f"no components; the blocks of these layers have {', '.join(own)}")
     if wrong := [part for part in asked if part not in own]:
@@ -314,9 +343,9 @@ def _present(
     return {part: tuple(k for k, parts in zip(layers, has, strict=True) if part in parts) for part in asked}
 
 
-def _explained(value: Tensor, velocity: Tensor) -> np.ndarray[Any, Any]:
-    """Share, cosine and relative norm of every row: float (B, 3)."""
-    a, v = (x.flatten(1).double() for x in (value, velocity))
-    along, norm_a, norm_v = (a * v).sum(dim=1), a.norm(dim=1), v.norm(dim=1)
+def _explained(value: Tensor, velocity: Tensor) -> Floats:
+    """Share, cosine and relative norm of every row: (..., B, C, F, H, W) to float (3, ..., B)."""
+    a, v = (x.flatten(-4).double() for x in (value, velocity))
+    along, norm_a, norm_v = (a * v).sum(dim=-1), a.norm(dim=-1), v.norm(dim=-1)
     cosine = along / (norm_a * norm_v).clamp(min=1e-300)
-    return torch.stack([along / norm_v.square(), cosine, norm_a / norm_v], dim=1).cpu().numpy()
+    return np.asarray(torch.stack([along / norm_v.square(), cosine, norm_a / norm_v]).cpu().numpy(), dtype=np.float64)

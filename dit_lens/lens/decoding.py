@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.errors import MadeForAnother
+from dit_lens.files.video import Video
 from dit_lens.lens.preview import Preview
 from dit_lens.model import VideoDiT
 from dit_lens.sites.select import Select
@@ -26,20 +25,18 @@ def require_made_by(model: VideoDiT, model_id: str, preview: Preview | None = No
         preview.require(model)
 
 
-def decode_estimates(
-    model: VideoDiT, estimates: Tensor, frames: Select | None, preview: Preview | None, batch: int
-) -> NDArray[np.uint8]:
-    """Videos of estimates (P, B, C, F, H, W) of P steps or layers: uint8 (P, B, T, height, width, 3).
+def decode_estimates(model: VideoDiT, estimates: Tensor, frames: Select, preview: Preview | None, batch: int) -> Video:
+    """Videos of estimates (..., B, C, F, H, W) of several steps and layers: uint8 (..., B, T, height, width, 3).
 
     Parameters
     ----------
-    frames : Select, optional
-        Pixel frames, by default all.
+    frames : Select
+        Pixel frames.
     preview : Preview, optional
         In the place of the VAE.
     batch : int
-        Videos that the VAE is given at once; the rows of all steps or layers share batches.
+        Videos that the VAE is given at once; the rows of all steps and layers share batches.
     """
-    wanted, flat = "all" if frames is None else frames, estimates.flatten(0, 1)
-    video = model.decode(flat, batch, wanted) if preview is None else preview.video(flat, wanted)
-    return video.reshape(*estimates.shape[:2], *video.shape[1:])
+    flat = estimates.flatten(0, -5)
+    video = model.decode(flat, batch, frames) if preview is None else preview.video(flat, frames)
+    return video.reshape(*estimates.shape[:-4], *video.shape[1:])

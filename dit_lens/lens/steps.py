@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_lens.engine.dispatcher import velocities
 from dit_lens.errors import InputError, SiteError
+from dit_lens.files.video import Video
 from dit_lens.interventions.capture import Capture
 from dit_lens.lens.decoding import decode_estimates, require_made_by
 from dit_lens.lens.preview import Preview
+from dit_lens.lens.reading import among, tidy
+from dit_lens.lens.source import Recorded, arguments_of, is_finished, require_sites
 from dit_lens.model import VideoDiT
-from dit_lens.results.intervals import means_over_instances
+from dit_lens.results.arrays import Floats
+from dit_lens.results.intervals import over_instances
 from dit_lens.results.plots import curves
+from dit_lens.results.result import Result
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.run import Run
-from dit_lens.sites.select import Select, indices
+from dit_lens.sites.select import Select
+from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
@@ -30,86 +36,42 @@ if TYPE_CHECKING:
 
 #: The combined prediction, among the names of branches.
 GUIDED = "guided"
-#: What `StepLens.frame` measures.
+#: What `StepLens.table` measures.
 MEASURES = ("cosine", "distance", "change")
 _NAME = "step_lens"
 
 
 @dataclass(frozen=True)
-class StepLens:
-    """x0hat of every step of a run, in the sampler's normalised latents.
+class StepLens(Result):
+    """x0hat at the steps of a run, in the sampler's normalised latents.
 
     Attributes
     ----------
     estimates : dict from branch to Tensor of shape (S, B, C, F, H, W)
         "guided" is of the combined prediction; the others are of one branch's alone, before guidance.
+    steps : tuple of int, S of them
     sigmas, alphas : tuple of float, S of them
     experts : tuple of str or None, S of them
-    run : Run
+    rows : tuple of Row, B of them
+    final : Tensor of shape (B, C, F, H, W)
+        The latents with which the run ended.
+    model_id : str
+        Of the model that made the run.
     """
 
     estimates: Mapping[str, Tensor]
+    steps: tuple[int, ...]
     sigmas: tuple[float, ...]
     alphas: tuple[float, ...]
     experts: tuple[str | None, ...]
-    run: Run
-
-    @classmethod
-    def of(cls, run: Run, branches: str | Sequence[str] = ()) -> StepLens:
-        """The step lens of a finished run, from its record: nothing is computed by the model.
-
-        Parameters
-        ----------
-        run : Run made with ``record=True``
-        branches : list of str, or "all"
-            As in `step_lens`.
-
-        Raises
-        ------
-        InputError
-            The run was not made with ``record=True``, or no step of it was finished.
-        SiteError
-            A branch that the run does not have.
-        """
-        wanted = _branches(branches, run.geometry.branches)
-        states, predicted = {}, {}
-        for step in sorted({call.step for call in run.calls}):
-            calls = run.recorded(step)
-            found = {name: v for call in calls for name, v in velocities(call, call.output).items()}
-            if set(found) == set(run.geometry.branches):  # a run may have been stopped within its last step
-                guide, states[step] = calls[0].context.architecture.guide, run.states[step]
-                found[GUIDED] = guide(found, calls[-1].scales, states[step], calls[0].sigma)
-                predicted[step] = found
-        return cls._from(run, wanted, states, predicted)
-
-    @classmethod
-    def _from(
-        cls,
-        run: Run,
-        branches: Sequence[str],
-        states: Mapping[int, Tensor],
-        predicted: Mapping[int, Mapping[str, Tensor]],
-    ) -> StepLens:
-        """From the state and the predictions by branch of each step."""
-        if not predicted:
-            raise InputError("step lens: no step of this run was finished")
-        estimates = {
-            branch: torch.stack([run.clean(s, states[s], predicted[s][branch]) for s in sorted(predicted)])
-            for branch in (GUIDED, *branches)
-        }
-        calls = {call.step: call for call in run.calls if call.step in predicted}
-        sigmas, alphas, experts = zip(*((c.sigma, c.alpha, c.expert) for c in calls.values()), strict=True)
-        return cls(estimates, sigmas, alphas, experts, run)
+    rows: tuple[Row, ...]
+    final: Tensor
+    model_id: str
 
     @property
     def x0hat(self) -> Tensor:
         """Clean estimates of the guided prediction: (S, B, C, F, H, W)."""
-        return self.estimates[GUIDED]
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """Task instance and seed of each row."""
-        return self.run.rows
+        return self.branch(GUIDED)
 
     def branch(self, name: str) -> Tensor:
         """Clean estimates of one branch, or of "guided": (S, B, C, F, H, W).
@@ -126,22 +88,25 @@ class StepLens:
     def decode(
         self,
         model: VideoDiT,
-        steps: Select | None = None,
-        frames: Select | None = None,
+        *,
+        sites: Sites = Sites(GUIDED),  # noqa: B008 - it is frozen
         branch: str = GUIDED,
+        frames: Select = "all",
         preview: Preview | None = None,
         batch: int = 32,
-    ) -> NDArray[np.uint8]:
+    ) -> Video:
         """Decoded estimates: uint8 (steps, B, T, height, width, 3).
 
         Parameters
         ----------
         model : VideoDiT
             The model that made the run.
-        steps, frames : Select, optional
-            Decode only these steps and pixel frames, each in order (default: all). Where the VAE's decoder is causal,
-            no latent frame behind the last that is needed is decoded.
+        sites : Sites
+            Decode only these of the steps that were read.
         branch : str
+        frames : Select
+            Decode only these pixel frames, in order. Where the VAE's decoder is causal, no latent frame behind the last
+            that is needed is decoded.
         preview : Preview, optional
             Draw with this linear map instead of the VAE, at the same size.
         batch : int
@@ -152,35 +117,38 @@ class StepLens:
         SiteError
             A step, frame or branch that there is not.
         MadeForAnother
-            A model of which the run is not, or a preview of another VAE.
+            Another model than that of the run, or a preview of another VAE.
         """
-        require_made_by(model, self.run.model_id, preview)
-        estimates = self.branch(branch)
-        chosen = estimates[indices("all" if steps is None else steps, len(estimates), "step")]
+        require_made_by(model, self.model_id, preview)
+        chosen = self.branch(branch)[among("step", self.steps, sites.steps)]
         return decode_estimates(model, chosen, frames, preview, batch)
 
-    def frame(self) -> pd.DataFrame:
+    @cached_property
+    def samples(self) -> pd.DataFrame:
         """How each estimate stands to where the run ended: the commitment curve of arXiv 2603.30043, on whole latents.
 
         Returns
         -------
-        DataFrame with columns step, sigma, alpha, expert, branch, instance, seed, and
+        DataFrame with columns step, sigma, expert, branch, alpha, instance, seed, measure, value; measures are
             cosine : of the estimate to the run's final latents
             distance : from them, relative to their norm
-            change : from the estimate of the step before, relative to that one's norm; NaN at the first
+            change : from the estimate of the step before, relative to that one's norm; NaN where that was not read
         """
-        rows = []
+        names = ["step", "sigma", "expert", "alpha"]
+        levels = pd.DataFrame(zip(self.steps, self.sigmas, self.experts, self.alphas, strict=True), columns=names)
+        parts = []
         for branch, estimates in self.estimates.items():
-            values = np.stack(measures(estimates, self.run.latents), axis=-1)  # (S, B, measures)
-            for step, of_step in enumerate(values):
-                place = step, self.sigmas[step], self.alphas[step], self.experts[step], branch
-                rows += [
-                    (*place, row.instance, row.seed, *numbers) for row, numbers in zip(self.rows, of_step, strict=True)
-                ]
-        names = ["step", "sigma", "alpha", "expert", "branch", "instance", "seed", *MEASURES]
-        return pd.DataFrame(rows, columns=names)
+            found = dict(zip(MEASURES, measures(estimates, self.final, self.steps), strict=True))
+            places = levels.assign(branch=branch)[["step", "sigma", "expert", "branch", "alpha"]]
+            parts.append(tidy(places, self.rows, found))
+        return pd.concat(parts, ignore_index=True)
 
-    def plot(self, axis: Axes | None = None, measure: str = "cosine") -> Axes:
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """`samples`, the mean over instances with its 95 % bootstrap interval."""
+        return over_instances(self.samples)
+
+    def plot(self, axis: Axes | None = None, *, measure: str = "cosine") -> Axes:
         """One measure over the steps, a line for each branch: mean over instances, 95 % bootstrap interval.
 
         A vertical line stands where the expert changes.
@@ -190,14 +158,14 @@ class StepLens:
         measure : one of ``MEASURES``
         """
         if measure not in MEASURES:
-            raise SiteError(f"unknown measure {measure!r}; one of {', '.join(MEASURES)}")
-        table = self.frame().dropna(subset=[measure])
-        axis = curves(means_over_instances(table, ["branch", "step"], measure), "step", measure, "branch", axis)
-        for step in range(1, len(self.experts)):
-            if self.experts[step] != self.experts[step - 1]:
-                axis.axvline(step - 0.5, color="0.5", linestyle=":", linewidth=1)
-        shown = range(0, len(self.sigmas), max(1, len(self.sigmas) // 10))
-        axis.set_xticks(list(shown), [f"{s}\n{self.sigmas[s]:.2f}" for s in shown])
+            raise InputError(f"unknown measure {measure!r}; one of {', '.join(MEASURES)}")
+        table = self.table[self.table["measure"] == measure].dropna(subset=["value"])
+        axis = curves(table, "step", "value", "branch", axis)
+        for place in range(1, len(self.steps)):
+            if self.experts[place] != self.experts[place - 1]:
+                axis.axvline(self.steps[place] - 0.5, color="0.5", linestyle=":", linewidth=1)
+        shown = range(0, len(self.steps), max(1, len(self.steps) // 10))
+        axis.set_xticks([self.steps[i] for i in shown], [f"{self.steps[i]}\n{self.sigmas[i]:.2f}" for i in shown])
         axis.set(xlabel="step, and its sigma", ylabel=_LABELS[measure])
         axis.set_title(f"step lens, {len({row.instance for row in self.rows})} instances", fontsize=9)
         return axis
@@ -210,72 +178,119 @@ _LABELS = {
 }
 
 
+@torch.no_grad()
 def step_lens(
     model: VideoDiT,
-    inputs: Any,
-    seed: int | Sequence[int] = 0,
+    source: Any,
     *,
-    branches: str | Sequence[str] = (),
+    sites: Sites = Sites(GUIDED),  # noqa: B008 - it is frozen
     **run_arguments: Any,
 ) -> StepLens:
-    """Run and keep x0hat at every step, from the guidance-combined prediction (x_s - sigma_s v in flow matching).
+    """x0hat at every step, from the guidance-combined prediction (x_s - sigma_s v in flow matching).
 
-    Of a run that was recorded, `StepLens.of` makes the same without running.
+    Of a recorded run the model computes nothing. Inputs are run to the end, with which estimates are compared.
 
     Parameters
     ----------
-    inputs, seed, **run_arguments
-        As in `VideoDiT.run`.
-    branches : list of str, or "all"
-        Guidance branches whose own estimates are kept besides the guided one ("cond", "uncond" ...).
+    source : Run made with ``record=True``, or inputs as in `VideoDiT.run`
+    sites : Sites
+        Steps, and which predictions the estimates are of: "guided", the combined one, or "velocity", that of each of
+        ``branches`` alone, or both.
+    **run_arguments
+        Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run none.
 
     Raises
     ------
+    InputError
+        The run was not made with ``record=True``, no step of it was finished, or arguments beside it.
     SiteError
-        Before the run: a branch that it will not have.
+        Before a run: a step or branch that it will not have, or another component.
+    MadeForAnother
+        The run is of another model.
 
     Notes
     -----
     The Chain-of-Steps viewer of "Demystifying Video Reasoning" (arXiv 2603.16870), experiment E1.
     """
-    given = [branches] if isinstance(branches, str) else list(branches)
-    names = "all" if given == ["all"] else tuple(name for name in given if name != GUIDED)
-    captures = [Capture(Sites(("latents", GUIDED)), name=_NAME)]
-    if names:
-        captures.append(Capture(Sites("velocity", branches=names), name=f"{_NAME}.branches"))
-    others = list(run_arguments.pop("interventions", ()))
-    run = model.run(inputs, seed, interventions=[*others, *captures], **run_arguments)
+    require_sites("step_lens", sites, [GUIDED, "velocity"])
+    if isinstance(source, Run):
+        return _of_run(model, source, sites, run_arguments)
+    seed, interventions, others = arguments_of(run_arguments)
+    captures = [Capture(sites, name=_NAME), Capture(sites.at(component="latents"), name=f"{_NAME}.states")]
+    run = model.run(source, seed, interventions=[*interventions, *captures], decode=False, **others)
     # What the estimates are made of need not stay in memory beside them.
-    around, inside = run.captures.pop(_NAME, {}), run.captures.pop(f"{_NAME}.branches", {})
-    states = {site.step: tensor for site, tensor in around.items() if site.component == "latents"}
-    predicted = {site.step: {GUIDED: tensor} for site, tensor in around.items() if site.component == GUIDED}
-    for site, tensor in inside.items():
-        if site.step in predicted and site.branch is not None:
-            predicted[site.step][site.branch] = tensor
-    return StepLens._from(run, _branches(names, run.geometry.branches), states, predicted)
+    states = {site.step: state for site, state in run.captures.pop(f"{_NAME}.states").items()}
+    return _lens(run, states, _by_step(run.captures.pop(_NAME)))
 
 
-def measures(estimates: Tensor, final: Tensor) -> tuple[NDArray[np.float64], ...]:
+def _of_run(model: VideoDiT, run: Run, sites: Sites, run_arguments: Mapping[str, Any]) -> StepLens:
+    """From the record: nothing is computed by the model."""
+    if "interventions" in run_arguments:
+        raise InputError("interventions= beside a run: a step lens of a run reads its record; make the run under them")
+    recorded = Recorded.of(model, run, sites, run_arguments)
+    steps = recorded.steps(sites)
+    if unfinished := [step for step in steps if not is_finished(run, step)]:
+        raise InputError(f"step {unfinished[0]} of this run was not finished; choose steps before it")
+    wanted = {site for site in sites.resolve(run.geometry) if site.step in steps}
+    found = {site: x for step in steps for site, x in _predictions(model, run, step).items() if site in wanted}
+    return _lens(run, {step: run.states[step] for step in steps}, _by_step(found))
+
+
+def _predictions(model: VideoDiT, run: Run, step: int) -> dict[Site, Tensor]:
+    """What each branch predicted at a recorded step, and the combined prediction."""
+    calls = run.recorded(step)
+    found = {name: v for call in calls for name, v in velocities(call, call.output).items()}
+    guided = model.architecture.guide(found, calls[-1].scales, run.states[step], calls[0].sigma)
+    return {Site(step, None, None, GUIDED): guided} | {
+        Site(step, name, None, "velocity"): found[name] for name in run.geometry.branches
+    }
+
+
+def _by_step(found: Mapping[Site, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Predictions by step and branch."""
+    steps: dict[int, dict[str, Tensor]] = {}
+    for site, prediction in found.items():
+        steps.setdefault(site.step, {})[site.branch or GUIDED] = prediction
+    return steps
+
+
+def _lens(run: Run, states: Mapping[int, Tensor], predicted: Mapping[int, Mapping[str, Tensor]]) -> StepLens:
+    """From the state and the predictions of each step."""
+    steps = sorted(predicted)
+    calls = {call.step: call for call in run.calls}
+    return StepLens(
+        estimates={
+            name: torch.stack([run.clean(s, states[s], predicted[s][name]) for s in steps])
+            for name in sorted(predicted[steps[0]], key=lambda name: name != GUIDED)
+        },
+        steps=tuple(steps),
+        sigmas=tuple(calls[s].sigma for s in steps),
+        alphas=tuple(calls[s].alpha for s in steps),
+        experts=tuple(calls[s].expert for s in steps),
+        rows=run.rows,
+        final=run.latents,
+        model_id=run.model_id,
+    )
+
+
+def measures(estimates: Tensor, final: Tensor, steps: Sequence[int]) -> tuple[Floats, Floats, Floats]:
     """Cosine to and relative distance from the final latents, and relative change: three of shape (S, B).
 
     Parameters
     ----------
     estimates : Tensor of shape (S, B, C, F, H, W)
     final : Tensor of shape (B, C, F, H, W)
+    steps : list of int, S of them
+        There is a change only where the step before is one of them.
     """
     x, end = estimates.flatten(2).double(), final.to(estimates.device).flatten(1).double()
     cosine = torch.nn.functional.cosine_similarity(x, end.expand_as(x), dim=-1)
     distance = (x - end).norm(dim=-1) / end.norm(dim=-1)
     change = torch.full_like(distance, torch.nan)
     change[1:] = (x[1:] - x[:-1]).norm(dim=-1) / x[:-1].norm(dim=-1)
-    return tuple(values.cpu().numpy() for values in (cosine, distance, change))
+    change[1:][torch.tensor(np.diff(steps) != 1, dtype=torch.bool)] = torch.nan
+    return _numbers(cosine), _numbers(distance), _numbers(change)
 
 
-def _branches(given: str | Sequence[str], there: Sequence[str]) -> list[str]:
-    """Branches besides the guided prediction, in the order of the run."""
-    if given == "all":
-        return list(there)
-    names = [given] if isinstance(given, str) else list(given)
-    if unknown := [name for name in names if name not in (*there, GUIDED)]:
-        raise SiteError(f"no branch {unknown[0]!r}; this run has {', '.join(there)} and {GUIDED!r}")
-    return [name for name in there if name in names]
+def _numbers(values: Tensor) -> Floats:
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
@@ -28,7 +28,7 @@ from dit_lens.files.strict import Malformed
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import OrganismConfig, build_transformer
 from dit_lens.organisms.confine import confine
-from dit_lens.tasks import task_named
+from dit_lens.tasks import BoardTask, task_named
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
@@ -97,7 +97,7 @@ def load_organism(
     return VideoDiT(pipeline, defaults=card.defaults)
 
 
-def organism_tasks(name: str = "puzzles", *, folder: str | Path | None = None) -> list[Any]:
+def organism_tasks(name: str = "puzzles", *, folder: str | Path | None = None) -> list[BoardTask]:
     """The tasks that an organism was trained on, its default first."""
     _, card = _card(name, folder)
     return [task_named(task) for task in card.tasks]

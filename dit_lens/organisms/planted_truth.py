@@ -14,12 +14,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dit_lens.errors import InputError
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.confine import silence
 from dit_lens.organisms.load import load_organism, organism_config, organism_tasks
+from dit_lens.tasks import BoardTask
 
 PLACES = ("early", "middle", "late")
 KINDS = ("frames", "text", "random")
@@ -42,7 +42,7 @@ class Planted:
     model: VideoDiT
     fact: str
     blocks: tuple[int, ...]
-    task: Any = None
+    task: BoardTask | None = None
 
 
 def load_planted(kind: str, place: str = "middle", seed: int = 0) -> Planted:

@@ -1,25 +1,20 @@
 """What the pictures of the package share: seaborn on tidy tables, drawn into one Axes.
 
-seaborn takes a second to import, so that every picture imports it when it is drawn.
+seaborn takes a second to import: a picture imports it when it is drawn.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 
 def axes(axis: Axes | None = None) -> Axes:
     """The given Axes, or those of a new figure."""
-    import matplotlib.pyplot as plt
-
     return plt.subplots(layout="constrained")[1] if axis is None else axis
 
 
@@ -59,7 +54,7 @@ def curves(table: pd.DataFrame, x: str, y: str, hue: str | None = None, axis: Ax
     axis = axes(axis)
     groups = [("", table)] if hue is None else [(str(name), part) for name, part in table.groupby(hue, sort=False)]
     for name, part in groups:
-        part = part.sort_values(x)
+        part = part.infer_objects().sort_values(x)
         sns.lineplot(x=part[x], y=part[y], ax=axis, marker="o", label=name or None, errorbar=None)
         if {"low", "high"} <= set(part.columns):
             colour = axis.lines[-1].get_color()
@@ -70,7 +65,7 @@ def curves(table: pd.DataFrame, x: str, y: str, hue: str | None = None, axis: Ax
     return axis
 
 
-def plot_success(table: pd.DataFrame, x: str, y: str = "strict", axis: Axes | None = None) -> Axes:
+def plot_success(table: pd.DataFrame, x: str, y: str = "value", axis: Axes | None = None) -> Axes:
     """Values with their intervals (columns ``low`` and ``high``), one point for each row of ``table``."""
     axis = plt.gca() if axis is None else axis
     errors = np.abs(table[["low", "high"]].to_numpy().T - table[y].to_numpy())

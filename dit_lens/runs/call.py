@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
+from dit_lens.families.base import Fixed, Latent
 from dit_lens.runs.inputs import Row
+from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.geometry import Geometry
-
-if TYPE_CHECKING:
-    from dit_lens.families.base import Architecture, Latent
-    from dit_lens.runs.schedule import Schedule
 
 
 @dataclass
 class Context:
-    """What everything in one run shares.
+    """What all calls of one run share: plain data.
 
     Attributes
     ----------
-    architecture : Architecture
+    family : str
     geometry : Geometry
     rows : tuple of Row
     schedule : Schedule or None
         None until the pipeline has set its timesteps.
-    prepared : tuple
-        What the pipeline's ``prepare_latents`` returned besides the state.
-    finish : callable (state or estimate) -> the same as the pipeline leaves it at its end
-    recorder : Recorder or None
-        Of the active run; None once it is over.
+    fixed : Fixed or None
+        What the pipeline puts into its final latents.
     """
 
-    architecture: Architecture
+    family: str
     geometry: Geometry
     rows: tuple[Row, ...]
     schedule: Schedule | None = None
-    prepared: tuple[Any, ...] = ()
-    finish: Callable[[Tensor], Tensor] = lambda state: state
-    recorder: Any = None
+    fixed: Fixed | None = None
+
+    __repr__ = short_repr
 
     def clean(self, step: int, state: Tensor, prediction: Tensor) -> Tensor:
         """x0hat of a state and a combined prediction, as the pipeline would finish it: (B, C, F, H, W)."""
         assert self.schedule is not None
-        return self.finish(self.schedule.clean(step, state, prediction))
+        return self.finished(self.schedule.clean(step, state.to(prediction.device), prediction))
+
+    def finished(self, state: Tensor) -> Tensor:
+        """A state or an estimate (B, C, F, H, W) as the pipeline leaves it at its end."""
+        return state if self.fixed is None else self.fixed(state)
 
     @property
     def latent(self) -> Latent:
@@ -73,6 +73,7 @@ class Call:
         The numbers with which this step's branches are combined; the experts of one model may differ in them.
     args, kwargs, output : the call's arguments and what it returned, where the run records them, else empty
     context : Context
+        Not saved with the call: a `Run` that is loaded gives it to its calls.
     """
 
     step: int
@@ -86,7 +87,9 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     output: Any = None
-    context: Any = field(default=None, repr=False, compare=False)
+    context: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
+
+    __repr__ = short_repr
 
     @property
     def branch(self) -> str:

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dit_lens.files.digest import short_hash
+from dit_lens.runs.donor import Donor
 from dit_lens.runs.inputs import picture_bytes
-from dit_lens.runs.run import Run
 from dit_lens.runs.weights import contents, submodules, tensors
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, np.generic)
@@ -53,7 +53,7 @@ class _Description:
     def _data(self, value: Any) -> str | None:
         if isinstance(value, Enum):
             return f"{type(value).__qualname__}.{value.name}={self.text(value.value)}"
-        if isinstance(value, Run):
+        if isinstance(value, Donor):
             return f"run:{value.id}"
         if isinstance(value, Tensor):
             return self._tensor(value)

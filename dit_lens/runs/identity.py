@@ -80,6 +80,12 @@ def run_id(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def replay_id(run: str, step: int, interventions: Sequence[Any], from_layer: int) -> str:
+    """Hash of a run's id, the step that is replayed, the interventions and the layer from where; before the replay."""
+    content = [run, step, [describe(intervention) for intervention in interventions], from_layer]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of dit_lens and of the packages whose internals it relies on, as installed."""

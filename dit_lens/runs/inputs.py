@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.seeds import row_seeds
@@ -45,11 +46,15 @@ class Inputs:
     images: list[Image.Image] | None
     options: Mapping[str, Any]
 
+    __repr__ = short_repr
+
     @property
     def content(self) -> str:
         """Hash of the prompts and pictures: rows are named as their task instance says, which may say less."""
-        pictures = {id(image): image for image in self.images or ()}.values()
-        return short_hash([repr(self.prompts).encode(), *map(picture_bytes, pictures)])
+        pictures = {id(image): image for image in self.images or ()}
+        digests = {number: short_hash([picture_bytes(image)]) for number, image in pictures.items()}
+        of_rows = [digests[id(image)] for image in self.images or ()]
+        return short_hash([repr(self.prompts).encode(), repr(of_rows).encode()])
 
     def generators(self) -> list[torch.Generator]:
         """One generator per row, on the CPU so that a seed means the same on every device."""
@@ -92,7 +97,26 @@ def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
     if any(p[3] != options for p in parsed):
         raise InputError("inputs of one run must share every option but prompt and image")
     rows = tuple(Row(p[0], s) for p, s in zip(parsed, seeds, strict=True))
-    return Inputs(tuple(given), rows, [p[1] for p in parsed], images or None, options)
+    return Inputs(tuple(given), rows, [p[1] for p in parsed], _shared(images) or None, options)
+
+
+def _shared(images: list[Image.Image]) -> list[Image.Image]:
+    """The same pictures, those that are equal one object: a pipeline is given one for all rows if all rows have it."""
+    if len({id(image) for image in images}) < 2:
+        return images
+    known: dict[bytes, Image.Image] = {}
+    return [known.setdefault(picture_bytes(image), image) for image in images]
+
+
+def plain_inputs(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs of which `gather` makes the same rows, of plain data: a task instance as its id, prompt and picture."""
+    plain = {id(item): item if isinstance(item, str | Mapping) else _as_mapping(item) for item in given}
+    return tuple(plain[id(item)] for item in given)
+
+
+def _as_mapping(instance: Any) -> dict[str, Any]:
+    name, prompt, image, _ = _parse(instance)
+    return {"id": name, "prompt": prompt} | ({} if image is None else {"image": image})
 
 
 def listed_inputs(inputs: Any) -> list[Any]:
@@ -146,11 +170,12 @@ def _parse(item: Any) -> tuple[str, str, Image.Image | None, dict[str, Any]]:
     if isinstance(item, str):
         return item, item, None, {}
     if isinstance(item, Mapping):
-        options = {k: v for k, v in item.items() if k not in ("prompt", "image")}
+        options = {k: v for k, v in item.items() if k not in ("id", "prompt", "image")}
         if not isinstance(item.get("prompt"), str):
             raise InputError(f"an input needs a prompt (a string), got {item.get('prompt')!r}")
         image = item.get("image")
-        return _name(item["prompt"], image), item["prompt"], image, options
+        name = item.get("id") or _name(item["prompt"], image)
+        return name, item["prompt"], image, options
     if hasattr(item, "prompt"):
         image = getattr(item, "image", None)
         return getattr(item, "id", None) or _name(item.prompt, image), item.prompt, image, {}

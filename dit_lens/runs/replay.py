@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
+from dit_lens.families.registry import family_named
 from dit_lens.runs.call import Context
+from dit_lens.runs.donor import Donor
 from dit_lens.runs.identity import difference
+from dit_lens.runs.inputs import Row
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.run import Run
+from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 
 
-@dataclass
-class Replay:
-    """One denoising step of a recorded run, done again with other interventions.
+@dataclass(eq=False)
+class Replay(Donor):
+    """One denoising step of a recorded run, done again with other interventions; a donor as the run is.
 
     Attributes
     ----------
+    id : str
+        Hash of the run's id, the step and the interventions.
+    model_id : str
+        Of the model that replayed the run.
+    rows : tuple of Row, B of them
+    geometry : Geometry
+    step : int
     velocities : dict from branch to Tensor of shape (B, C, F, H, W)
     guided : Tensor of shape (B, C, F, H, W)
         The combined prediction.
@@ -32,8 +44,14 @@ class Replay:
     conditioning : dict from branch to what the model's head needs besides the residual stream, by module path
     captures : dict from capture name to dict from Site to Tensor
     ledger : Ledger
+    text_valid : dict from branch to bool Tensor of shape (B, N)
+        Where a text stream was met of which attention reads only some positions: which.
     """
 
+    id: str
+    model_id: str
+    rows: tuple[Row, ...]
+    geometry: Geometry
     step: int
     velocities: dict[str, Tensor]
     guided: Tensor
@@ -41,6 +59,9 @@ class Replay:
     conditioning: dict[str, dict[str, Any]]
     captures: dict[str, dict[Site, Tensor]]
     ledger: Ledger
+    text_valid: dict[str, Tensor] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,9 @@ class Resume:
     run: Run
     step: int
     layer: int = 0
+
+    def __repr__(self) -> str:
+        return f"Resume(run={self.run.id}, step={self.step}, layer={self.layer})"
 
     def check(
         self, model_id: str, setup: Mapping[str, str], content: str, context: Context, settings: Mapping[str, Any]
@@ -99,15 +123,15 @@ class Resume:
         if not 0 <= self.step < geometry.steps or not 0 <= self.layer < geometry.layers:
             valid = f"steps 0..{geometry.steps - 1}, layers 0..{geometry.layers - 1}"
             raise InputError(f"resume at step {self.step}, layer {self.layer}: this run has {valid}")
-        if self.layer and any(block.carried for _, block in context.architecture.stacks):
-            family = context.architecture.family
+        if self.layer and any(block.carried for _, block in family_named(context.family).stacks):
             raise InputError(
-                f"resume at layer {self.layer}: {family} carries a stream that is not recorded; use layer=0"
+                f"resume at layer {self.layer}: {context.family} carries a stream that is not recorded; use layer=0"
             )
         for step in range(self.step + bool(self.layer)):
             run.recorded(step)
-        if not run.states:
-            raise InputError("resume: the record has no states; run with record=True")
+        if len(run.states) <= self.step:
+            known = f"of steps 0..{len(run.states) - 1}" if run.states else "of no step; run with record=True"
+            raise InputError(f"resume at step {self.step}: the record has states {known}")
         if self.layer:
             for branch in geometry.branches:
                 for stream in geometry.streams:

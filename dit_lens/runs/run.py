@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.errors import InputError, SiteError
-from dit_lens.files.video import Video
+from dit_lens.display.short import short
+from dit_lens.errors import InputError
+from dit_lens.families.base import Fixed
+from dit_lens.files import saved
+from dit_lens.files.video import FPS, Video, write_video
 from dit_lens.runs.call import Call, Context
-from dit_lens.runs.inputs import Row
+from dit_lens.runs.donor import Donor
+from dit_lens.runs.inputs import Row, plain_inputs
 from dit_lens.runs.ledger import Ledger
+from dit_lens.runs.nest import moved
+from dit_lens.runs.rows import row_numbers, selected
+from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import Site, name_some
+from dit_lens.sites.site import Site
 
-if TYPE_CHECKING:
-    from dit_lens.runs.schedule import Schedule
+#: Of the files of a saved run; it grows when the fields of a run change.
+_SCHEMA = 1
 
 
-@dataclass
-class Run:
-    """A finished generation of B rows.
+@dataclass(eq=False)
+class Run(Donor):
+    """A finished generation of B rows: plain data, which can be pickled, copied and saved.
 
     Attributes
     ----------
@@ -42,6 +51,7 @@ class Run:
     frames : uint8 array of shape (B, T, height, width, 3), or None where the run was not decoded
     latents : Tensor of shape (B, C, F, H, W)
         The sampler's state where the run ended.
+    family : str
     schedule : Schedule
         alpha and sigma of every step, and x0hat from a state and a prediction.
     geometry : Geometry
@@ -51,8 +61,11 @@ class Run:
     calls : tuple of Call
         With arguments and output where the run was made with ``record=True``.
     states : tuple of Tensor of shape (B, C, F, H, W)
-        The sampler's state before each step, where the run was made with ``record=True``, else empty.
+        The sampler's state before each step, where the run was made with ``record=True``, else empty. A run that was
+        stopped after a step has the state before the next one too.
     ledger : Ledger
+    fixed : Fixed or None
+        What the pipeline puts into its final latents.
     text_valid : dict from branch to bool Tensor of shape (B, N)
         Where a text stream was met of which attention reads only some positions: which.
     """
@@ -60,11 +73,12 @@ class Run:
     id: str
     model_id: str
     setup: Mapping[str, str]
-    inputs: tuple[Any, ...] = field(repr=False)
+    inputs: tuple[Any, ...]
     rows: tuple[Row, ...]
     content: str
     frames: Video | None
     latents: Tensor
+    family: str
     schedule: Schedule
     geometry: Geometry
     settings: Mapping[str, Any]
@@ -72,7 +86,25 @@ class Run:
     calls: tuple[Call, ...]
     states: tuple[Tensor, ...]
     ledger: Ledger
+    fixed: Fixed | None = None
     text_valid: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.calls = tuple(replace(c, context=self._context) if c.context is None else c for c in self.calls)
+
+    @cached_property
+    def _context(self) -> Context:
+        return Context(self.family, self.geometry, self.rows, self.schedule, self.fixed)
+
+    def __repr__(self) -> str:
+        recorded = f", {len(self.states)} states recorded" if self.states else ""
+        captures = {name: len(sites) for name, sites in self.captures.items()}
+        frames = "not decoded" if self.frames is None else f"frames {self.frames.shape}"
+        return (
+            f"Run({self.id}: {len(self.rows)} rows, {self.geometry.steps} steps of {self.family} {self.model_id}\n"
+            f"    {frames}, rows {short(tuple((row.instance, row.seed) for row in self.rows))}\n"
+            f"    captures by name {short(captures)}{recorded})"
+        )
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -84,6 +116,19 @@ class Run:
         """The expert that each step called, None in models of one."""
         return {call.step: call.expert for call in self.calls}
 
+    @property
+    def decoded(self) -> Video:
+        """The frames, uint8 (B, T, height, width, 3).
+
+        Raises
+        ------
+        InputError
+            The run was not decoded.
+        """
+        if self.frames is None:
+            raise InputError("this run was not decoded; run with decode=True and without stop_after")
+        return self.frames
+
     def clean(self, step: int, state: Tensor, prediction: Tensor) -> Tensor:
         """x0hat of a state and a prediction at a step, as the pipeline would finish it: (B, C, F, H, W).
 
@@ -93,8 +138,7 @@ class Run:
         state, prediction : Tensor of shape (B, C, F, H, W)
             The sampler's state before the step, and the combined prediction or one branch's.
         """
-        context: Context = self.calls[0].context
-        return context.clean(step, state, prediction)
+        return self._context.clean(step, state, prediction)
 
     def recorded(self, step: int) -> list[Call]:
         """The calls of a step with what they were given.
@@ -109,40 +153,78 @@ class Run:
             raise InputError(f"step {step} was not recorded; run with record=True, steps 0..{self.geometry.steps - 1}")
         return calls
 
-    def __getitem__(self, site: Site | str) -> Tensor:
-        """The capture of one site, of shape (B, F, H, W, D) for the residual stream and (B, C, F, H, W) for latents.
+    def save(self, folder: str | Path) -> Path:
+        """Write everything of the run into a folder of its own: JSON and safetensors, whole or not at all.
+
+        A task instance is written as its id, prompt and picture; the rest comes back as it is.
 
         Raises
         ------
-        SiteError
-            The site was not captured; the message names some that were.
+        StoreError
+            The folder holds something else or cannot be written, or a setting or an argument of a recorded call is no
+            plain data; names the field.
         """
-        site = Site.parse(site) if isinstance(site, str) else site
-        found = self.captures.get("", {})
-        if site not in found:
-            raise SiteError(f"{site} was not captured; {name_some(found)}")
-        return found[site]
+        return saved.save(replace(self, inputs=plain_inputs(self.inputs)), folder, kind="run", schema=_SCHEMA)
 
-    @cached_property
-    def _own_sites(self) -> dict[Site, Site]:
-        return {site: site for site in self.captures.get("", {})}
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Read what `save` wrote, onto the CPU; nothing in the files is executed.
 
-    def sigma_at(self, site: Site) -> float | None:
-        """Noise level at which a site was captured; None where it was not, or has none."""
-        own = self._own_sites.get(site)
-        return None if own is None else own.sigma
+        Raises
+        ------
+        StoreError
+            No such folder, or files that are damaged, changed or of another kind or schema; names the file and field.
+        """
+        return saved.load(cls, folder, kind="run", schema=_SCHEMA)
 
-    def captured(self, name: str = "") -> dict[Site, Tensor]:
-        """All captures under a name, in the order in which they were made."""
-        if name not in self.captures:
-            raise SiteError(f"no capture is named {name!r}; this run has {sorted(self.captures) or 'none'}")
-        return self.captures[name]
+    def to(self, device: torch.device | str) -> Run:
+        """The same run with every tensor on a device."""
+        calls = [
+            replace(c, args=moved(c.args, device), kwargs=moved(c.kwargs, device), output=moved(c.output, device))
+            for c in self.calls
+        ]
+        fixed = self.fixed and Fixed(self.fixed.mask.to(device), self.fixed.value.to(device))
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            captures=moved(self.captures, device),
+            calls=tuple(replace(call, context=None) for call in calls),
+            states=moved(self.states, device),
+            fixed=fixed,
+            text_valid=moved(self.text_valid, device),
+        )
 
-    def stack(self, component: str, *, step: int, branch: str | None = "cond", name: str = "") -> Tensor:
-        """One component at all captured layers of a step and branch: Tensor of shape (layers, B, ...)."""
-        sites = [s for s in self.captured(name) if (s.step, s.branch, s.component) == (step, branch, component)]
-        if not sites:
-            raise SiteError(
-                f"no {component} of step {step}, branch {branch} was captured; {name_some(self.captured(name))}"
-            )
-        return torch.stack([self.captures[name][s] for s in sorted(sites, key=lambda s: s.layer or 0)])
+    def select(self, rows: Sequence[int]) -> Run:
+        """The run of some rows alone, in the order given: to look at, to take from, or to go on with.
+
+        It resumes with the inputs and seeds of these rows. Its id is made of this run's and the rows; the ledger stays
+        that of the whole run.
+
+        Raises
+        ------
+        InputError
+            Rows that the run does not have, one of them twice, or a capture that does not have a row for each.
+
+        Examples
+        --------
+        ``best = run.select([2, 5])`` and then ``model.run(best.inputs, [row.seed for row in best.rows],
+        resume=Resume(best, step))``.
+        """
+        return selected(self, row_numbers(rows, len(self.rows)))
+
+    def write_video(self, path: str | Path, fps: float = FPS, crf: int | None = 17) -> Path:
+        """Write the frames as one mp4, the videos of several rows side by side from left to right.
+
+        Parameters
+        ----------
+        crf : int or None
+            As in `dit_lens.files.video.write_video`: None is lossless, and few players show it.
+
+        Raises
+        ------
+        InputError
+            The run was not decoded.
+        TaskError
+            PyAV is missing, or the rate is not above 0.
+        """
+        return write_video(path, np.concatenate(list(self.decoded), axis=2), fps, crf)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
 
 #: (alpha, sigma) of every step, and of the final state.
@@ -51,6 +52,8 @@ class Schedule:
     skips: tuple[float, ...]
     outs: tuple[float, ...]
     scales: tuple[float, ...]
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dit_lens.display.short import short_repr
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -74,6 +76,8 @@ class Geometry:
     kinds: tuple[Layer, ...] = ()
     pixels: Pixels | None = None
     fixed_frames: tuple[int, ...] = ()
+
+    __repr__ = short_repr
 
     def layer(self, index: int) -> Layer:
         return self.kinds[index] if self.kinds else Layer()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select, from_json, indices, show, to_json
@@ -55,6 +56,8 @@ class Sites:
     stream: str | tuple[str, ...] = "video"
     tokens: Tokens = field(default_factory=Tokens)
     heads: Select = "all"
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         for name in ("component", "branches", "stream"):

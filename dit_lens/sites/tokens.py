@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
 from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.sites.select import Select, from_json, indices, show, to_json
@@ -33,6 +34,9 @@ class Mask:
 
     shape: tuple[int, ...]
     bits: bytes
+
+    def __repr__(self) -> str:
+        return f"Mask({sum(self.bits)} of {self.shape})"
 
     @classmethod
     def of(cls, mask: Any) -> Mask:
@@ -102,6 +106,8 @@ class Tokens:
     pixel_frames: Range | None = None
     positions: Select = "all"
     text: str = "all"
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.text not in ("all", "valid", "shared"):

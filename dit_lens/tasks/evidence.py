@@ -36,6 +36,7 @@ EVIDENCE: dict[str, str] = {
     "alive": "how many candidate answers a picture shows",
     "render": "true videos",
     "score": "scores of videos",
+    "floors": "scores of videos that cannot have solved it",
     "search_free": "features of a cell that need no search",
 }
 

@@ -25,35 +25,37 @@ def test_all_four_behaviours_are_printed_as_one_json_object(capsys: pytest.Captu
     asked = ["behaviours", "--quick", "--json", "--seed", "3", "--tasks", "permanence", "two-goal maze:4", "move"]
     assert main(asked) == 0
     data = json.loads(capsys.readouterr().out)
-    tables = data["tables"]
-    assert set(tables) == {
-        "working memory", "perception before action", "perception before action, verdicts", "self-correction",
-        "self-correction by step", "multi-path", "working memory, every place", "perception before action by step",
+    rows = data["table"]
+
+    def tasks_of(behaviour: str) -> set[str]:
+        return {row["task"] for row in rows if row["behaviour"] == behaviour}
+
+    assert tasks_of("working memory") == {"permanence"}
+    assert tasks_of("perception before action") == {"two-goal maze"}
+    assert tasks_of("self-correction") == {"permanence", "two-goal maze", "move"}
+    assert tasks_of("multi-path") == {"permanence", "two-goal maze"}
+    assert all({"task", "step", "sigma", "expert", "measure", "value", "low", "high", "n"} <= set(row) for row in rows)
+    memory = [row for row in rows if row["behaviour"] == "working memory"]
+    assert {row["control"] for row in memory} == {"none", "shuffled", "input", "position", "random", "majority"}
+    drawn = [row for row in rows if row["measure"] == "drawn"]
+    assert {row["step"] for row in drawn} == set(range(10))
+    assert {(row["behaviour"], row["task"]) for row in data["verdicts"]} == {
+        ("working memory", "permanence"), ("perception before action", "two-goal maze"),
+        *(("self-correction", task) for task in ("permanence", "two-goal maze", "move")),
     }  # fmt: skip
-    assert {row["task"] for row in tables["working memory"]} == {"permanence"}
-    assert {row["task"] for row in tables["perception before action"]} == {"two-goal maze"}
-    assert {row["task"] for row in tables["self-correction"]} == {"permanence", "two-goal maze", "move"}
-    for name in ("working memory", "self-correction", "self-correction by step", "multi-path"):
-        assert all({"low", "high", "n"} <= set(row) for row in tables[name]), name
-    controls = {"none", "shuffled", "input", "position", "random", "majority", "excess"}
-    assert {row["control"] for row in tables["working memory, every place"]} == controls
-    assert all(controls - {"none"} <= set(row) for row in tables["working memory"])
-    assert {row["step"] for row in tables["perception before action by step"]} == set(range(10))
-    for name in tables:
-        if name not in ("perception before action, verdicts", "self-correction"):
-            assert all({"task", "step", "sigma", "expert"} <= set(row) for row in tables[name]), name
     assert {"task": "permanence", "use": "working memory", "asked": 36, "found": 36} in data["instances"]
-    # Of move no candidates are known, and it is said so.
-    assert [(row["behaviour"], row["task"]) for row in data["skipped"]] == [("multi-path", "move")]
+    # What a task does not declare is said.
+    reasons = {(row["behaviour"], row["task"]): row["reason"] for row in data["skipped"]}
+    assert "needs alive" in reasons["multi-path", "move"]
     assert data["config"]["seed"] == 3
 
 
 def test_the_same_is_printed_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["behaviours", "--quick", "--model", "random:puzzles", "--tasks", "tictactoe"]) == 0
     out = capsys.readouterr().out
-    assert "self-correction by step" in out
+    assert "self-correction on tictactoe, judged by answer" in out
     assert "multi-path" in out
-    assert "working memory" not in out
+    assert "no working memory on tictactoe" in out
 
 
 def test_by_default_the_tasks_are_those_of_the_organism(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import dit_lens
+from dit_lens.analysis.success import Evaluation
 from dit_lens.cli import main
 from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.organisms.load import organism_tasks
@@ -56,15 +57,17 @@ def test_organism_evaluate_takes_any_tasks_prompts_and_guidance(capsys: pytest.C
     asked = ["organism", "evaluate", "maze", "--count", "2", "--tasks", "two-goal maze:4", "tictactoe", "maze:4"]
     assert main([*asked, "--prompts", "--guidance", "--json"]) == 0
     data = printed(capsys)
-    assert set(data) == {"organism", "tasks", "prompts", "guidance"}
+    assert {"organism", "tasks", "table", "prompts", "guidance"} <= set(data)
+    assert "sizes" not in data
     tasks, prompts, guidance = (data[key] for key in ("tasks", "prompts", "guidance"))
     names = ["two-goal maze", "tictactoe", "maze"]
     assert [(t["task"], t["size"]) for t in tasks] == list(zip(names, (4, 3, 4), strict=True))  # type: ignore[attr-defined]
     assert {"strict", "low", "high", "n", "floor"} <= set(tasks[0])  # type: ignore[index]
     # A one-goal maze has no pair that differs in the prompt alone.
-    assert [(p["task"], p["kind"]) for p in prompts] == [("two-goal maze", "prompt"), ("tictactoe", "player")]  # type: ignore[attr-defined]
-    assert [g["task"] for g in guidance] == names  # type: ignore[attr-defined]
-    assert all(set(g["strict"]) == {"1.0", "2.0", "4.0"} for g in guidance)  # type: ignore[attr-defined]
+    exchanged = [(p["table"][0]["task"], p["table"][0]["kind_of_pair"]) for p in prompts]  # type: ignore[attr-defined]
+    assert exchanged == [("two-goal maze", "prompt"), ("tictactoe", "player")]
+    assert [g["table"][0]["task"] for g in guidance] == names  # type: ignore[attr-defined]
+    assert all({row["guidance_scale"] for row in g["table"]} == {1, 2, 4} for g in guidance)  # type: ignore[attr-defined]
 
 
 def test_organism_evaluate_says_in_words_what_it_says_in_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,9 +78,10 @@ def test_organism_evaluate_says_in_words_what_it_says_in_json(capsys: pytest.Cap
 def test_by_default_an_organism_is_evaluated_on_its_own_tasks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dit_lens.analysis.success.evaluate", lambda model, tasks, count, seed: [])
     seen: list[object] = []
-    monkeypatch.setattr("dit_lens.cli.organisms._sizes", lambda tasks, rows: seen.extend(tasks) or {})
+    monkeypatch.setattr(
+        "dit_lens.analysis.success.evaluate", lambda model, tasks, count, seed: seen.extend(tasks) or Evaluation(())
+    )
     assert main(["organism", "evaluate", "random:maze"]) == 0
     assert seen == organism_tasks("maze")
 

@@ -117,7 +117,7 @@ def test_bad_settings_are_refused_when_they_are_named(case: str) -> None:
 
 
 MISFITS: dict[str, tuple[str, Ablate]] = {
-    "kind": ("reference must be a Run or a tensor.*list", Ablate(RESID, "mean", reference=[1.0])),  # type: ignore[arg-type]
+    "kind": ("reference must be a Run, a Replay or a tensor.*list", Ablate(RESID, "mean", reference=[1.0])),  # type: ignore[arg-type]
     "no shape": (r"\(\)", Ablate(RESID, "mean", reference=torch.ones(()))),
     "another site": (r"reference did not capture s00/cond/L01/resid/video \(whole and unnamed\)",
                      Ablate(RESID.at(layers=1), "mean", reference=RUN)),

@@ -173,7 +173,7 @@ def test_bad_settings_are_refused_when_they_are_named(settings: dict[str, Any], 
 def test_a_row_that_the_batch_does_not_have_is_refused() -> None:
     with pytest.raises(DonorError, match=r"rows=2\): the donor has rows 0\.\.1"):
         check(dl.Patch.from_row(2, RESID))
-    with pytest.raises(DonorError, match=r"Run or a tensor.*got str"):
+    with pytest.raises(DonorError, match=r"a Replay or a tensor.*got str"):
         check(dl.Patch("row", RESID))
 
 

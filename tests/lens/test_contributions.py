@@ -44,24 +44,27 @@ def ulps(a: Tensor, b: Tensor, *parts: Tensor) -> float:
 def test_the_parts_sum_to_the_models_velocity_in_every_family(family: tuple[Family, dl.Run]) -> None:
     subject, run = family
     for branch in run.geometry.branches:
-        found = contributions(subject.model, run, 1, branch=branch)
-        deltas = contributions(subject.model, run, 1, "delta", branch=branch)
+        found = contributions(subject.model, run, sites=dl.Sites(steps=1), branch=branch)
+        deltas = contributions(subject.model, run, sites=dl.Sites("delta", steps=1), branch=branch)
         own = subject.model.replay(run, 1).velocities[branch]
-        assert torch.equal(found.velocity, own)
-        terms = [x for values in found.values.values() for x in values]
-        total = found.embed.double() + found.constant + sum(x.double() for x in terms)
-        assert ulps(own, total.float(), found.embed, *terms) <= 16
-        by_layer = sum(values.double() for values in found.values.values())
+        assert torch.equal(found.velocity[0], own)
+        embed = found.embed[0]
+        terms = [x for values in found.values.values() for x in values[0]]
+        total = embed.double() + found.constant[0] + sum(x.double() for x in terms)
+        assert ulps(own, total.float(), embed, *terms) <= 16
+        by_layer = sum(values[0].double() for values in found.values.values())
         # A delta is the difference of two residual streams, exact only to the last place of these.
-        assert ulps(deltas.values["delta"], by_layer.float(), found.embed, *terms) <= 16
+        assert ulps(deltas.values["delta"][0], by_layer.float(), embed, *terms) <= 16
         # The sums are no accident of parts that are next to nothing.
-        assert min(float(x.abs().max()) for x in deltas.values["delta"]) > 1e-4 * float(own.abs().max())
-        assert float(found.embed.abs().max()) > 1e-4 * float(own.abs().max())
+        assert min(float(x.abs().max()) for x in deltas.values["delta"][0]) > 1e-4 * float(own.abs().max())
+        assert float(embed.abs().max()) > 1e-4 * float(own.abs().max())
 
 
 def test_the_table_knows_which_layers_have_what_and_its_shares_sum_to_one(family: tuple[Family, dl.Run]) -> None:
     subject, run = family
-    table = contributions(subject.model, run, 0).frame()
+    samples = contributions(subject.model, run, sites=dl.Sites(steps=0)).samples
+    table = samples.pivot(index=["layer", "component", "instance", "seed"], columns="measure", values="value")
+    table = table.reset_index()
     for k in range(run.geometry.layers):
         has = [c for c in run.geometry.layer(k).components["video"] if c not in ("delta", "resid")]
         assert sorted(set(table.loc[table["layer"] == k, "component"])) == sorted(has)
@@ -74,7 +77,7 @@ def test_the_table_knows_which_layers_have_what_and_its_shares_sum_to_one(family
 def test_the_scale_is_frozen_at_the_whole_residual(organism: Subject) -> None:
     """By hand: the layer norm's scale from the last residual, the part centred by its own mean, then the projection."""
     run = organism.run(record=True)
-    found = contributions(organism.model, run, 1, "attn", layers=[2])
+    found = contributions(organism.model, run, sites=dl.Sites("attn", steps=1, layers=[2]))
     keep = [dl.Capture(dl.Sites("attn", layers=2)), dl.Capture(dl.Sites("resid", layers=3))]
     replay = organism.model.replay(run, 1, keep)
     part, whole = (replay.captures[""][dl.Site(1, "cond", k, c)] for k, c in ((2, "attn"), (3, "resid")))
@@ -86,7 +89,7 @@ def test_the_scale_is_frozen_at_the_whole_residual(organism: Subject) -> None:
     patches = F.linear(centred, dit.proj_out.weight)
     p_t, p_h, p_w = dit.config.patch_size
     assert (p_t, p_h, p_w) == (1, 1, 1)
-    torch.testing.assert_close(found.values["attn"][0], patches.permute(0, 4, 1, 2, 3))
+    torch.testing.assert_close(found.values["attn"][0, 0], patches.permute(0, 4, 1, 2, 3))
 
 
 class Wrong(nn.Module):
@@ -139,7 +142,7 @@ def test_a_head_that_is_not_affine_is_refused_in_bfloat16_too() -> None:
     transformer = pipeline.transformer.to(torch.bfloat16)
     family = Family(dl.VideoDiT(pipeline), tiny.inputs(), dict(tiny.settings))
     run = family.run(record=True)
-    assert contributions(family.model, run, 0).velocity.dtype == torch.bfloat16
+    assert contributions(family.model, run).velocity.dtype == torch.bfloat16
     replay = family.model.replay(run, 0, [dl.Capture(dl.Sites("resid", layers=-1, branches="cond"))])
     transformer.norm_out = Wrong()
     call = next(c for c in run.recorded(0) if "cond" in c.branches)
@@ -149,44 +152,48 @@ def test_a_head_that_is_not_affine_is_refused_in_bfloat16_too() -> None:
 
 def test_one_layer_or_component_is_what_it_is_among_all(organism: Subject) -> None:
     run = organism.run(record=True)
-    every, one = contributions(organism.model, run, 0), contributions(organism.model, run, 0, ["ffn"], layers=[1, 3])
-    assert torch.equal(one.values["ffn"], every.values["ffn"][[1, 3]])
-    assert one.layers == (1, 3)
+    every = contributions(organism.model, run)
+    one = contributions(organism.model, run, sites=dl.Sites("ffn", steps=[0, 2], layers=[1, 3]))
+    assert torch.equal(one.values["ffn"], every.values["ffn"][[0, 2]][:, [1, 3]])
+    assert torch.equal(one.velocity, every.velocity[[0, 2]])
+    assert (one.reading.steps, one.reading.layers) == ((0, 2), (1, 3))
     assert list(one.values) == ["ffn"]
     assert list(every.values) == ["attn", "cross_attn", "ffn"]
 
 
 def test_reading_changes_nothing(organism: Subject) -> None:
     before, run = organism.run(), organism.run(record=True)
-    contributions(organism.model, run, 1)
+    contributions(organism.model, run, sites=dl.Sites(steps=1))
     assert torch.equal(organism.run().latents, before.latents)
 
 
 def test_bad_input(organism: Subject) -> None:
     run = organism.run(record=True)
     with pytest.raises(InputError, match="record=True"):
-        contributions(organism.model, organism.run(), 0)
-    for wrong in ("resid", "head", "a2v"):
-        with pytest.raises(SiteError, match=f"no contribution of '{wrong}'; .* attn, cross_attn, ffn, delta"):
-            contributions(organism.model, run, 0, [wrong])
+        contributions(organism.model, organism.run())
+    with pytest.raises(SiteError, match=r"no contribution of 'a2v'; .* attn, cross_attn, ffn, delta"):
+        contributions(organism.model, run, sites=dl.Sites("a2v"))
+    with pytest.raises(SiteError, match=r"contributions reads resid, pos, attn.*; 'head' is none of them"):
+        contributions(organism.model, run, sites=dl.Sites("head"))
     with pytest.raises(SiteError, match="no components"):
-        contributions(organism.model, run, 0, [])
+        contributions(organism.model, run, sites=dl.Sites(()))
     with pytest.raises(SiteError, match="unknown branch 'uncond'"):
-        contributions(organism.model, run, 0, branch="uncond")
+        contributions(organism.model, run, branch="uncond")
     with pytest.raises(SiteError, match=r"layers 0\.\.3"):
-        contributions(organism.model, run, 0, layers=4)
+        contributions(organism.model, run, sites=dl.Sites(layers=4))
     with pytest.raises(InputError, match="unknown measure 'loss'"):
-        contributions(organism.model, run, 0).plot(measure="loss")
+        contributions(organism.model, run).plot(measure="loss")
 
 
 def test_the_picture_has_a_curve_for_every_component(organism: Subject) -> None:
-    found = contributions(organism.model, organism.run(record=True), 0)
+    found = contributions(organism.model, organism.run(record=True))
     axis = found.plot()
-    table = found.frame()
+    table = found.table[(found.table["measure"] == "share") & (found.table["step"] == 0)]
     for line in axis.lines[:3]:
-        expected = table.loc[table["component"] == line.get_label(), "share"]
+        expected = table.loc[table["component"] == line.get_label(), "value"]
         np.testing.assert_allclose(line.get_ydata(), expected)
     assert axis.get_ylabel() == "share"
     matplotlib.pyplot.close(axis.figure)
     nothing = replace(found, velocity=found.velocity * 2)
-    np.testing.assert_allclose(nothing.frame()["share"] * 2, table["share"])
+    halved = nothing.table.query("measure == 'share' and step == 0")["value"]
+    np.testing.assert_allclose(halved * 2, table["value"])

@@ -32,6 +32,9 @@ from tests.subjects import STEPS, Subject
 
 matplotlib.use("Agg")
 
+#: The guided estimate and that of every branch.
+BOTH = dl.Sites(("guided", "velocity"))
+
 
 @cache
 def family_of(name: str) -> Family:
@@ -48,16 +51,15 @@ def test_step_lens_changes_nothing_and_ends_where_the_sampler_ends(subject: Subj
     lens = step_lens(
         subject.model,
         subject.inputs[0],
-        subject.seeds[0],
-        branches="all",
+        sites=BOTH,
+        seed=subject.seeds[0],
         num_inference_steps=STEPS,
         guidance_scale=guidance,
-        decode=False,
     )
-    assert torch.equal(lens.run.latents, subject.run(guidance=guidance).latents)
+    assert torch.equal(lens.final, subject.run(guidance=guidance).latents)
     if subject.name != "two_experts":  # UniPC's last step is no Euler step; its x0hat is checked below
         # The last Euler step goes to sigma 0, which is x0hat itself.
-        torch.testing.assert_close(lens.x0hat[-1], lens.run.latents)
+        torch.testing.assert_close(lens.x0hat[-1], lens.final)
 
 
 class Spy:
@@ -96,7 +98,8 @@ def check_against_scheduler(family: Family, lens: StepLens, seen: list[Tensor]) 
     # LTX-2 steps its audio too, and Cosmos first converts both branches in one batch.
     own = [architecture.unpack(x, latent) for x in seen if x.numel() == lens.x0hat[0].numel()]
     assert len(own) == len(lens.x0hat)
-    free = [f for f in range(latent[1]) if f not in lens.run.geometry.fixed_frames]
+    fixed = family.model.geometry(family.inputs[0], **family.settings).fixed_frames
+    free = [f for f in range(latent[1]) if f not in fixed]
     for estimate, clean in zip(lens.x0hat, own, strict=True):
         torch.testing.assert_close(estimate[:, :, free], clean[:, :, free].float(), rtol=2e-5, atol=2e-5)
 
@@ -105,7 +108,7 @@ def test_x0hat_is_what_the_scheduler_of_the_running_pipeline_has(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy(family.model.pipeline.scheduler, monkeypatch)
-    lens = step_lens(family.model, family.inputs[0], 0, decode=False, **family.settings)
+    lens = step_lens(family.model, family.inputs[0], **family.settings)
     check_against_scheduler(family, lens, spy.seen)
 
 
@@ -125,16 +128,16 @@ def test_other_schedulers_in_the_same_pipelines(name: str, monkeypatch: pytest.M
     family = family_of(SCHEDULERS[name][0])
     monkeypatch.setattr(family.model.pipeline, "scheduler", SCHEDULERS[name][1])
     spy = Spy(family.model.pipeline.scheduler, monkeypatch)
-    lens = step_lens(family.model, family.inputs[0], 0, decode=False, **family.settings)
+    lens = step_lens(family.model, family.inputs[0], **family.settings)
     check_against_scheduler(family, lens, spy.seen)
 
 
 def test_branches_combine_to_the_guided_estimate_and_a_record_gives_the_same(family: Family) -> None:
-    more = {"record": True, "decode": False, **family.settings}
-    lens = step_lens(family.model, family.inputs[0], 0, branches="all", **more)
-    run = lens.run
+    lens = step_lens(family.model, family.inputs[0], sites=BOTH, **family.settings)
+    run = family.model.run(family.inputs[0], record=True, decode=False, **family.settings)
     assert set(lens.estimates) == {"guided", *run.geometry.branches}
-    recorded = StepLens.of(run, "all")
+    recorded = step_lens(family.model, run, sites=BOTH)
+    assert torch.equal(recorded.final, lens.final)
     for branch, estimates in lens.estimates.items():
         assert torch.equal(recorded.estimates[branch], estimates), branch
         if branch != "guided":
@@ -143,19 +146,20 @@ def test_branches_combine_to_the_guided_estimate_and_a_record_gives_the_same(fam
             assert not torch.equal(estimates[1], lens.x0hat[1])
     assert (recorded.sigmas, recorded.alphas, recorded.experts) == (lens.sigmas, lens.alphas, lens.experts)
     assert lens.sigmas == run.sigmas[: len(lens.sigmas)]
-    only = StepLens.of(run, ["cond"])
+    only = step_lens(family.model, run, sites=BOTH.at(branches="cond", steps=1))
     assert list(only.estimates) == ["guided", "cond"]
+    assert torch.equal(only.x0hat, lens.x0hat[1:2])
 
 
 def test_x0hat_of_classifier_free_guidance_is_the_same_combination_of_the_branches(text_to_video: Subject) -> None:
     run = text_to_video.run(guidance=2.0, record=True)
-    lens = StepLens.of(run, "all")
+    lens = step_lens(text_to_video.model, run, sites=BOTH)
     combined = lens.branch("uncond") + 2.0 * (lens.branch("cond") - lens.branch("uncond"))
     torch.testing.assert_close(lens.x0hat, combined, rtol=1e-5, atol=1e-5)
 
 
 def test_unguided_the_one_branch_is_the_guided_estimate(organism: Subject) -> None:
-    lens = StepLens.of(organism.run(record=True), "all")
+    lens = step_lens(organism.model, organism.run(record=True), sites=BOTH)
     assert torch.equal(lens.branch("cond"), lens.x0hat)
 
 
@@ -163,10 +167,12 @@ def test_the_table_has_the_numbers_of_its_definition(two_experts: Subject) -> No
     run = two_experts.model.run(
         list(two_experts.inputs), [3, 4], num_inference_steps=STEPS, guidance_scale=1.0, decode=False, record=True
     )
-    lens = StepLens.of(run)
-    table = lens.frame()
-    assert list(table.columns) == ["step", "sigma", "alpha", "expert", "branch", "instance", "seed", *MEASURES]
-    assert len(table) == STEPS * 2
+    lens = step_lens(two_experts.model, run)
+    samples, places = lens.samples, ["step", "sigma", "expert", "branch", "alpha"]
+    assert list(samples) == [*places, "instance", "seed", "measure", "value"]
+    assert list(lens.table) == [*places, "measure", "value", "low", "high", "n"]
+    assert len(samples) == STEPS * 2 * len(MEASURES)
+    table = samples.pivot(index=[*places, "instance", "seed"], columns="measure", values="value").reset_index()
     row = table[(table.step == 1) & (table.seed == 4)].iloc[0]
     x, before, end = (t.flatten().double().numpy() for t in (lens.x0hat[1, 1], lens.x0hat[0, 1], run.latents[1]))
     assert row.cosine == pytest.approx(x @ end / np.linalg.norm(x) / np.linalg.norm(end), rel=1e-9)
@@ -179,18 +185,17 @@ def test_the_table_has_the_numbers_of_its_definition(two_experts: Subject) -> No
 
 
 def test_the_plot_shows_every_branch_and_the_change_of_expert(two_experts: Subject) -> None:
-    lens = StepLens.of(two_experts.run(guidance=2.0, record=True), "all")
+    lens = step_lens(two_experts.model, two_experts.run(guidance=2.0, record=True), sites=BOTH)
     axis = lens.plot()
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert labels == ["guided", "cond", "uncond"]
-    table = lens.frame()
-    guided = table[table.branch == "guided"]
-    np.testing.assert_allclose(axis.lines[0].get_ydata(), guided.cosine)
+    guided = lens.table.query("branch == 'guided' and measure == 'cosine'")
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), guided["value"])
     assert "step, and its sigma" in axis.get_xlabel()
     change = 1 + int(guided.expert.eq("high_noise").sum()) - 1.5
     assert any(line.get_linestyle() == ":" and line.get_xdata()[0] == change for line in axis.lines)
     assert len(lens.plot(measure="change").lines[0].get_xdata()) == STEPS - 1
-    with pytest.raises(SiteError, match="cosine, distance, change"):
+    with pytest.raises(InputError, match="cosine, distance, change"):
         lens.plot(measure="colour")
 
 
@@ -199,39 +204,37 @@ def test_decoding_chosen_steps_and_frames_in_shared_batches(text_to_video: Subje
     run = model.run(
         list(text_to_video.inputs), [1, 2], num_inference_steps=STEPS, decode=False, record=True, guidance_scale=2.0
     )
-    lens, sizes = StepLens.of(run, ["cond"]), []
+    lens, sizes = step_lens(model, run, sites=BOTH.at(branches="cond")), []
     whole = np.stack([model.decode(x) for x in lens.x0hat])
-    assert np.array_equal(lens.decode(model, steps=-1), whole[-1:])
+    assert np.array_equal(lens.decode(model, sites=dl.Sites(steps=-1)), whole[-1:])
     decode = model.pipeline.vae.decode
     model.pipeline.vae.decode = lambda z, **more: (sizes.append(tuple(z.shape[:3:2])), decode(z, **more))[1]
     try:
-        some = lens.decode(model, steps=[0, 2], frames=[0, 1], batch=3)
+        some = lens.decode(model, sites=dl.Sites(steps=[0, 2]), frames=[0, 1], batch=3)
     finally:
         del model.pipeline.vae.decode
     # Rows and batches differ in the last bits of matrix products, and so by a rounding.
     assert np.abs(some.astype(int) - whole[[0, 2]][:, :, :2]).max() <= 1
     latent_frame = run.geometry.pixels.latent_frame(1)
     assert sizes == [(3, latent_frame + 1), (1, latent_frame + 1)]
-    assert lens.decode(model, steps=0, branch="cond", frames=-1).shape == (1, 2, 1, *whole.shape[3:])
-    assert not np.array_equal(lens.decode(model, steps=0, branch="cond"), whole[:1])
+    assert lens.decode(model, sites=dl.Sites(steps=0), branch="cond", frames=-1).shape == (1, 2, 1, *whole.shape[3:])
+    assert not np.array_equal(lens.decode(model, sites=dl.Sites(steps=0), branch="cond"), whole[:1])
 
 
 def test_what_does_not_exist_is_named(text_to_video: Subject) -> None:
-    model, given = text_to_video.model, (text_to_video.inputs[0], 0)
-    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False}
-    with pytest.raises(SiteError, match=r"uncond.*cond"):
-        step_lens(model, *given, branches=["uncond"], **settings)
-    plain = step_lens(model, *given, **settings)
-    with pytest.raises(InputError, match="record=True"):
-        StepLens.of(plain.run)
+    model, settings = text_to_video.model, {"num_inference_steps": STEPS, "guidance_scale": 1.0}
+    with pytest.raises(SiteError, match="unknown branch 'uncond'; this run has cond"):
+        step_lens(model, text_to_video.inputs[0], sites=BOTH.at(branches="uncond"), **settings)
     run = text_to_video.run(record=True)
-    with pytest.raises(SiteError, match="no branch 'stg'; this run has cond and 'guided'"):
-        StepLens.of(run, "stg")
-    lens = StepLens.of(run)
+    with pytest.raises(SiteError, match="unknown branch 'stg'; this run has cond"):
+        step_lens(model, run, sites=BOTH.at(branches="stg"))
+    with pytest.raises(SiteError, match="has no branch 'guided'; it has cond"):
+        step_lens(model, run, sites=dl.Sites("velocity")).x0hat  # noqa: B018
+    lens = step_lens(model, run)
     with pytest.raises(SiteError, match="has no branch 'cond'; it has guided"):
         lens.decode(model, branch="cond")
     with pytest.raises(SiteError, match=rf"no step {STEPS}.*steps 0\.\.{STEPS - 1}"):
-        lens.decode(model, steps=[0, STEPS])
+        lens.decode(model, sites=dl.Sites(steps=[0, STEPS]))
     with pytest.raises(SiteError, match=r"no frame 99.*frames 0\.\.4"):
         lens.decode(model, frames=99)
     # Also of the same family, and with a VAE of the same shape.
@@ -244,22 +247,29 @@ def test_what_does_not_exist_is_named(text_to_video: Subject) -> None:
 
 
 def test_a_run_that_was_stopped_has_the_steps_it_did(organism: Subject) -> None:
-    run = organism.run(record=True, stop_after=1)
-    assert len(StepLens.of(run).x0hat) == 2
-    lens = step_lens(
-        organism.model,
-        organism.inputs[0],
-        organism.seeds[0],
-        num_inference_steps=STEPS,
-        guidance_scale=1.0,
-        stop_after=1,
+    lens = step_lens(organism.model, organism.run(record=True, stop_after=1))
+    whole = step_lens(organism.model, organism.run(record=True))
+    assert lens.steps == (0, 1)
+    assert torch.equal(lens.x0hat, whole.x0hat[:2])
+    inside = organism.run(
+        record=True, stop_after="last site", interventions=[dl.Capture(dl.Sites("resid", steps=1, layers=0))]
     )
-    assert torch.equal(lens.x0hat, StepLens.of(run).x0hat)
+    assert step_lens(organism.model, inside).steps == (0,)
+
+
+def test_a_change_is_since_the_step_before_and_no_other(organism: Subject) -> None:
+    run = organism.run(record=True)
+    whole, some = (
+        step_lens(organism.model, run, sites=dl.Sites("guided", steps=steps)).table for steps in ("all", [0, 2])
+    )
+    assert some[some["measure"] == "change"]["value"].isna().all()
+    same = whole[(whole["step"] == 2) & (whole["measure"] == "cosine")]["value"].item()
+    assert some[(some["step"] == 2) & (some["measure"] == "cosine")]["value"].item() == same
 
 
 def test_interventions_are_seen(organism: Subject) -> None:
-    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "decode": False, "branches": "all"}
-    given = (organism.model, organism.inputs[0], organism.seeds[0])
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "seed": organism.seeds[0], "sites": BOTH}
+    given = (organism.model, organism.inputs[0])
     plain = step_lens(*given, **settings)
     zeroed = step_lens(*given, interventions=[dl.Ablate(dl.Sites("velocity", steps=1))], **settings)
     assert torch.equal(plain.x0hat[0], zeroed.x0hat[0])
@@ -290,23 +300,26 @@ def test_x0hat_is_the_schedulers_own_conversion(scheduler: str) -> None:
 def test_step_lens_of_the_shipped_model_shows_the_answer_forming(shipped: Subject) -> None:
     task = dl.tasks.Maze()
     mazes = task.sample(6, seed=1)
-    lens = step_lens(shipped.model, mazes, seed=list(range(6)))
-    frames = lens.decode(shipped.model, steps=[0, 9], frames=-1)
-    final = task.read_answer(lens.run.frames[:, -1], mazes).marks
+    run = shipped.model.run(mazes, list(range(6)), record=True)
+    lens = step_lens(shipped.model, run)
+    frames = lens.decode(shipped.model, sites=dl.Sites(steps=[0, 9]), frames=-1)
+    assert run.frames is not None
+    final = task.read_answer(run.frames[:, -1], mazes).marks
     overlap = [agreement(task.read_answer(f[:, -1], mazes).marks, final).mean() for f in frames]
     assert overlap[1] == 1
     assert overlap[0] < overlap[1]
-    cosine = lens.frame().groupby("step").cosine.mean()
+    cosine = lens.table.query("measure == 'cosine'").set_index("step")["value"]
     assert cosine[0] < cosine[5] < cosine[9]
     assert cosine[9] == pytest.approx(1, abs=1e-6)
 
 
 def test_the_preview_stands_in_for_the_vae_at_its_size(organism: Subject) -> None:
     run = organism.run(record=True)
-    lens, model = StepLens.of(run), organism.model
+    lens, model = step_lens(organism.model, run), organism.model
     latents = torch.randn(4, *run.latents.shape[1:], generator=torch.Generator().manual_seed(0))
     preview = Preview.fit(model, latents, groups=range(4))
-    whole = lens.decode(model, steps=[0, 2])
-    drawn = lens.decode(model, steps=[0, 2], preview=preview)
+    some = dl.Sites(steps=[0, 2])
+    whole = lens.decode(model, sites=some)
+    drawn = lens.decode(model, sites=some, preview=preview)
     assert drawn.shape == whole.shape
-    assert np.array_equal(lens.decode(model, steps=[0, 2], frames=[0, -1], preview=preview), drawn[:, :, [0, -1]])
+    assert np.array_equal(lens.decode(model, sites=some, frames=[0, -1], preview=preview), drawn[:, :, [0, -1]])

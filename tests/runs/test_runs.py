@@ -58,6 +58,29 @@ def test_interventions_are_applied_to_every_batch(subject: Subject) -> None:
     assert [len(run["s00/cond/-/velocity"]) for run in runs] == [2, 1]
 
 
+def test_interventions_of_a_generator_are_applied_to_every_batch(subject: Subject) -> None:
+    zero = (dl.Ablate(dl.Sites("velocity")) for _ in range(1))
+    for run in subject.model.runs(inputs(2), batch=1, interventions=zero, record=True, **SHORT):
+        assert torch.equal(run.latents, run.states[0])
+
+
+def test_interventions_can_be_made_for_every_batch(subject: Subject) -> None:
+    seen: list[tuple[list[str], list[int]]] = []
+
+    def make(given: list[str], seeds: list[int]) -> list[dl.Capture]:
+        seen.append((given, seeds))
+        return [dl.Capture(dl.Sites("velocity", steps=0))]
+
+    runs = list(subject.model.runs(inputs(3), 5, batch=2, interventions=make, **SHORT))
+    assert seen == [(list(run.inputs), [row.seed for row in run.rows]) for run in runs]
+    assert all(run.captures for run in runs)
+
+
+def test_an_intervention_that_stands_alone_is_refused(subject: Subject) -> None:
+    with pytest.raises(InputError, match="need a list of interventions"):
+        subject.model.runs("circle", interventions=dl.Capture(dl.Sites("velocity")))
+
+
 def test_the_pipeline_is_free_between_two_runs(subject: Subject) -> None:
     loop = subject.model.runs(inputs(2), batch=1, **SHORT)
     first = next(loop)

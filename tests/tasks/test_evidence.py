@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,19 @@ def test_every_shipped_task_declares_what_the_table_says_and_is_refused_for_the_
         with pytest.raises(EvidenceError, match=f"a test needs {lacking} .* task '{task.name}' does not declare it"):
             require(task, "size", lacking, who="a test")
     assert require(task, *declared(task), who="a test") is task
+
+
+def test_the_page_says_what_every_task_declares() -> None:
+    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row[1:] for row in rows if row[0].strip("`") in EVIDENCE}
+    assert {name: row[0] for name, row in told.items()} == EVIDENCE
+    for name, (_, shipped, _, bench) in told.items():
+        titles = [task_named(task).title for task in NAMES if declares(task_named(task), name)]
+        rest = [title for title in map(lambda task: task_named(task).title, NAMES) if title not in titles]
+        every = "all" if not rest else f"all but {', '.join(f'`{title}`' for title in rest)}"
+        assert shipped in (every, ", ".join(f"`{title}`" for title in titles)), name
+        assert (bench == "yes") == (name in ("render", "scene_labels")), name
 
 
 def test_a_task_without_evidence_is_refused_by_a_sentence_that_says_what_it_lacks_and_has() -> None:

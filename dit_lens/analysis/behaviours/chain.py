@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
+from dit_lens.interventions.base import Intervention
 from dit_lens.lens.steps import step_lens
 from dit_lens.model import VideoDiT
-from dit_lens.tasks.base import Task
-
-#: The seed of a chain's first instance, apart from those of the runs that are probed.
-CHAIN_SEED = 10_000
+from dit_lens.results.intervals import Interval
+from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS
+from dit_lens.runs.seeds import derive
+from dit_lens.tasks.base import Split, Task
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Chain:
     frames : uint8 array of shape (S, G, T, height, width, 3)
     sigmas : tuple of float, S of them
     experts : tuple of str or None, S of them
+    interventions : tuple of Intervention
+        Of the runs.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class Chain:
     frames: Video
     sigmas: tuple[float, ...]
     experts: tuple[str | None, ...]
+    interventions: tuple[Intervention, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.frames, np.ndarray) or self.frames.dtype != np.uint8 or self.frames.ndim != 6:
@@ -65,49 +68,71 @@ class Chain:
     def count(self) -> int:
         return len(self.instances)
 
-    @property
-    def title(self) -> str:
-        """Name of the task, with what sets it apart from others of its name."""
-        return self.task.title
-
-    def named(self, table: pd.DataFrame, step: str = "step") -> pd.DataFrame:
-        """A table with sigma and expert of its column ``step`` put behind it, and the task in front."""
-        at = list(table.columns).index(step) + 1
-        table.insert(at, "sigma", [self.sigmas[s] for s in table[step]])
-        table.insert(at + 1, "expert", [self.experts[s] for s in table[step]])
-        table.insert(0, "task", self.title)
-        return table
-
 
 def decoded_chain(
-    model: VideoDiT, task: Any, instances: Sequence[Any], *, seed: int = 0, batch: int = 20, **run_arguments: Any
+    model: VideoDiT,
+    task: Task,
+    instances: int | Sequence[Any],
+    *,
+    seed: int = 0,
+    interventions: Iterable[Intervention] = (),
+    batch: int = 20,
+    **run_arguments: Any,
 ) -> Chain:
-    """Run instances (instance i with seed ``seed + i``) and decode x0hat at every step.
+    """Run instances and decode x0hat at every step.
 
     Parameters
     ----------
+    instances : int, or list of instances
+        Of a number as many different ones are drawn as the task has, see `distinct`.
+    seed : int
+        Of the instances that are drawn and of their noise.
+    interventions : iterable of Intervention
+        Applied in every run.
     **run_arguments
         As in `VideoDiT.run`.
     """
-    if not instances:
+    given = distinct(task, instances, seed) if isinstance(instances, int) else list(instances)
+    if not given:
         raise EvidenceError(f"{task.name}: no instances to run")
-    parts, lens = [], None
-    for i in tqdm(range(0, len(instances), batch), desc=f"chain of steps, {task.name}", unit="batch"):
-        part = list(instances[i : i + batch])
-        seeds = list(range(seed + i, seed + i + len(part)))
-        lens = step_lens(model, part, seeds, decode=False, **run_arguments)
+    others = tuple(interventions)
+    options: dict[str, Any] = {"interventions": others, "record": True, "decode": False} | run_arguments
+    parts = []
+    for run in model.runs(given, seed, batch=batch, progress=f"chain of steps, {task.title}", **options):
+        lens = step_lens(model, run)
         parts.append(lens.decode(model))
-    assert lens is not None
-    return Chain(task, list(instances), np.concatenate(parts, axis=1), lens.sigmas, lens.experts)
+    return Chain(task, given, np.concatenate(parts, axis=1), lens.sigmas, lens.experts, others)
 
 
-def chain_of(model: VideoDiT, task: Any, config: BehaviourConfig) -> Chain:
-    """The decoded chain of as many different instances as a survey takes, with noise that no probed run has."""
-    instances = distinct(task, config.chain_instances, config.seed + 1)
-    return decoded_chain(model, task, instances, seed=config.seed + CHAIN_SEED, batch=config.batch)
+def chain_of(
+    model: VideoDiT,
+    task: Task,
+    config: BehaviourConfig,
+    chain: Chain | None = None,
+    interventions: Iterable[Intervention] = (),
+) -> Chain:
+    """The chain that was given, if it is of this task, or one of as many instances as the configuration says.
+
+    Its instances and its noise are not those of the runs that are probed.
+
+    Raises
+    ------
+    EvidenceError
+        A chain of another task, or made with other interventions.
+    """
+    if chain is None:
+        seed = derive(config.seed, "chain")
+        return decoded_chain(
+            model, task, config.chain_instances, seed=seed, batch=config.batch, interventions=interventions
+        )
+    if chain.task != task:
+        raise EvidenceError(f"the chain of steps is of {chain.task}, not of {task}")
+    if tuple(interventions) != chain.interventions:
+        raise EvidenceError("the chain of steps was made with other interventions; give the same ones, or no chain")
+    return chain
 
 
-def distinct(task: Any, count: int, seed: int = 0, by: str = "id") -> list[Any]:
+def distinct(task: Task, count: int, seed: int = 0, by: str = "id") -> list[Any]:
     """Up to ``count`` instances of the test split, no two of them the same: fewer where the task has no more.
 
     Parameters
@@ -121,10 +146,44 @@ def distinct(task: Any, count: int, seed: int = 0, by: str = "id") -> list[Any]:
         Pictures of the test split that are too few are joined by those of the validation split.
     """
     found: dict[Any, Any] = {}
-    for split in ("test", "val") if by == "picture" else ("test",):
+    splits: tuple[Split, ...] = ("test", "val") if by == "picture" else ("test",)
+    for split in splits:
         # Small tasks have few pictures, so that a draw repeats some of them.
         for times in (1, 8):
             if len(found) < count:
                 for instance in task.sample(times * count, seed=seed, split=split):
                     found.setdefault(instance.id if by == "id" else instance.image.tobytes(), instance)
     return list(found.values())[:count]
+
+
+def step_table(
+    rows: Sequence[Mapping[str, Any]], sigmas: Sequence[float], experts: Sequence[str | None], **named: str
+) -> pd.DataFrame:
+    """A tidy table of rows with "step" (None of no single step), own coordinates and `VALUE_COLUMNS`.
+
+    Parameters
+    ----------
+    sigmas, experts : of every step
+    **named
+        Columns that are the same in every row.
+    """
+    places = [
+        {"step": s, "sigma": None if s is None else sigmas[s], "expert": None if s is None else experts[s]}
+        for s in (row["step"] for row in rows)
+    ]
+    table = pd.DataFrame([{**place, **named, **row} for place, row in zip(places, rows, strict=True)])
+    known = [name for name in SITE_COLUMNS if name in table]
+    own = [name for name in table if name not in (*SITE_COLUMNS, *VALUE_COLUMNS)]
+    table["step"] = pd.Series([row["step"] for row in rows], dtype=object)
+    table["expert"] = pd.Series([place["expert"] for place in places], dtype=object)
+    return table[[*known, *own, *VALUE_COLUMNS]].astype(dict.fromkeys(("sigma", "value", "low", "high"), float))
+
+
+def measured(measure: str, interval: Interval, n: int) -> dict[str, Any]:
+    """The last columns of a row."""
+    return dict(zip(VALUE_COLUMNS, (measure, *interval, n), strict=True))
+
+
+def printed(table: pd.DataFrame) -> str:
+    """A table for the terminal: what is infinite is never reached."""
+    return table.replace(float("inf"), "never").to_string(index=False, float_format="{:.3f}".format, na_rep="-")

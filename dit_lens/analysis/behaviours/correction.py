@@ -24,23 +24,31 @@ was settled after a first small run.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from dit_lens.analysis.behaviours.chain import Chain
+from dit_lens.analysis.behaviours.chain import Chain, chain_of, measured, step_table
+from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.errors import EvidenceError
+from dit_lens.interventions.base import Intervention
+from dit_lens.model import VideoDiT
+from dit_lens.results.arrays import Ints
 from dit_lens.results.intervals import Interval, mean_interval, wilson
 from dit_lens.results.plots import curves
-from dit_lens.tasks.evidence import answers_of, require
+from dit_lens.results.result import Result
+from dit_lens.tasks.base import Task
+from dit_lens.tasks.evidence import Evidence, answers_of, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Judge = Literal["answer", "strict"]
+_WHO = "self_correction"
 STATES = ("open", "wrong", "right")
 _OPEN, _WRONG, _RIGHT = range(3)
 #: What every instance can do between two steps: name, state before, state after.
@@ -55,20 +63,27 @@ CHANGES = {
 
 
 @dataclass(frozen=True)
-class Correction:
+class Correction(Result):
     """States of G instances along S steps.
 
     Attributes
     ----------
-    chain : Chain
+    task : str
+    sigmas, experts : S of them
     judge : "answer" or "strict"
     states : int array of shape (S, G)
         Numbers of ``STATES``.
     """
 
-    chain: Chain
+    task: str
+    sigmas: tuple[float, ...]
+    experts: tuple[str | None, ...]
     judge: Judge
-    states: NDArray[np.int64]
+    states: Ints
+
+    @property
+    def n(self) -> int:
+        return int(self.states.shape[1])
 
     def matrix(self, before: int, after: int) -> pd.DataFrame:
         """Counts of instances by their state at one step (rows) and at a later one (columns): 3 x 3, sum G."""
@@ -76,39 +91,31 @@ class Correction:
         counts = np.bincount(pair, minlength=len(STATES) ** 2).reshape(len(STATES), -1)
         return pd.DataFrame(counts, index=pd.Index(STATES, name="before"), columns=pd.Index(STATES, name="after"))
 
-    def frame(self) -> pd.DataFrame:
-        """Tidy table of every step pair s, s + 1 and of the first against the last step.
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Columns step, sigma, expert, task, judge, span, measure, value, low, high, n (instances).
 
-        Returns
-        -------
-        DataFrame with columns task, judge, span ("step" or "chain"), step, sigma, expert (of the later step), change,
-        count, value (share of all G), low, high (Wilson; of "net" the bootstrap over instances), n
+        Measures by span: "state", the share in each state at a step; "step", the share that changes in a way since the
+        step before; "ends", the same from the first step to the last; "chain", the shares of `ever`. "net" is "wrong to
+        right" less "right to wrong". Intervals are Wilson's, those of a net are bootstraps over instances.
         """
-        pairs = [("step", s, s + 1) for s in range(self.chain.steps - 1)] + [("chain", 0, self.chain.steps - 1)]
-        rows = [row for span, s, t in pairs for row in self._changes(span, s, t)]
-        table = pd.DataFrame(rows, columns=["span", "step", "change", "count", "value", "low", "high", "n"])
-        table = self.chain.named(table)
-        table.insert(1, "judge", self.judge)
-        return table
+        last = len(self.states) - 1
+        rows = [row for step, of_step in enumerate(self.states) for row in self._state(step, of_step)]
+        rows += [row for step in range(1, len(self.states)) for row in self._changes("step", step - 1, step)]
+        rows += self._changes("ends", 0, last)
+        rows += [{"step": None, "span": "chain"} | measured(name, x, self.n) for name, x in self.ever().items()]
+        return step_table(rows, self.sigmas, self.experts, task=self.task, judge=self.judge)
 
-    def _changes(self, span: str, s: int, t: int) -> list[tuple[Any, ...]]:
-        before, after, n = self.states[s], self.states[t], self.chain.count
-        found = {name: (before == a) & (after == b) for name, (a, b) in CHANGES.items()}
-        found["stays"] = before == after
-        rows = [(span, t, name, int(x.sum()), *wilson(int(x.sum()), n), n) for name, x in found.items()]
-        net = found["wrong to right"].astype(float) - found["right to wrong"]
-        return [*rows, (span, t, "net", int(net.sum()), *mean_interval(net), n)]
+    def _state(self, step: int, of_step: Ints) -> list[dict[str, Any]]:
+        shares = {name: wilson(int((of_step == number).sum()), self.n) for number, name in enumerate(STATES)}
+        return [{"step": step, "span": "state"} | measured(name, share, self.n) for name, share in shares.items()]
 
-    def shares(self) -> pd.DataFrame:
-        """Share in each state at each step: columns task, judge, step, sigma, expert, state, value, low, high, n."""
-        rows = [
-            (s, name, *wilson(int((of_step == number).sum()), len(of_step)), len(of_step))
-            for s, of_step in enumerate(self.states)
-            for number, name in enumerate(STATES)
-        ]
-        table = self.chain.named(pd.DataFrame(rows, columns=["step", "state", "value", "low", "high", "n"]))
-        table.insert(1, "judge", self.judge)
-        return table
+    def _changes(self, span: str, before: int, after: int) -> list[dict[str, Any]]:
+        was, now = self.states[before], self.states[after]
+        found = {name: (was == a) & (now == b) for name, (a, b) in CHANGES.items()} | {"stays": was == now}
+        shares = {name: wilson(int(x.sum()), self.n) for name, x in found.items()}
+        shares["net"] = mean_interval(found["wrong to right"].astype(float) - found["right to wrong"])
+        return [{"step": after, "span": span} | measured(name, share, self.n) for name, share in shares.items()]
 
     def ever(self) -> dict[str, Interval]:
         """Shares of all instances over the whole chain, with Wilson's intervals.
@@ -124,11 +131,11 @@ class Correction:
         first, last = self.first, self.states[-1]
         found["corrected"] = (first == _WRONG) & (last == _RIGHT)
         found["spoiled"] = (first == _RIGHT) & (last == _WRONG)
-        shares = {name: wilson(int(x.sum()), self.chain.count) for name, x in found.items()}
+        shares = {name: wilson(int(x.sum()), self.n) for name, x in found.items()}
         return shares | {"net correction": mean_interval(found["corrected"].astype(float) - found["spoiled"])}
 
     @property
-    def first(self) -> NDArray[np.int64]:
+    def first(self) -> Ints:
         """The first state of each instance that is not "open", shape (G,); "open" where none is."""
         readable = self.states != _OPEN
         return np.asarray(np.take_along_axis(self.states, readable.argmax(axis=0)[None], axis=0)[0])
@@ -145,27 +152,61 @@ class Correction:
 
     def plot(self, axis: Axes | None = None) -> Axes:
         """Wrong to right and right to wrong at every step pair, with their intervals."""
-        table = self.frame().query("span == 'step' and change in ('wrong to right', 'right to wrong')")
-        axis = curves(table, "step", "value", hue="change", axis=axis)
-        axis.set(ylabel="share of all instances", title=f"{self.chain.title}, judged by {self.judge}")
+        table = self.table.query("span == 'step' and measure in ('wrong to right', 'right to wrong')")
+        axis = curves(table, "step", "value", hue="measure", axis=axis)
+        axis.set(ylabel="share of all instances", title=f"{self.task}, judged by {self.judge}")
         return axis
 
+    def __str__(self) -> str:
+        return f"self-correction on {self.task}, judged by {self.judge}: {'shown' if self.shown else 'not shown'}; " + (
+            ", ".join(f"{name} {share}" for name, share in self.ever().items()) + f", n={self.n}"
+        )
 
-def self_correction(chain: Chain, judge: Judge = "answer") -> Correction:
+
+def self_correction(
+    model: VideoDiT,
+    task: Task,
+    config: BehaviourConfig | None = None,
+    *,
+    judge: Judge = "answer",
+    chain: Chain | None = None,
+    interventions: Iterable[Intervention] = (),
+) -> Correction:
     """How answers change from step to step; see the module's docstring for the definitions.
+
+    Parameters
+    ----------
+    config : BehaviourConfig, optional
+    judge : "answer" or "strict"
+    chain : Chain, optional
+        Decoded chain of steps of this model and task; made where it is not given.
+    interventions : iterable of Intervention
+        Applied in every run.
 
     Raises
     ------
     EvidenceError
-        No such judge, or the task has no reader of answers.
+        No such judge, or the task has nothing to judge by.
     """
-    task, instances = chain.task, list(chain.instances)
+    _require_judge(task, judge)
+    return correction_of(chain_of(model, task, config or BehaviourConfig(), chain, interventions), judge)
+
+
+def correction_of(chain: Chain, judge: Judge = "answer") -> Correction:
+    """The same from a chain alone."""
+    task, instances = _require_judge(chain.task, judge), list(chain.instances)
     if judge == "strict":
-        known = require(task, "score", who="self_correction")
-        right = np.stack([known.score(frames, instances).strict for frames in chain.frames])
-        return Correction(chain, judge, np.where(right, _RIGHT, _WRONG))
-    if judge != "answer":
-        raise EvidenceError(f"no judge {judge!r}; there are 'answer' and 'strict'")
-    answers = [answers_of(task, frames[:, -1], instances, who="self_correction") for frames in chain.frames]
-    states = [np.where(a.right, _RIGHT, np.where(a.drawn, _WRONG, _OPEN)) for a in answers]
-    return Correction(chain, judge, np.stack(states))
+        right = np.stack([task.score(frames, instances).strict for frames in chain.frames])
+        states = np.where(right, _RIGHT, _WRONG)
+    else:
+        answers = [answers_of(task, frames[:, -1], instances, who=_WHO) for frames in chain.frames]
+        states = np.stack([np.where(a.right, _RIGHT, np.where(a.drawn, _WRONG, _OPEN)) for a in answers])
+    return Correction(task.title, chain.sigmas, chain.experts, judge, states)
+
+
+def _require_judge(task: Task, judge: str) -> Evidence:
+    """The task, if it has what the judge asks."""
+    needs = {"answer": "read_answer", "strict": "score"}
+    if judge not in needs:
+        raise EvidenceError(f"no judge {judge!r}; there are {' and '.join(map(repr, needs))}")
+    return require(task, needs[judge], who=_WHO)

@@ -25,16 +25,19 @@ carried from step to step is not shown by this, nor that anything reads it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.behaviours.chain import distinct
+from dit_lens.analysis.behaviours.chain import distinct, measured, printed, step_table
 from dit_lens.analysis.behaviours.config import BehaviourConfig
-from dit_lens.analysis.behaviours.probe_rows import dealt, probe_rows, split_weights
+from dit_lens.analysis.behaviours.probe_rows import dealt, place_of, probe_rows, split_weights
 from dit_lens.errors import EvidenceError
+from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_grid import ProbeGrid, short_name
 from dit_lens.probing.rows.collect import collect
@@ -43,9 +46,11 @@ from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Bools, Ints
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval
 from dit_lens.results.plots import heatmap
+from dit_lens.results.result import Result
 from dit_lens.sites.site import Site
 from dit_lens.sites.tokens import Tokens
-from dit_lens.tasks.base import Label
+from dit_lens.tasks.base import Label, Task
+from dit_lens.tasks.evidence import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +87,7 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class WorkingMemory:
+class WorkingMemory(Result):
     """Probes of hidden frames.
 
     Attributes
@@ -91,7 +96,7 @@ class WorkingMemory:
     config : BehaviourConfig
     grids : dict from (latent frame, target) to ProbeGrid
         Over all instances for which the frame is hidden; its one label is the target.
-    peaks : list of Peak, one for each of them
+    peaks : tuple of Peak, one for each of them
     instances : int
         How many different ones the task gave, of ``config.memory_instances`` that were asked for.
     """
@@ -99,7 +104,7 @@ class WorkingMemory:
     task: str
     config: BehaviourConfig
     grids: dict[tuple[int, str], ProbeGrid]
-    peaks: list[Peak]
+    peaks: tuple[Peak, ...]
     instances: int
 
     @property
@@ -113,78 +118,106 @@ class WorkingMemory:
         peak = next(p for p in self.peaks if (p.frame, p.target) == (frame, target))
         return peak.excess.low > self.config.threshold
 
-    def frame(self) -> pd.DataFrame:
-        """Tidy table: task, target, latent_frame, step, sigma, expert, branch, readout, control, skill, accuracy, low,
-        high, n.
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Columns step, sigma, expert, branch, layer, component, task, target, latent_frame, of, control, measure,
+        value, low, high, n (instances).
 
-        ``control`` is "none" for the probe itself, else what it is compared with; "excess" is the skill above the best
-        control. ``accuracy`` is balanced accuracy, empty for the excess; low and high are the skill's.
+        ``control`` is "none" for the probe itself, else what it is compared with. Measures: "skill"; "excess", the
+        skill above the best control; "accuracy", balanced, without an interval. ``of`` is "all" instances, or the
+        "half" on which the best place of the other half is reported (`peaks`).
         """
-        parts = [self._table(*key, grid) for key, grid in self.grids.items()]
-        return pd.concat(parts, ignore_index=True)
+        rows = [row for (frame, target), grid in self.grids.items() for row in self._rows(frame, target, grid)]
+        rows += [row for peak in self.peaks for row in self._peak_rows(peak)]
+        grid = next(iter(self.grids.values()))
+        steps = range(1 + max(grid.steps))
+        sigmas = [float("nan") if grid.sigmas.get(s) is None else float(grid.sigmas[s] or 0) for s in steps]
+        return step_table(rows, sigmas, [grid.experts.get(s) for s in steps], branch="cond", task=self.task)
 
-    def _table(self, frame: int, target: str, grid: ProbeGrid) -> pd.DataFrame:
-        weights = bootstrap_weights(grid.groups, self.config.replicates, self.config.seed)
-        rows = []
-        for step in grid.steps:
-            for site in grid.at(step):
-                scores = grid.scores_of(site, target)
-                found = {control: (s.skill(weights), s.balanced_accuracy(weights)[0]) for control, s in scores.items()}
-                found["majority"] = (np.zeros(len(weights)), 1 / np.count_nonzero(scores["none"].rows))
-                found["excess"] = (grid.excess([site], target, weights)[:, 0], np.nan)
-                at = (self.task, target, frame, step, grid.sigmas[step], grid.experts[step], "cond", short_name(site))
-                for control, (values, accuracy) in found.items():
-                    skill, low, high = percentile_interval(values)
-                    rows.append((*at, control, skill, accuracy, low, high, grid.groups))
-        columns = ["task", "target", "latent_frame", "step", "sigma", "expert", "branch", "readout", "control", "skill"]
-        return pd.DataFrame(rows, columns=[*columns, "accuracy", "low", "high", "n"])
+    def _rows(self, frame: int, target: str, grid: ProbeGrid) -> Iterator[dict[str, Any]]:
+        weights, n = bootstrap_weights(grid.groups, self.config.replicates, self.config.seed), grid.groups
+        for step, site in ((s, site) for s in grid.steps for site in grid.at(s)):
+            at = self._at(step, short_name(site), target, frame, "all")
+            scores = grid.scores_of(site, target)
+            for control, of_control in scores.items():
+                accuracy = Interval(float(of_control.balanced_accuracy(weights)[0]), float("nan"), float("nan"))
+                yield at | {"control": control} | measured("skill", percentile_interval(of_control.skill(weights)), n)
+                yield at | {"control": control} | measured("accuracy", accuracy, n)
+            chance = Interval(1 / np.count_nonzero(scores["none"].rows), float("nan"), float("nan"))
+            yield at | {"control": "majority"} | measured("skill", Interval(0.0, 0.0, 0.0), n)
+            yield at | {"control": "majority"} | measured("accuracy", chance, n)
+            excess = percentile_interval(grid.excess([site], target, weights)[:, 0])
+            yield at | {"control": "none"} | measured("excess", excess, n)
 
-    def summary(self) -> pd.DataFrame:
-        """The peaks: task, latent_frame, target, step, sigma, expert, readout, accuracy (balanced), skill, the skill of
-        each control, excess with low and high, n, shown.
-        """
-        rows = []
-        for p in self.peaks:
-            grid = self.grids[p.frame, p.target]
-            at = {"task": self.task, "latent_frame": p.frame, "target": p.target, "step": p.step}
-            at |= {"sigma": grid.sigmas[p.step], "expert": grid.experts[p.step], "readout": p.readout}
-            found = {"accuracy": p.accuracy, "skill": p.skill.value, **p.controls}
-            excess = dict(zip(("excess", "low", "high"), p.excess, strict=True))
-            rows.append({**at, **found, **excess, "n": p.n, "shown": self.shown(p.frame, p.target)})
-        return pd.DataFrame(rows)
+    def _peak_rows(self, peak: Peak) -> Iterator[dict[str, Any]]:
+        at = self._at(peak.step, peak.readout, peak.target, peak.frame, "half")
+        yield at | {"control": "none"} | measured("skill", peak.skill, peak.n)
+        yield at | {"control": "none"} | measured("excess", peak.excess, peak.n)
+        known = Interval(peak.accuracy, float("nan"), float("nan"))
+        yield at | {"control": "none"} | measured("accuracy", known, peak.n)
+        for control, skill in peak.controls.items():
+            of_control = Interval(skill, float("nan"), float("nan"))
+            yield at | {"control": control} | measured("skill", of_control, peak.n)
 
-    def plot(self, axis: Axes | None = None, target: str = "colour", frame: int | None = None) -> Axes:
+    def _at(self, step: int, readout: str, target: str, frame: int, of: str) -> dict[str, Any]:
+        return {"step": step} | place_of(readout) | {"target": target, "latent_frame": frame, "of": of}
+
+    def plot(self, axis: Axes | None = None, *, target: str = "colour", frame: int | None = None) -> Axes:
         """Skill above the best control, layers by steps, of one hidden frame (by default the one hidden most often)."""
-        chosen = self.frames[0] if frame is None else frame
-        table = self._table(chosen, target, self.grids[chosen, target]).query("control == 'excess'")
-        table = table.rename(columns={"skill": "skill above the best control"})
+        chosen, name = self.frames[0] if frame is None else frame, "skill above the best control"
+        grid = self.grids[chosen, target]
+        one = np.ones((1, grid.groups))
+        rows = [
+            (step, short_name(site), float(grid.excess([site], target, one)[0, 0]))
+            for step in grid.steps
+            for site in grid.at(step)
+        ]
+        table = pd.DataFrame(rows, columns=["step", "readout", name])
         # In order of depth: as words, "embed" would come last.
         table["readout"] = pd.Categorical(table["readout"], list(dict.fromkeys(table["readout"])))
-        axis = heatmap(table, "readout", "step", "skill above the best control", axis, vmin=0, vmax=1)
+        axis = heatmap(table, "readout", "step", name, axis, vmin=0, vmax=1)
         axis.tick_params(axis="y", rotation=0)
         axis.set(ylabel="", title=f"{self.task}: {target} of the hidden object, latent frame {chosen}")
         return axis
 
+    def __str__(self) -> str:
+        rows = []
+        for p in self.peaks:
+            at = {"task": self.task, "latent frame": p.frame, "target": p.target, "step": p.step, "layer": p.readout}
+            found = {"accuracy": p.accuracy, "skill": p.skill.value, **p.controls, "excess": str(p.excess)}
+            rows.append(at | found | {"n": p.n, "shown": self.shown(p.frame, p.target)})
+        return "working memory\n" + printed(pd.DataFrame(rows))
 
-def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = None, **changes: Any) -> WorkingMemory:
+
+def working_memory(
+    model: VideoDiT,
+    task: Task,
+    config: BehaviourConfig | None = None,
+    *,
+    interventions: Iterable[Intervention] = (),
+) -> WorkingMemory:
     """Probe the frames in which an object is hidden; see the module's docstring for the definitions.
 
     Parameters
     ----------
-    config, **changes
-        As in `BehaviourConfig`.
+    config : BehaviourConfig, optional
+    interventions : iterable of Intervention
+        Applied in every run.
 
     Raises
     ------
     EvidenceError
         The task has no labels ``mover``, ``hidden`` and ``hidden_`` with colours, or too few instances hide anything.
     """
-    config = replace(config or BehaviourConfig(), **changes)
+    config = config or BehaviourConfig()
+    known = require(task, "labels", who="working_memory")
     instances = distinct(task, config.memory_instances, config.seed, by="picture")
-    labels = task.labels(instances, model.geometry(instances[0]).grid[0])
+    labels = known.labels(instances, model.geometry(instances[0]).grid[0])
     colours = sorted(name for name in labels if name.startswith("hidden_"))
     if missing := [name for name in ("mover", "hidden") if name not in labels] + ([] if colours else ["hidden_*"]):
-        raise EvidenceError(f"task {task.name!r} has no labels {', '.join(missing)}: it hides nothing that it tells of")
+        raise EvidenceError(
+            f"working_memory needs labels of a hidden object; task {task.name!r} has no labels {', '.join(missing)}"
+        )
     hidden = hidden_frames(labels)
     frames = [int(f) for f in np.flatnonzero(hidden.sum(axis=0) >= 4 * config.folds)]
     if not frames:
@@ -199,6 +232,7 @@ def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = 
         labels=["hidden"],
         seed=config.seed,
         batch=config.batch,
+        interventions=interventions,
     )
     grids, peaks = {}, []
     for place, frame in enumerate(frames):
@@ -208,7 +242,7 @@ def working_memory(model: VideoDiT, task: Any, config: BehaviourConfig | None = 
             label, cells = _asked(target, here, colours)
             grids[frame, target] = _grid(data, label, runs, cells + place * here["hidden"].shape[1], config)
             peaks.append(_peak(grids[frame, target], frame, target, config))
-    return WorkingMemory(task.title, config, grids, peaks, len(instances))
+    return WorkingMemory(task.title, config, grids, tuple(peaks), len(instances))
 
 
 def hidden_frames(labels: dict[str, Label]) -> Bools:

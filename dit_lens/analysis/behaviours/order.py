@@ -36,17 +36,19 @@ tokens and the output, and no more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.behaviours.chain import Chain, chain_of, distinct
+from dit_lens.analysis.behaviours.chain import Chain, chain_of, distinct, measured, printed, step_table
 from dit_lens.analysis.behaviours.config import BehaviourConfig
-from dit_lens.analysis.behaviours.probe_rows import probe_rows, split_weights
+from dit_lens.analysis.behaviours.probe_rows import place_of, probe_rows, split_weights
 from dit_lens.errors import EvidenceError
+from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_grid import ProbeGrid, short_name
 from dit_lens.probing.rows.collect import collect
@@ -54,14 +56,17 @@ from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, bootstrap_weights, percentile_interval, weighted_means
 from dit_lens.results.plots import curves
+from dit_lens.results.result import Result
+from dit_lens.tasks.base import Task
 from dit_lens.tasks.evidence import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-#: What the picture shows, and what has to be worked out.
-ENDS, PATH = ("start", "goal", "goal_red", "goal_purple"), "on_path"
+_WHO = "perception_before_action"
+#: Readout of the step lens.
+X0HAT = "x0hat"
 MEASURES = ("decodable", "half", "drawn")
 #: What is said where the path has no onset.
 NEVER = {
@@ -99,15 +104,15 @@ class Onset:
 
 
 @dataclass(frozen=True)
-class PerceptionOrder:
+class PerceptionOrder(Result):
     """Onsets of ends and path, and the curves that they come from.
 
     Attributes
     ----------
     sigmas, experts : dicts from every step of the chain, probed or not, to its sigma and expert
-    onsets : list of Onset
+    onsets : tuple of Onset
         Those of probes at the layer that was chosen, and those of the step lens.
-    layers : list of Onset
+    layers : tuple of Onset
         Of "decodable", at every layer.
     curves : DataFrame with columns label, role, readout, step, sigma, expert, value, low, high, n
         Excess of the probes at the chosen layers, and shares that the step lens draws ("x0hat").
@@ -119,8 +124,8 @@ class PerceptionOrder:
     config: BehaviourConfig
     sigmas: dict[int, float]
     experts: dict[int, str | None]
-    onsets: list[Onset]
-    layers: list[Onset]
+    onsets: tuple[Onset, ...]
+    layers: tuple[Onset, ...]
     curves: pd.DataFrame
     instances: int
 
@@ -146,86 +151,127 @@ class PerceptionOrder:
     def _onsets(self, measure: str, role: str) -> Floats:
         return np.stack([o.replicates for o in self.onsets if (o.measure, o.role) == (measure, role)])
 
-    def frame(self, every_layer: bool = False) -> pd.DataFrame:
-        """Tidy table: task, label, role, measure, readout, step, low, high, sigma, expert, n.
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Columns step, sigma, expert, layer, component, task, label, role, measure, value, low, high, n (instances).
 
-        Steps are infinite, and sigma and expert missing, where a thing is never there.
+        Measures by step: "excess" of the probes at the chosen layers, and "drawn", the share of instances in which
+        x0hat draws a thing. Measures without a step: "onset of decodable" at every layer, and "onset of half" and
+        "onset of drawn". Their values are numbers of steps, infinite where a thing is never there.
         """
-        rows = []
-        for o in self.layers if every_layer else self.onsets:
-            at = int(o.step.value) if np.isfinite(o.step.value) else None
-            place = (None, None) if at is None else (self.sigmas[at], self.experts[at])
-            rows.append((self.task, o.label, o.role, o.measure, o.readout, *o.step, *place, o.n))
-        columns = ["task", "label", "role", "measure", "readout", "step", "low", "high", "sigma", "expert", "n"]
-        return pd.DataFrame(rows, columns=columns).astype({"sigma": float})
+        rows = list[dict[str, Any]]()
+        for at in self.curves.to_dict(orient="records"):
+            place = {"step": at["step"], "label": at["label"], "role": at["role"], **place_of(at["readout"])}
+            numbers = Interval(at["value"], at["low"], at["high"])
+            rows.append(place | measured("drawn" if at["readout"] == X0HAT else "excess", numbers, at["n"]))
+        for o in (*self.layers, *(o for o in self.onsets if o.measure != "decodable")):
+            place = {"step": None, "label": o.label, "role": o.role, **place_of(o.readout)}
+            rows.append(place | measured(f"onset of {o.measure}", o.step, o.n))
+        steps = range(1 + max(self.sigmas))
+        sigmas, experts = [self.sigmas[s] for s in steps], [self.experts[s] for s in steps]
+        return step_table(rows, sigmas, experts, task=self.task)
 
-    def plot(self, axis: Axes | None = None, evidence: str = "probe") -> Axes:
+    def plot(self, axis: Axes | None = None, *, evidence: str = "probe") -> Axes:
         """Excess of the probes ("probe") or share that is drawn ("x0hat") at every step."""
-        table = self.curves[(self.curves["readout"] == "x0hat") == (evidence == "x0hat")]
+        table = self.curves[(self.curves["readout"] == X0HAT) == (evidence == X0HAT)]
         axis = curves(table, "step", "value", hue="label", axis=axis)
-        name = "share of instances that draw it" if evidence == "x0hat" else "skill above the best control"
+        name = "share of instances that draw it" if evidence == X0HAT else "skill above the best control"
         axis.set(ylabel=name, title=self.task)
         return axis
+
+    def onset(self, label: str, measure: str) -> Onset:
+        """The onset of a thing by a measure; that of a probe is at the chosen layer."""
+        return next(o for o in self.onsets if (o.label, o.measure) == (label, measure))
+
+    def __str__(self) -> str:
+        rows = [
+            (self.task, o.label, o.role, o.measure, o.readout, *o.step, self._sigma(o.step.value), o.n)
+            for o in self.onsets
+        ]
+        table = pd.DataFrame(
+            rows, columns=["task", "label", "role", "measure", "at", "step", "low", "high", "sigma", "n"]
+        )
+        told = [
+            f"{m}: {self.verdict(m)} (in order in {self.before(m):.3f} of replicates)"
+            for m in dict.fromkeys(o.measure for o in self.onsets)
+        ]
+        return "\n".join(["perception before action", printed(table), *told])
+
+    def _sigma(self, step: float) -> float:
+        return self.sigmas[int(step)] if np.isfinite(step) else float("nan")
 
 
 def perception_before_action(
     model: VideoDiT,
-    task: Any,
+    task: Task,
     config: BehaviourConfig | None = None,
     *,
     chain: Chain | None = None,
-    **changes: Any,
+    interventions: Iterable[Intervention] = (),
 ) -> PerceptionOrder:
     """When ends and path are decodable and drawn; see the module's docstring for the definitions.
 
     Parameters
     ----------
-    chain : Chain, optional
-        Decoded chain of steps of this model and task; made where it is not given.
-    config, **changes
-        As in `BehaviourConfig`. Where one step alone is probed the probes can show no order.
+    config : BehaviourConfig, optional
+        Where one step alone is probed the probes can show no order.
+    chain, interventions
+        As in `self_correction`.
 
     Raises
     ------
     EvidenceError
-        The task has no labels of start, goal and path, or too few instances.
+        The task does not say what is given and where the answer is, or has too few instances.
     """
-    config = replace(config or BehaviourConfig(), **changes)
+    config = config or BehaviourConfig()
+    known = require(task, "labels", "answer_label", "read_given", "read_answer", who=_WHO)
     instances = distinct(task, config.order_instances, config.seed, by="picture")
-    labels = task.labels(instances, model.geometry(instances[0]).grid[0])
-    ends = [name for name in ENDS if name in labels and labels[name].role == "perception"]
-    if "start" not in ends or len(ends) < 2 or PATH not in labels:
-        raise EvidenceError(f"task {task.name!r} lacks the labels 'start', a goal that the picture shows, or {PATH!r}")
+    path, ends = known.answer_label, given_labels(task, instances, model.geometry(instances[0]).grid[0])
     if len(instances) < 4 * config.folds:
         raise EvidenceError(f"{task.name}: {len(instances)} instances are too few; need at least {4 * config.folds}")
-    chain = chain_of(model, task, config) if chain is None else chain
-    if chain.task != task:
-        raise EvidenceError(f"the chain of steps is of {chain.task}, not of {task}")
+    chain = chain_of(model, task, config, chain, interventions)
     data = collect(
         model,
         task,
         instances,
         Readout.of(steps=config.probe_steps),
-        labels=[*ends, PATH],
+        labels=[*ends, path],
         seed=config.seed,
         batch=config.batch,
+        interventions=interventions,
     )
     asked = next(iter(data.values())).labels
-    runs, rows = np.arange(len(instances)), np.arange(asked[PATH].values.shape[1])
+    runs, rows = np.arange(len(instances)), np.arange(asked[path].values.shape[1])
     every = np.broadcast_to(rows, (len(runs), len(rows)))
     grid = probe_rows(data, asked, runs, every, config.folds, config.seed)
-    onsets, layers, probe_curves = _of_probes(grid, config)
+    onsets, layers, probe_curves = _of_probes(grid, path, config)
     drawn, drawn_curves = _of_lens(chain, ends, config)
     both = pd.concat([probe_curves, drawn_curves], ignore_index=True)
     sigmas, experts = dict(enumerate(chain.sigmas)), dict(enumerate(chain.experts))
-    return PerceptionOrder(task.title, config, sigmas, experts, [*onsets, *drawn], layers, both, len(instances))
+    return PerceptionOrder(task.title, config, sigmas, experts, (*onsets, *drawn), tuple(layers), both, len(instances))
 
 
-def _role(label: str) -> str:
-    return "action" if label == PATH else "perception"
+def given_labels(task: Task, instances: Sequence[Any], latent_frames: int) -> list[str]:
+    """The perception labels of cells that the task reads back from a picture: what the first frame shows.
+
+    Raises
+    ------
+    EvidenceError
+        There are fewer than two.
+    """
+    known = require(task, "labels", "read_given", who=_WHO)
+    one = instances[:1]
+    labels = known.labels(one, latent_frames)
+    shown = known.read_given(np.stack([np.asarray(instance.image.convert("RGB")) for instance in one]), one)
+    names = [name for name in shown if name in labels and labels[name].role == "perception"]
+    if len(names) < 2:
+        raise EvidenceError(
+            f"{_WHO} needs two things that the picture shows; task {task.name!r} reads {', '.join(names) or 'none'}"
+        )
+    return names
 
 
-def _of_probes(grid: ProbeGrid, config: BehaviourConfig) -> tuple[list[Onset], list[Onset], pd.DataFrame]:
+def _of_probes(grid: ProbeGrid, path: str, config: BehaviourConfig) -> tuple[list[Onset], list[Onset], pd.DataFrame]:
     """Onsets at the chosen layer, those at every layer, and the curves of the excess."""
     choose, report = split_weights(grid.groups, config.replicates, config.seed)
     onsets, layers, rows, n = list[Onset](), list[Onset](), [], int((report[0] > 0).sum())
@@ -235,36 +281,43 @@ def _of_probes(grid: ProbeGrid, config: BehaviourConfig) -> tuple[list[Onset], l
         chosen = np.mean([grid.excess(grid.at(s), name, choose)[0] for s in steps], axis=0)
         excess = np.stack([grid.excess(grid.at(s), name, report) for s in steps])
         for k, readout in enumerate(places):
-            layers.append(_onset(name, "decodable", readout, excess[..., k] - config.threshold, steps, n))
+            layers.append(
+                _onset(name, _role(name, path), "decodable", readout, excess[..., k] - config.threshold, steps, n)
+            )
         k = int(chosen.argmax())
         best = places[k]
         skill = np.stack([grid.skill(grid.at(s)[k], name, report) for s in steps])
         half = np.minimum(skill - skill[-1] / 2, skill[-1] - config.threshold)
-        onsets += [layers[k - len(places)], _onset(name, "half", best, half, steps, n)]
+        onsets += [layers[k - len(places)], _onset(name, _role(name, path), "half", best, half, steps, n)]
         for s, e in zip(steps, excess[..., k], strict=True):
             at = (s, grid.sigmas[s], grid.experts[s])
-            rows.append((name, _role(name), best, *at, *percentile_interval(e), n))
+            rows.append((name, _role(name, path), best, *at, *percentile_interval(e), n))
     return onsets, layers, _table(rows)
 
 
 def _of_lens(chain: Chain, ends: Sequence[str], config: BehaviourConfig) -> tuple[list[Onset], pd.DataFrame]:
     """Onsets and shares of what x0hat draws."""
     instances, last = list(chain.instances), chain.frames[:, :, -1]
-    task = require(chain.task, "read_given", "read_answer", who="perception_before_action")
+    task = require(chain.task, "read_given", "read_answer", "answer_label", who=_WHO)
+    path = task.answer_label
     given = [task.read_given(images, instances) for images in last]
     drawn = {name: np.stack([at[name] for at in given]) for name in ends}
     trails = np.stack([task.read_answer(images, instances).marks for images in last])
     finished = (trails[-1] > 0).sum(axis=(1, 2)) >= 2
-    shown = {name: drawn[name] for name in ends} | {PATH: (trails == trails[-1]).all(axis=(2, 3)) & finished}
+    shown = {name: drawn[name] for name in ends} | {path: (trails == trails[-1]).all(axis=(2, 3)) & finished}
     weights = bootstrap_weights(chain.count, config.replicates, config.seed)
     onsets, rows, steps = [], [], tuple(range(chain.steps))
     for name, values in shown.items():
         shares = weighted_means(values.astype(np.float64), weights).T
-        onsets.append(_onset(name, "drawn", "x0hat", shares - 0.5, steps, chain.count))
+        onsets.append(_onset(name, _role(name, path), "drawn", X0HAT, shares - 0.5, steps, chain.count))
         for s, share in enumerate(shares):
             at = (s, chain.sigmas[s], chain.experts[s])
-            rows.append((name, _role(name), "x0hat", *at, *percentile_interval(share), chain.count))
+            rows.append((name, _role(name, path), X0HAT, *at, *percentile_interval(share), chain.count))
     return onsets, _table(rows)
+
+
+def _role(label: str, path: str) -> str:
+    return "action" if label == path else "perception"
 
 
 def _table(rows: list[Any]) -> pd.DataFrame:
@@ -272,13 +325,13 @@ def _table(rows: list[Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _onset(label: str, measure: str, readout: str, above: Floats, steps: tuple[int, ...], n: int) -> Onset:
+def _onset(label: str, role: str, measure: str, readout: str, above: Floats, steps: tuple[int, ...], n: int) -> Onset:
     """The first step at which ``above`` (S, R + 1), by how much a value has passed, is not negative."""
     value, low, high = np.array([percentile_interval(of_step) for of_step in above]).T
     # An excess over the best of several controls can lie outside of its own percentiles.
     early, late = _first(np.stack([np.fmax(value, high), np.fmin(value, low)], axis=1), steps)
     first = _first(above, steps)
-    return Onset(label, _role(label), measure, readout, Interval(float(first[0]), float(early), float(late)), first, n)
+    return Onset(label, role, measure, readout, Interval(float(first[0]), float(early), float(late)), first, n)
 
 
 def _first(above: Floats, steps: tuple[int, ...]) -> Floats:

@@ -20,35 +20,48 @@ early steps is what the paper calls multi-path; it is not evidence of a search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.behaviours.chain import Chain
+from dit_lens.analysis.behaviours.chain import Chain, chain_of, measured, step_table
+from dit_lens.analysis.behaviours.config import BehaviourConfig
+from dit_lens.interventions.base import Intervention
+from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, mean_interval, wilson
 from dit_lens.results.plots import curves
+from dit_lens.results.result import Result
+from dit_lens.tasks.base import Task
 from dit_lens.tasks.evidence import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_WHO = "multi_path"
+_SHARES = ("superposed", "readable")
+
+
 @dataclass(frozen=True)
-class MultiPath:
+class MultiPath(Result):
     """Candidates of G instances along S steps.
 
     Attributes
     ----------
-    chain : Chain
+    task : str
+    sigmas, experts : S of them
     values : dict from measure to float array of shape (S, G)
         "alive" always; "readable" of puzzles; "branches" and "undecided" of mazes.
     """
 
-    chain: Chain
+    task: str
+    sigmas: tuple[float, ...]
+    experts: tuple[str | None, ...]
     values: Mapping[str, Floats]
 
     @property
@@ -56,42 +69,69 @@ class MultiPath:
         """Which instances have more than one candidate alive at each step: bool (S, G)."""
         return np.asarray(self.values["alive"] > 1)
 
-    def frame(self) -> pd.DataFrame:
-        """Tidy table: task, step, sigma, expert, measure, value, low, high, n.
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Columns step, sigma, expert, task, measure, value, low, high, n (instances).
 
-        Means with bootstrap intervals over instances; the shares "superposed" and "readable" with Wilson's.
+        Means with bootstrap intervals over instances; the shares "superposed" and "readable" with Wilson's. The rows
+        without a step are of the whole chain: "ever superposed" is superposed at some step.
         """
-        rows = []
-        for measure, values in ({"superposed": self.superposed} | dict(self.values)).items():
-            for step, of_step in enumerate(values):
-                share = measure in ("superposed", "readable")
-                interval = wilson(int(of_step.sum()), len(of_step)) if share else mean_interval(of_step.astype(float))
-                rows.append((step, measure, *interval, len(of_step)))
-        return self.chain.named(pd.DataFrame(rows, columns=["step", "measure", "value", "low", "high", "n"]))
+        every = {"superposed": self.superposed.astype(np.float64)} | dict(self.values)
+        rows = [
+            {"step": step} | measured(measure, _interval(measure, of_step), len(of_step))
+            for measure, values in every.items()
+            for step, of_step in enumerate(values)
+        ]
+        ever, n = self.ever()["at some step"], self.superposed.shape[1]
+        rows.append({"step": None} | measured("ever superposed", ever, n))
+        return step_table(rows, self.sigmas, self.experts, task=self.task)
 
     def ever(self) -> dict[str, Interval]:
         """Share of instances that are superposed at some step, and at the last (Wilson)."""
-        n = self.chain.count
+        n = self.superposed.shape[1]
         return {
             "at some step": wilson(int(self.superposed.any(axis=0).sum()), n),
             "at the last step": wilson(int(self.superposed[-1].sum()), n),
         }
 
-    def plot(self, axis: Axes | None = None, measure: str = "alive") -> Axes:
+    def plot(self, axis: Axes | None = None, *, measure: str = "alive") -> Axes:
         """One measure at every step, with its interval."""
-        table = self.frame()
-        axis = curves(table[table["measure"] == measure], "step", "value", axis=axis)
-        axis.set(ylabel=measure, title=self.chain.title)
+        table = self.table[(self.table["measure"] == measure) & self.table["step"].notna()]
+        axis = curves(table, "step", "value", axis=axis)
+        axis.set(ylabel=measure, title=self.task)
         return axis
 
 
-def multi_path(chain: Chain) -> MultiPath:
+def _interval(measure: str, values: Floats) -> Interval:
+    return wilson(int(values.sum()), len(values)) if measure in _SHARES else mean_interval(values)
+
+
+def multi_path(
+    model: VideoDiT,
+    task: Task,
+    config: BehaviourConfig | None = None,
+    *,
+    chain: Chain | None = None,
+    interventions: Iterable[Intervention] = (),
+) -> MultiPath:
     """How many candidates are alive at each step; see the module's docstring for the definitions.
+
+    Parameters
+    ----------
+    config, chain, interventions
+        As in `self_correction`.
 
     Raises
     ------
     EvidenceError
         The task has no candidates that a picture can be taken apart into.
     """
-    task = require(chain.task, "alive", who="multi_path")
-    return MultiPath(chain, task.alive(chain.frames[:, :, -1], chain.instances))
+    require(task, "alive", who=_WHO)
+    return paths_of(chain_of(model, task, config or BehaviourConfig(), chain, interventions))
+
+
+def paths_of(chain: Chain) -> MultiPath:
+    """The same from a chain alone."""
+    task = require(chain.task, "alive", who=_WHO)
+    alive = task.alive(chain.frames[:, :, -1], chain.instances)
+    return MultiPath(task.title, chain.sigmas, chain.experts, dict(alive))

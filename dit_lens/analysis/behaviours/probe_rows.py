@@ -38,6 +38,12 @@ def probe_rows(
     return probe_grid(chosen, folds=folds, seed=seed)
 
 
+def place_of(readout: str) -> dict[str, int | str | None]:
+    """Layer and component of a readout: the residual stream after a block, or the embedding before the first."""
+    layer = readout.removeprefix("L")
+    return {"layer": int(layer), "component": "resid"} if layer.isdigit() else {"layer": None, "component": readout}
+
+
 def dealt(classes: NDArray[Any], folds: int) -> list[int]:
     """Folds of runs (r,) in which every class is dealt out evenly, so that none is missing where probes are fitted."""
     fold = np.zeros(len(classes), dtype=np.int64)

@@ -1,37 +1,46 @@
-"""All four behaviours of a model on its tasks, in one object."""
+"""All four behaviours of a model on its tasks, in one result."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dit_lens.analysis.behaviours.chain import Chain, chain_of
+from dit_lens.analysis.behaviours.chain import Chain, chain_of, printed
 from dit_lens.analysis.behaviours.config import BehaviourConfig
-from dit_lens.analysis.behaviours.correction import Correction, self_correction
+from dit_lens.analysis.behaviours.correction import Correction, Judge, correction_of
 from dit_lens.analysis.behaviours.memory import WorkingMemory, working_memory
 from dit_lens.analysis.behaviours.order import MEASURES, PerceptionOrder, perception_before_action
-from dit_lens.analysis.behaviours.paths import MultiPath, multi_path
-from dit_lens.errors import EvidenceError
+from dit_lens.analysis.behaviours.paths import MultiPath, paths_of
+from dit_lens.errors import EvidenceError, TaskError
+from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
+from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
+from dit_lens.tasks.base import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BEHAVIOURS = ("working memory", "perception before action", "self-correction", "multi-path")
 
 
-@dataclass
-class Survey:
+@dataclass(frozen=True)
+class Survey(Result):
     """What was found on each task, by its title.
 
     Attributes
     ----------
+    config : BehaviourConfig
     memory : dict of WorkingMemory
     order : dict of PerceptionOrder
     correction : dict from (task, judge) to Correction
     paths : dict of MultiPath
-    skipped : list of (behaviour, task, reason)
-    counts : list of (task, use, asked, found)
+    skipped : tuple of (behaviour, task, reason)
+    counts : tuple of (task, use, asked, found)
         How many instances were asked for, and how many different ones the task gave.
     """
 
@@ -40,131 +49,168 @@ class Survey:
     order: dict[str, PerceptionOrder] = field(default_factory=dict)
     correction: dict[tuple[str, str], Correction] = field(default_factory=dict)
     paths: dict[str, MultiPath] = field(default_factory=dict)
-    skipped: list[tuple[str, str, str]] = field(default_factory=list)
-    counts: list[tuple[str, str, int, int]] = field(default_factory=list)
+    skipped: tuple[tuple[str, str, str], ...] = ()
+    counts: tuple[tuple[str, str, int, int], ...] = ()
 
-    @contextmanager
-    def skipping(self, behaviour: str, task: str) -> Iterator[None]:
-        """What the task lacks is noted among ``skipped``, and the others are measured all the same."""
-        try:
-            yield
-        except EvidenceError as error:
-            self.skipped.append((behaviour, task, str(error)))
+    @property
+    def found(self) -> dict[str, list[Result]]:
+        """The results of each behaviour that some task has."""
+        of_each = (self.memory, self.order, self.correction, self.paths)
+        return {name: [*of.values()] for name, of in zip(BEHAVIOURS, of_each, strict=True) if of}  # type: ignore[attr-defined]
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that answer, by name; those of behaviours that no task has are left out."""
-        found = {
-            "working memory": [memory.summary() for memory in self.memory.values()],
-            "perception before action": [order.frame() for order in self.order.values()],
-            "perception before action, verdicts": [_verdicts(order) for order in self.order.values()],
-            "self-correction": [_ever(*key, correction) for key, correction in self.correction.items()],
-            "self-correction by step": [correction.frame() for correction in self.correction.values()],
-            "multi-path": [paths.frame() for paths in self.paths.values()],
-        }
-        return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The tables of all results, one below the other, with a column ``behaviour``."""
+        parts = [part.table.assign(behaviour=name) for name, of in self.found.items() for part in of]
+        if not parts:
+            return pd.DataFrame(columns=["behaviour", "task", *VALUE_COLUMNS])
+        table = pd.concat([part.astype(object) for part in parts], ignore_index=True)
+        known = [name for name in SITE_COLUMNS if name in table]
+        own = [name for name in table if name not in (*SITE_COLUMNS, "behaviour", "task", *VALUE_COLUMNS)]
+        numbers = dict.fromkeys({"sigma", "value", "low", "high"} & set(table), float)
+        return table[[*known, "behaviour", "task", *own, *VALUE_COLUMNS]].astype(numbers)
 
-    def details(self) -> dict[str, pd.DataFrame]:
-        """Long tables, by name: every place, step, hidden frame and control of memory, every step of the order."""
-        orders = [order.curves.assign(task=name) for name, order in self.order.items()]
-        found = {
-            "working memory, every place": [memory.frame() for memory in self.memory.values()],
-            "perception before action by step": [table[["task", *table.columns[:-1]]] for table in orders],
-        }
-        return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
+    @property
+    def verdicts(self) -> list[dict[str, Any]]:
+        """What is shown and what is not: objects with behaviour, task, what was asked, and verdict."""
+        asked = [
+            *(
+                (BEHAVIOURS[0], m.task, f"{t} in frame {f}", _said(m.shown(f, t)))
+                for m in self.memory.values()
+                for f, t in m.grids
+            ),
+            *(
+                (BEHAVIOURS[1], o.task, measure, o.verdict(measure))
+                for o in self.order.values()
+                for measure in MEASURES
+            ),
+            *((BEHAVIOURS[2], c.task, f"judged by {c.judge}", _said(c.shown)) for c in self.correction.values()),
+        ]
+        return [dict(zip(("behaviour", "task", "asked", "verdict"), row, strict=True)) for row in asked]
+
+    def plot(self, axis: Axes | None = None, *, behaviour: str | None = None, number: int = 0) -> Axes:
+        """The picture of one of the results, by default the first.
+
+        Parameters
+        ----------
+        behaviour : one of ``BEHAVIOURS`` that was found, optional
+        number : int
+            Which of its results, in the order of the tasks.
+        """
+        if not (there := self.found) or (behaviour is not None and behaviour not in there):
+            raise EvidenceError(
+                f"nothing was found of {behaviour or 'any behaviour'}; there is {', '.join(there) or 'none'}"
+            )
+        return there[behaviour or next(iter(there))][number].plot(axis)
 
     def to_json(self) -> dict[str, Any]:
-        """Every table, the long ones too, as a list of rows; what is infinite (never) or missing is null."""
-        tables = self.tables() | self.details()
-        return {
-            "tables": {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()},
+        """As every result, with the verdicts, what was skipped and why, and the numbers of instances."""
+        return super().to_json() | {
+            "verdicts": self.verdicts,
             "skipped": [dict(zip(("behaviour", "task", "reason"), row, strict=True)) for row in self.skipped],
             "instances": [dict(zip(("task", "use", "asked", "found"), row, strict=True)) for row in self.counts],
             "config": asdict(self.config),
         }
 
     def __str__(self) -> str:
-        parts = []
-        for name, table in self.tables().items():
-            if name == "self-correction by step":
-                table = _by_step(table)
-            if name == "multi-path":
-                table = _per_step(table)
-            if "expert" in table and table["expert"].isna().all():
-                table = table.drop(columns="expert")
-            text = table.replace(float("inf"), "never").to_string(index=False, float_format="{:.3f}".format, na_rep="-")
-            parts.append(f"{name}\n{text}")
+        parts = [str(part) for of in (self.memory, self.order) for part in of.values()]
+        parts += [_by_step(*self.correction.values())] if self.correction else []
+        parts += [_per_step(*self.paths.values())] if self.paths else []
         parts += [f"no {what} on {task}: {why}" for what, task, why in self.skipped]
         few = [row for row in self.counts if row[3] < row[2]]
         parts += [f"{task}, {use}: asked for {asked} instances, found {found}" for task, use, asked, found in few]
         return "\n\n".join(parts)
 
 
-def survey(model: VideoDiT, tasks: Sequence[Any], config: BehaviourConfig | None = None, **changes: Any) -> Survey:
+def _said(shown: bool) -> str:
+    return "shown" if shown else "not shown"
+
+
+def survey(
+    model: VideoDiT,
+    tasks: Task | Sequence[Task],
+    config: BehaviourConfig | None = None,
+    *,
+    interventions: Iterable[Intervention] = (),
+) -> Survey:
     """Every behaviour of a model on every task that has what it needs.
 
     Parameters
     ----------
-    config, **changes
-        As in `BehaviourConfig`.
+    tasks : Task, or list of tasks
+    config : BehaviourConfig, optional
+    interventions : iterable of Intervention
+        Applied in every run.
     """
-    config = replace(config or BehaviourConfig(), **changes)
-    found = Survey(config)
-    for task in tasks:
-        name, chain = task.title, None
-        with found.skipping("chain of steps", name):
-            chain = _chain(found, model, task)
-        one = task.sample(1, seed=config.seed)
-        labels = set(task.labels(one, model.geometry(one[0]).grid[0]))
-        if "hidden" in labels:
-            with found.skipping("working memory", name):
-                memory = found.memory[name] = working_memory(model, task, config)
-                found.counts.append((name, "working memory", config.memory_instances, memory.instances))
-        if chain is not None and {"start", "on_path"} <= labels:
-            with found.skipping("perception before action", name):
-                order = found.order[name] = perception_before_action(model, task, config, chain=chain)
-                found.counts.append((name, "perception before action", config.order_instances, order.instances))
-    return found
+    given, asked = [*tasks] if isinstance(tasks, Sequence) else [tasks], _Asked(config or BehaviourConfig())
+    for task in given:
+        asked.all_of(model, task, tuple(interventions))
+    return asked.survey()
 
 
-def _chain(found: Survey, model: VideoDiT, task: Any) -> Chain:
-    """The decoded chain of a task, with what is read from it alone."""
-    chain = chain_of(model, task, found.config)
-    found.counts.append((chain.title, "chain of steps", found.config.chain_instances, chain.count))
-    with found.skipping("self-correction", chain.title):
-        found.correction[chain.title, "answer"] = self_correction(chain, "answer")
-    found.correction[chain.title, "strict"] = self_correction(chain, "strict")
-    with found.skipping("multi-path", chain.title):
-        found.paths[chain.title] = multi_path(chain)
-    return chain
+class _Asked:
+    """What has been found so far."""
+
+    def __init__(self, config: BehaviourConfig) -> None:
+        self.config = config
+        self.memory: dict[str, WorkingMemory] = {}
+        self.order: dict[str, PerceptionOrder] = {}
+        self.correction: dict[tuple[str, str], Correction] = {}
+        self.paths: dict[str, MultiPath] = {}
+        self.skipped: list[tuple[str, str, str]] = []
+        self.counts: list[tuple[str, str, int, int]] = []
+
+    def survey(self) -> Survey:
+        lists = tuple(self.skipped), tuple(self.counts)
+        return Survey(self.config, self.memory, self.order, self.correction, self.paths, *lists)
+
+    @contextmanager
+    def skipping(self, behaviour: str, task: Task) -> Iterator[None]:
+        """What the task lacks is noted, and the others are measured all the same."""
+        try:
+            yield
+        except (EvidenceError, TaskError) as error:
+            self.skipped.append((behaviour, task.title, str(error)))
+
+    def all_of(self, model: VideoDiT, task: Task, interventions: Sequence[Intervention]) -> None:
+        """Every behaviour of one task."""
+        name, config, chain = task.title, self.config, None
+        with self.skipping("chain of steps", task):
+            chain = chain_of(model, task, config, interventions=interventions)
+            self.counts.append((name, "chain of steps", config.chain_instances, chain.count))
+            self.of_chain(task, chain)
+        with self.skipping("working memory", task):
+            memory = self.memory[name] = working_memory(model, task, config, interventions=interventions)
+            self.counts.append((name, "working memory", config.memory_instances, memory.instances))
+        if chain is not None:
+            with self.skipping("perception before action", task):
+                order = perception_before_action(model, task, config, chain=chain, interventions=interventions)
+                self.order[name] = order
+                self.counts.append((name, "perception before action", config.order_instances, order.instances))
+
+    def of_chain(self, task: Task, chain: Chain) -> None:
+        """What is read from the chain of steps alone."""
+        judges: tuple[Judge, ...] = ("answer", "strict")
+        for judge in judges:
+            with self.skipping(f"self-correction judged by {judge}", task):
+                self.correction[task.title, judge] = correction_of(chain, judge)
+        with self.skipping("multi-path", task):
+            self.paths[task.title] = paths_of(chain)
 
 
-def _verdicts(order: PerceptionOrder) -> pd.DataFrame:
-    rows = [
-        (order.task, measure, order.before(measure), order.shown(measure), order.verdict(measure))
-        for measure in MEASURES
-    ]
-    return pd.DataFrame(rows, columns=["task", "measure", "share of replicates", "shown", "verdict"])
+def _by_step(*found: Correction) -> str:
+    """Every verdict, then the counts of the changes with a column for each step that is reached."""
+    table = pd.concat([part.table for part in found], ignore_index=True)
+    table = table[(table["span"] == "step") & table["measure"].isin(["wrong to right", "right to wrong", "net"])]
+    table = table.assign(count=(table["value"] * table["n"]).round().astype(int))
+    wide = table.pivot_table(index=["task", "judge", "measure", "n"], columns="step", values="count", sort=False)
+    return "\n".join([*map(str, found), "", "counts by step", printed(wide.astype(int).reset_index())])
 
 
-def _ever(task: str, judge: str, correction: Correction) -> pd.DataFrame:
-    n, gains = correction.chain.count, correction.gains
-    rows = [
-        (task, judge, change, *interval, n, gains, correction.shown) for change, interval in correction.ever().items()
-    ]
-    return pd.DataFrame(
-        rows, columns=["task", "judge", "over the chain", "value", "low", "high", "n", "net correction > 0", "shown"]
-    )
-
-
-def _by_step(table: pd.DataFrame) -> pd.DataFrame:
-    """Counts of the changes, one column for each step that is reached."""
-    table = table[(table["span"] == "step") & table["change"].isin(["wrong to right", "right to wrong", "net"])]
-    columns = table.pivot_table(index=["task", "judge", "change", "n"], columns="step", values="count", sort=False)
-    return columns.astype(int).reset_index()
-
-
-def _per_step(table: pd.DataFrame) -> pd.DataFrame:
+def _per_step(*found: MultiPath) -> str:
     """Means with their intervals, one column for each step."""
+    table = pd.concat([part.table for part in found], ignore_index=True)
+    table = table[table["step"].notna()]
     cells = [f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in table.itertuples()]
     wide = table.assign(cell=cells).pivot(index=["task", "measure", "n"], columns="step", values="cell")
-    return wide.reset_index()
+    return "multi-path\n" + printed(wide.reset_index())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -13,29 +12,34 @@ from dit_lens.analysis.localization.lens_curves import LensCurves, lens_curves
 from dit_lens.analysis.localization.result import Localization, LocalizeConfig
 from dit_lens.analysis.patching import PatchingSweep, patching_sweep
 from dit_lens.errors import EvidenceError
+from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.probing.cross_validate import probe_grid
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.rows.collect import collect
+from dit_lens.probing.rows.data import ProbeData
 from dit_lens.probing.rows.readout import Readout
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, weighted_means
+from dit_lens.runs.seeds import derive
 from dit_lens.sites.select import Select, indices
+from dit_lens.sites.sites import Sites
+from dit_lens.tasks.base import Task
+from dit_lens.tasks.evidence import labels_by_role, labels_of, require
 
-#: Labels that the bands are read from; a task's further labels are probed and reported too.
-PERCEPTION = ("wall_right", "wall_down", "wall_left", "wall_up", "start", "goal", "goal_red", "goal_purple")
-REASONING = ("on_path", "distance")
-ANSWER = "on_path"
 #: Controls of the excess. Random weights are in the tables, and the null of the whole analysis is `random:maze`.
 EXCESS_ABOVE = ("shuffled", "input", "position")
+_WHO = "localize"
+_ROLES = ("perception", "reasoning")
 
 
 def localize(
     model: VideoDiT,
-    task: Any,
+    task: Task,
     config: LocalizeConfig | None = None,
+    *,
     thresholds: Thresholds | None = None,
-    **changes: Any,
+    interventions: Iterable[Intervention] = (),
 ) -> Localization:
     """Probe, patch and lens a model on a task, and say which layers perceive, reason and consolidate, if any.
 
@@ -44,44 +48,63 @@ def localize(
     Parameters
     ----------
     config : LocalizeConfig, optional
-    **changes
-        Fields of the configuration to change.
+        How much to look at; it is saved beside the result.
+    thresholds : Thresholds, optional
+        The numbers of the definitions; saved beside the result too.
+    interventions : iterable of Intervention
+        Applied in every run.
 
     Raises
     ------
     EvidenceError
-        The task gives none of the labels that the bands are read from.
+        The task does not declare what the bands are read from, or has no labels of a role.
     """
-    config = replace(config or LocalizeConfig(), **changes)
-    limits = thresholds or Thresholds()
-    _check_labels(task)
-    probes = _probe(model, task, config)
+    config, limits, others = config or LocalizeConfig(), thresholds or Thresholds(), tuple(interventions)
+    roles = _labels_by_role(model, task, config)
+    probes = _probe(model, task, config, others)
     patching = patching_sweep(
         model,
         task,
-        task.pairs(config.pairs, seed=config.seed + 1),
-        step=config.step,
+        config.pairs,
+        sites=Sites("delta", steps=config.step),
+        seed=derive(config.seed, "pairs"),
+        interventions=others,
         flip_pairs=config.flip_pairs,
-        seed=config.seed + 10_000,
+    )
+    patching = patching.permuted() if config.permute else patching
+    lens = lens_curves(
+        model,
+        task,
+        config.lens_instances,
+        step=config.step,
+        seed=derive(config.seed, "lens"),
+        interventions=others,
         permute=config.permute,
     )
-    instances = task.sample(config.lens_instances, seed=config.seed + 2)
-    judged_on = _derange(instances) if config.permute else instances
-    lens = lens_curves(model, task, instances, step=config.step, seed=config.seed + 20_000, judged_on=judged_on)
-    curves = _curves(probes, patching, lens, config)
+    curves = _curves(roles, probes, patching, lens, config)
     name = f"{type(model.pipeline).__name__}/{model.id}"
-    return Localization(name, task.name, config, limits, find_bands(curves, limits), curves, probes, patching, lens)
+    verdict = find_bands(curves, limits)
+    return Localization(name, task.title, roles, config, limits, verdict, curves, probes, patching, lens)
 
 
-def _check_labels(task: Any) -> None:
-    """Refuse a task whose labels the bands cannot be read from, before anything runs."""
-    roles = task.describe()["labels"]
-    for role, names in (("perception", PERCEPTION), ("reasoning", REASONING)):
-        if not any(roles.get(name) == role for name in names):
-            raise EvidenceError(f"task {task.name!r} has none of the {role} labels {', '.join(names)}")
+def _labels_by_role(model: VideoDiT, task: Task, config: LocalizeConfig) -> dict[str, tuple[str, ...]]:
+    """The labels that the bands are read from, by role and of the answer; refused before anything runs."""
+    known = require(task, "labels", "answer_label", "answer_mask", "read_answer", "judge_answer", who=_WHO)
+    one = task.sample(1, seed=config.seed)
+    every = labels_of(task, one, model.geometry(one[0]).grid[0], who=_WHO)
+    labels = {name: label for name, label in every.items() if label.level == "cell"}
+    roles = {role: labels_by_role(task, labels, role) for role in _ROLES}
+    for role, names in roles.items():
+        if not names:
+            raise EvidenceError(f"{_WHO} needs {role} labels of cells; task {task.name!r} has {', '.join(labels)}")
+    if known.answer_label not in labels:
+        raise EvidenceError(
+            f"task {task.name!r} declares {known.answer_label!r} as the label of its answer; it has {', '.join(labels)}"
+        )
+    return roles | {"answer": (known.answer_label,)}
 
 
-def _probe(model: VideoDiT, task: Any, config: LocalizeConfig) -> ProbeGrid:
+def _probe(model: VideoDiT, task: Task, config: LocalizeConfig, interventions: Sequence[Intervention]) -> ProbeGrid:
     instances = task.sample(config.probe_instances, seed=config.seed)
     steps: Select = sorted({config.step, *indices(config.probe_steps, model.geometry(instances[0]).steps, "step")})
     data = collect(model, task, instances, Readout.of(steps=steps), seed=config.seed, decode=True)
@@ -90,32 +113,37 @@ def _probe(model: VideoDiT, task: Any, config: LocalizeConfig) -> ProbeGrid:
     return probe_grid(data, folds=config.folds, seed=config.seed)
 
 
-def _permuted(data: Any) -> Any:
+def _permuted(data: ProbeData) -> ProbeData:
     """Probe data in which every instance carries the labels of another one."""
     labels = {n: replace(label, values=np.roll(label.values, 1, axis=0)) for n, label in data.labels.items()}
     return replace(data, labels=labels)
 
 
-def _derange(instances: Sequence[Any]) -> list[Any]:
-    return [*instances[1:], instances[0]]
-
-
-def _curves(probes: ProbeGrid, patching: PatchingSweep, lens: LensCurves, config: LocalizeConfig) -> Curves:
+def _curves(
+    roles: Mapping[str, Sequence[str]],
+    probes: ProbeGrid,
+    patching: PatchingSweep,
+    lens: LensCurves,
+    config: LocalizeConfig,
+) -> Curves:
     """All curves with their bootstrap replicates; each evidence is resampled over its own instances."""
     of_probes, of_pairs, of_lens = (
-        bootstrap_weights(count, config.replicates, config.seed + i)
-        for i, count in enumerate((probes.groups, patching.share.shape[1], lens.legality.shape[1]))
+        bootstrap_weights(count, config.replicates, derive(config.seed, evidence))
+        for evidence, count in (
+            ("probes", probes.groups),
+            ("pairs", patching.share.shape[1]),
+            ("lens", lens.legality.shape[1]),
+        )
     )
 
-    def excess(role: str, names: Sequence[str]) -> Floats:
-        known = [name for name in names if probes.labels.get(name) == role]
-        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in known]
+    def excess(role: str) -> Floats:
+        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in roles[role]]
         return np.asarray(np.mean(above, axis=0))
 
     return Curves(
-        perception=excess("perception", PERCEPTION),
-        reasoning=excess("reasoning", REASONING),
-        path=excess("reasoning", (ANSWER,)),
+        perception=excess("perception"),
+        reasoning=excess("reasoning"),
+        path=excess("answer"),
         share=weighted_means(patching.share, of_pairs),
         unrelated=weighted_means(patching.unrelated, of_pairs),
         legality=weighted_means(lens.legality, of_lens),

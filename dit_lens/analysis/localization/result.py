@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from dit_lens.analysis.localization.bands import Curves, Thresholds, Verdict
-from dit_lens.analysis.localization.figures import plot_evidence, plot_probe_heatmap
+from dit_lens.analysis.localization.bands import Band, Curves, Thresholds, Verdict
+from dit_lens.analysis.localization.figures import (
+    EVIDENCE,
+    plot_evidence,
+    plot_lens,
+    plot_patching,
+    plot_probe_heatmap,
+    plot_probes,
+)
 from dit_lens.analysis.localization.lens_curves import LensCurves
 from dit_lens.analysis.localization.tables import band_lines, layer_table
 from dit_lens.analysis.patching import PatchingSweep
+from dit_lens.errors import EvidenceError
 from dit_lens.files.atomic import write_atomic
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.results.page import write_page
+from dit_lens.results.plots import axes
+from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _ABOUT = (
@@ -69,11 +79,15 @@ class LocalizeConfig:
 
 
 @dataclass(frozen=True)
-class Localization:
+class Localization(Result):
     """The evidence and the verdict drawn from it.
 
     Attributes
     ----------
+    model, task : str
+    labels : dict from "perception", "reasoning" and "answer" to the labels that stand for it
+    config : LocalizeConfig
+    thresholds : Thresholds
     verdict : Verdict
     curves : Curves
     probes : ProbeGrid
@@ -83,6 +97,7 @@ class Localization:
 
     model: str
     task: str
+    labels: dict[str, tuple[str, ...]]
     config: LocalizeConfig
     thresholds: Thresholds
     verdict: Verdict
@@ -92,26 +107,49 @@ class Localization:
     lens: LensCurves
 
     @property
-    def bands(self) -> dict[str, Any]:
+    def bands(self) -> dict[str, Band]:
         return dict(self.verdict.bands)
 
-    def frame(self) -> pd.DataFrame:
-        """Every number with its interval: one tidy table over probes, patching and lens."""
-        probes = self.probes.table.query("measure == 'skill'")
-        names = zip(probes["component"], probes["layer"], strict=True)
-        probes = probes.assign(place=["embed" if layer is None else f"L{layer:02d}" for _, layer in names])
-        probes.insert(0, "evidence", "probe")
-        parts = [probes.assign(step=probes["step"].astype(str))]
-        for name, table in (("patching", self.patching.frame()), ("lens", self.lens.frame())):
-            table = table.rename(columns={"measure": "label"})
-            table["place"] = [f"L{layer:02d}" for layer in table.pop("layer")]
-            parts.append(table.assign(evidence=name))
-        columns = ["evidence", "step", "place", "component", "label", "role", "control", "value", "low", "high", "n"]
-        return pd.concat(parts, ignore_index=True).reindex(columns=columns)
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Every number with its interval: the tables of probes, patching and lens, one below the other.
+
+        Columns: those of `SITE_COLUMNS` that apply, evidence ("probe", "patching", "lens"), label, role, control,
+        measure, value, low, high, n.
+        """
+        parts = {
+            "probe": self.probes.table.query("measure == 'skill'"),
+            "patching": self.patching.table,
+            "lens": self.lens.table,
+        }
+        named = [part.astype(object).assign(evidence=name) for name, part in parts.items()]
+        table = pd.concat(named, ignore_index=True)
+        own = ["evidence", "label", "role", "control"]
+        known = [name for name in SITE_COLUMNS if name in table]
+        numbers = dict.fromkeys(("sigma", "value", "low", "high"), float)
+        return table[[*known, *own, *VALUE_COLUMNS]].astype(numbers)
+
+    def plot(self, axis: Axes | None = None, *, evidence: str = "probes") -> Axes:
+        """One kind of evidence over depth, with the bands behind it; `figures` has all three.
+
+        Parameters
+        ----------
+        evidence : "probes", "patching" or "lens"
+        """
+        axis = axes(axis)
+        if evidence == "probes":
+            plot_probes(self.curves, self.verdict, axis)
+        elif evidence == "patching":
+            plot_patching(self.curves, self.verdict, self.patching, axis)
+        elif evidence == "lens":
+            plot_lens(self.curves, self.verdict, self.lens, axis)
+        else:
+            raise EvidenceError(f"evidence={evidence!r}: there are {', '.join(EVIDENCE)}")
+        return axis
 
     def to_json(self) -> dict[str, Any]:
-        """Verdict, bands and the curves that they come from, as JSON types."""
-        return {
+        """Verdict, bands and the curves that they come from, as JSON types, and the table."""
+        return super().to_json() | {
             "model": self.model,
             "task": self.task,
             "verdict": str(self.verdict),
@@ -119,7 +157,7 @@ class Localization:
             "reasons": dict(self.verdict.reasons),
             "evidence": {
                 "curves": {name: values[0].tolist() for name, values in vars(self.curves).items()},
-                "flip_rate": self.flip_rate.tolist(),
+                "flip_rate": self.patching.flip_rate.tolist(),
                 "pairs": {"tried": self.patching.tried, "both_right": self.patching.right},
                 "instances": {"probes": self.probes.groups, "lens": self.lens.agreement.shape[1]},
             },
@@ -127,46 +165,37 @@ class Localization:
             "thresholds": asdict(self.thresholds),
         }
 
-    def summary(self) -> str:
-        """The table over layers, the bands with their intervals, and the reasons for those that are missing."""
-        config, patching = self.config, self.patching
+    def __str__(self) -> str:
+        """A table over layers, the bands with their intervals, the reasons for those that are missing, the verdict."""
+        patching = self.patching
         lines = [
-            f"{self.task} on {self.model}, step {config.step}, 95 % bootstrap intervals over instances",
+            f"{self.task} on {self.model}, step {self.config.step}, 95 % bootstrap intervals over instances",
             f"n: {self.probes.groups} instances probed, {patching.share.shape[1]} pairs patched "
             f"({patching.right} of {patching.tried} pairs right on both sides"
             f"{'' if patching.selected else '; none, so all are used'}), "
             f"{patching.flips.shape[1]} at all steps, {self.lens.legality.shape[1]} instances under the depth lens",
             "",
-            self.layer_table().to_string(),
+            layer_table(self.curves, self.verdict, patching, self.lens).to_string(),
             "",
             *band_lines(self.verdict),
         ]
         return "\n".join([*lines, "", f"verdict: {self.verdict}"])
 
-    def layer_table(self) -> pd.DataFrame:
-        """One row per layer: the curves that the bands are read from, each with its 95 % interval, and the bands."""
-        return layer_table(self.curves, self.verdict, self.flip_rate, self.lens.agreement.mean(axis=1))
+    def figures(self) -> dict[str, Figure]:
+        """All pictures, by file name: the evidence, and where several steps were probed the labels it rests on."""
+        made = {"evidence": plot_evidence(self.curves, self.verdict, self.patching, self.lens)}
+        if len({step for step, *_ in self.probes.scores}) > 1:
+            made |= {f"probes-{label}": plot_probe_heatmap(self.probes, label) for label in self._every_label}
+        return made
 
     @property
-    def flip_rate(self) -> NDArray[np.float64]:
-        """Share of the pairs whose answer flips when a layer is patched at all steps: float (L,), or empty."""
-        flips = self.patching.flips
-        return np.asarray(flips.mean(axis=1)) if flips.size else np.zeros(0)
-
-    def figures(self) -> dict[str, Figure]:
-        """All pictures, by file name."""
-        agreement = self.lens.agreement.mean(axis=1)
-        made = {"evidence": plot_evidence(self.curves, self.verdict, self.flip_rate, agreement)}
-        if len(self.probes.steps) > 1:
-            for label in ("wall_left", "on_path", "distance"):
-                if label in self.probes.labels:
-                    made[f"probes-{label}"] = plot_probe_heatmap(self.probes, label)
-        return made
+    def _every_label(self) -> list[str]:
+        return list(dict.fromkeys(label for names in self.labels.values() for label in names))
 
     def report(self, path: str | Path) -> Path:
         """Write ``path`` (HTML), ``.csv`` with every number, and the figures as PNG, all beside each other."""
         path, data = Path(path), self.to_json()
         settings = json.dumps({"config": data["config"], "thresholds": data["thresholds"]}, indent=1)
-        tables = {"Layers": self.summary(), "Settings": settings}
-        write_atomic(path.with_suffix(".csv"), self.frame().to_csv(index=False).encode())
+        tables = {"Layers": str(self), "Settings": settings}
+        write_atomic(path.with_suffix(".csv"), self.table.to_csv(index=False).encode())
         return write_page(path, f"Verdict: {self.verdict}", _ABOUT, self.figures(), tables)

@@ -1,25 +1,18 @@
-"""Text tables for the terminal."""
+"""What a localization prints."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dit_lens.analysis.localization.bands import Curves, Verdict
+from dit_lens.analysis.localization.lens_curves import LensCurves
+from dit_lens.analysis.patching import PatchingSweep
+from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import percentile_interval
 
 
-def layer_table(
-    curves: Curves, verdict: Verdict, flips: NDArray[np.float64], agreement: NDArray[np.float64]
-) -> pd.DataFrame:
-    """One row per layer: the curves that the bands are read from, each with its 95 % interval, and the bands.
-
-    Parameters
-    ----------
-    curves, verdict, flips, agreement
-        As in `plot_evidence`.
-    """
+def layer_table(curves: Curves, verdict: Verdict, patching: PatchingSweep, lens: LensCurves) -> pd.DataFrame:
+    """One row per layer: the curves that the bands are read from, each with its 95 % interval, and the bands."""
     columns = {
         "perception": curves.perception[:, 1:],
         "reasoning": curves.reasoning[:, 1:],
@@ -30,13 +23,14 @@ def layer_table(
         {name: [_cell(values[:, k]) for k in range(values.shape[1])] for name, values in columns.items()},
         index=pd.Index([f"L{k:02d}" for k in range(curves.share.shape[1])], name="layer"),
     )
+    flips = patching.flip_rate
     table.insert(3, "flip rate", [f"{x:.2f}" for x in flips] if flips.size else "-")
-    table.insert(4, "agreement", [f"{x:.2f}" for x in agreement])
+    table.insert(4, "agreement", [f"{x:.2f}" for x in lens.agreement.mean(axis=1)])
     table["band"] = [_bands_of(verdict, k) for k in range(len(table))]
     return table
 
 
-def _cell(replicates: np.ndarray) -> str:
+def _cell(replicates: Floats) -> str:
     value, low, high = percentile_interval(replicates)
     return f"{value:5.2f} [{low:5.2f},{high:5.2f}]"
 

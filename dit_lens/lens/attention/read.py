@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch import Tensor
 from dit_lens.engine.attention_calls import AttentionCall, attention_modules, watched
 from dit_lens.engine.loan import undisturbed
 from dit_lens.errors import InputError, NotFinite, SiteError, UnsupportedModel
-from dit_lens.interventions.base import Intervention
 from dit_lens.lens.attention.layout import Queries, cross_softmaxes, named, others_of_self, self_softmaxes
 from dit_lens.lens.attention.measure import Axis, Sums
 from dit_lens.lens.attention.result import Attention
+from dit_lens.lens.reading import reading_of
+from dit_lens.lens.source import Recorded, at_branch, require_sites
 from dit_lens.model import VideoDiT
 from dit_lens.runs.run import Run
-from dit_lens.sites.select import Select, indices
+from dit_lens.sites.select import indices
+from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 
 KINDS = ("self", "cross", "image")
@@ -28,54 +30,51 @@ KINDS = ("self", "cross", "image")
 @torch.no_grad()
 def attention(
     model: VideoDiT,
-    run: Run,
-    step: int,
+    source: Any,
     *,
-    layers: Select = "all",
-    heads: Select = "all",
-    queries: Tokens = Tokens(),  # noqa: B008 - it is frozen
+    sites: Sites = Sites("head"),  # noqa: B008 - it is frozen
+    branch: str = "cond",
     kind: str = "self",
     region: Tokens | None = None,
-    branch: str = "cond",
-    interventions: Sequence[Intervention] = (),
     keep_maps: bool = False,
     budget: int = 2**28,
+    **run_arguments: Any,
 ) -> Attention:
-    """Recompute the attention of one step for chosen queries, and reduce it while it is computed.
+    """Recompute the attention of chosen queries, and reduce it while it is computed.
 
-    The step is done again as it was (`VideoDiT.replay`), and each attention module's queries and keys are taken as they
-    go into ``scaled_dot_product_attention``: after norms and rotary positions, with the mask and scale that the model
-    itself uses. The whole N x N matrix never exists unless it fits into ``budget``.
+    Each step is done again as it was (`VideoDiT.replay`), and each attention module's queries and keys are taken as
+    they go into ``scaled_dot_product_attention``: after norms and rotary positions, with the mask and scale that the
+    model itself uses. The whole N x N matrix never exists unless it fits into ``budget``.
 
     Parameters
     ----------
-    run : Run made with ``record=True`` by this model
-    step : int
-    layers, heads : Select
-    queries : Tokens
-        Of the video.
+    source : Run made with ``record=True``, or inputs as in `VideoDiT.run`
+    sites : Sites
+        Steps, layers and heads of the component "head", and the tokens of the video whose queries are asked for.
+    branch : str
     kind : "self", "cross" or "image"
         From the video to itself (and to the text, in families of joint attention); by a cross-attention to the text, or
         to the tokens of an image encoder.
     region : Tokens, optional
         Keys whose mass is wanted: of the video for "self", else positions.
-    branch : str
-    interventions : list of Intervention
-        Read the step under these; those of the run itself are not done again.
     keep_maps : bool
         Keep the attention of each query to each key.
     budget : int
         Bytes that the scores of one chunk of queries may take, temporaries included. With ``keep_maps`` also the maps
-        must fit.
+        of all steps must fit.
+    **run_arguments
+        Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
+        which its steps are read. Those of the run itself are not done again.
 
     Raises
     ------
     InputError
-        The run was not recorded, the budget does not hold one query's scores or the maps, or an unknown kind.
+        The run was not recorded, arguments beside it, a budget that does not hold one query's scores or the maps, or an
+        unknown kind.
     MadeForAnother
         The run is another model's.
     SiteError
-        Layers, heads, tokens or a branch that the run does not have.
+        Steps, layers, heads, tokens or a branch that the run does not have, or another component.
     NotFinite
         NaN or infinity in queries or keys.
     UnsupportedModel
@@ -88,39 +87,64 @@ def attention(
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind {kind!r} of attention; one of {', '.join(KINDS)}")
-    model.require_own(run)  # before this model's modules are looked up with the run's layers
-    calls = run.recorded(step)
-    call = next((c for c in calls if branch in c.branches), None)
-    if call is None:
-        raise SiteError(f"no branch {branch!r}; this run has {', '.join(run.geometry.branches)}")
-    chosen = indices(layers, run.geometry.layers, "layer")
-    stacked = model.architecture.layers(model.experts[call.expert])
-    sought = "self" if kind == "self" else "cross"
-    modules = attention_modules(stacked, chosen, sought, model.architecture.family)
+    require_sites("attention", sites, ["head"], tokens=True, heads=True)
+    sites = at_branch(sites, branch)
+    # Heads of a family in which they do not sum to the attention cannot be addressed, but their masses can be read.
+    recorded = Recorded.of(model, source, sites.at(component="resid"), run_arguments)
+    steps, layers = recorded.steps(sites), indices(sites.layers, recorded.run.geometry.layers, "layer")
+    calls = [recorded.call(step, branch) for step in steps]
+    wanted = _Wanted(recorded, sites, kind, region, keep_maps, budget, len(steps) * len(layers))
+    readings = [_at_step(model, wanted, step, branch, layers) for step in steps]
+    levels = {call.step: (call.sigma, call.expert) for call in calls}
+    return Attention(
+        reading=reading_of(recorded.run, levels, layers, "head", "video", branch),
+        kind=kind,
+        heads=readings[0].heads,
+        queries=readings[0].asked.queries,
+        **_joined([reading.tensors() for reading in readings]),
+    )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked of every step; ``places`` are the steps and layers together."""
+
+    recorded: Recorded
+    sites: Sites
+    kind: str
+    region: Tokens | None
+    keep_maps: bool
+    budget: int
+    places: int
+
+
+def _at_step(model: VideoDiT, wanted: _Wanted, step: int, branch: str, layers: list[int]) -> _Reading:
+    """One step, done again under the eyes of the lens."""
+    recorded, run, call = wanted.recorded, wanted.recorded.run, wanted.recorded.call(step, branch)
+    expert = model.experts[call.expert]
+    sought = "self" if wanted.kind == "self" else "cross"
+    modules = attention_modules(model.architecture.layers(expert), layers, sought, model.architecture.family)
     batch = range(len(run.rows) * len(call.branches))
-    asked = Queries(run.geometry.grid, places_of(queries, run), batch[call.rows(branch)], len(batch))
-    reading = _Reading(run, kind, heads, asked, region, keep_maps, budget, len(chosen))
+    asked = Queries(run.geometry.grid, places_of(wanted.sites.tokens, run), batch[call.rows(branch)], len(batch))
+    reading = _Reading(wanted, asked)
     reading.check_region()
-    nth = [c.nth for c in calls if c.expert == call.expert].index(call.nth)
+    nth = [c.nth for c in run.recorded(step) if c.expert == call.expert].index(call.nth)
 
     def work() -> None:
         with watched(modules, nth, reading.see):
-            model.replay(run, step, interventions)
+            recorded.replay(model, step)
 
-    undisturbed([model.experts[call.expert]], work)
-    return Attention(
-        step=step,
-        sigma=call.sigma,
-        expert=call.expert,
-        branch=branch,
-        kind=kind,
-        layers=tuple(chosen),
-        heads=reading.heads,
-        rows=run.rows,
-        grid=run.geometry.grid,
-        queries=asked.queries,
-        **reading.tensors(),
-    )
+    undisturbed([expert], work)
+    return reading
+
+
+def _joined(of_steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """The tensors of `Attention` by name, steps first; which queries are asked for is the same at every step."""
+    found: dict[str, Any] = {"counts": of_steps[0]["counts"]}
+    for name in of_steps[0].keys() - found.keys():
+        tensors = [of_step[name] for of_step in of_steps]
+        found[name] = None if tensors[0] is None else torch.stack(tensors)
+    return found
 
 
 def places_of(tokens: Tokens, run: Run) -> Tensor:
@@ -134,35 +158,37 @@ def places_of(tokens: Tokens, run: Run) -> Tensor:
 class _Reading:
     """The sums of every layer as they come in, in the order in which the layers run."""
 
-    run: Run
-    kind: str
-    wanted: Select
+    wanted: _Wanted
     asked: Queries
-    region: Tokens | None
-    keep_maps: bool
-    budget: int
-    layers: int
     heads: tuple[int, ...] = ()
     sums: list[list[Sums]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return self.wanted.kind
+
+    @property
+    def region(self) -> Tokens | None:
+        return self.wanted.region
 
     def check_region(self) -> None:
         """Before anything runs."""
         if self.region is not None:
-            self.region.resolve(self.run.geometry, "video" if self.kind == "self" else "text")
+            self.region.resolve(self.wanted.recorded.run.geometry, "video" if self.kind == "self" else "text")
 
     def see(self, call: AttentionCall) -> None:
         axis, softmaxes = self._axis(call), self_softmaxes(call, self.asked)
         if self.kind != "self":
             softmaxes = cross_softmaxes(call, self.asked, self.kind)
         query = call.given[0].query
-        chosen = indices(self.wanted, query.shape[1], "head")
+        chosen = indices(self.wanted.sites.heads, query.shape[1], "head")
         if not self.sums:
             self.heads = tuple(chosen)
             self._check_maps(axis)
         device, count = query.device, len(self.asked.queries)
-        sums = [Sums(len(chosen), axis, count, self.keep_maps, device) for _ in self.asked.rows]
+        sums = [Sums(len(chosen), axis, count, self.wanted.keep_maps, device) for _ in self.asked.rows]
         for row, softmax in softmaxes:
-            sums[row].add(softmax, torch.tensor(chosen, device=device), self.budget)
+            sums[row].add(softmax, torch.tensor(chosen, device=device), self.wanted.budget)
         if not all(s.entropy.isfinite().all() for s in sums):
             raise NotFinite(f"{self.kind}-attention of layer {call.layer} is not finite; its queries or keys are not")
         self.sums.append([s.cpu() for s in sums])
@@ -186,18 +212,18 @@ class _Reading:
     def _region(self, others: int) -> Tensor:
         assert self.region is not None
         if self.kind == "self":
-            return places_of(self.region, self.run)
+            return places_of(self.region, self.wanted.recorded.run)
         if self.region.mask is not None and self.region.mask.shape != (others,):
             raise SiteError(f"the region's mask has shape {self.region.mask.shape}, there are {others} positions")
         return self.region.take(torch.arange(others).view(1, others, 1)).flatten()
 
     def _check_maps(self, axis: Axis) -> None:
         keys, asked, rows = axis.video + axis.others, len(self.asked.queries), len(self.asked.rows)
-        size = 4 * self.layers * rows * len(self.heads) * asked * keys
-        if self.keep_maps and size > self.budget:
+        size = 4 * self.wanted.places * rows * len(self.heads) * asked * keys
+        if self.wanted.keep_maps and size > self.wanted.budget:
             raise InputError(
-                f"maps of {self.layers} layers x {rows} rows x {len(self.heads)} heads x {asked} queries x {keys} keys "
-                f"take {size:,} bytes, the budget is {self.budget:,}; choose fewer queries, heads or layers"
+                f"maps of {self.wanted.places} steps and layers x {rows} rows x {len(self.heads)} heads x {asked} "
+                f"queries x {keys} keys take {size:,} bytes, the budget is {self.wanted.budget:,}; choose fewer"
             )
 
     def tensors(self) -> dict[str, Any]:
@@ -221,7 +247,7 @@ class _Reading:
             "region": None if self.region is None else means(lambda s: s.region, 0),
             "entropy": means(lambda s: s.entropy, 0),
             "entropy_share": means(lambda s: s.share, 0),
-            "maps": self._maps() if self.keep_maps else None,
+            "maps": self._maps() if self.wanted.keep_maps else None,
         }
 
     def _maps(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from torch import Tensor
 from dit_lens.errors import InputError
 from dit_lens.interventions.reduce import Reduce, token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
+from dit_lens.lens.reading import Reading
 from dit_lens.lens.representation.hsic import FEWEST, Centred, estimates, require_enough, require_same_dtype
-from dit_lens.lens.representation.reading import PLACE, Reading, geometry_of, read
+from dit_lens.lens.representation.read import read, require_readable
+from dit_lens.lens.source import geometry_of
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
 from dit_lens.results.plots import heatmap
-from dit_lens.sites.select import Select, indices
+from dit_lens.results.result import Result
+from dit_lens.runs.run import Run
+from dit_lens.sites.select import indices
+from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 #: Bytes that the features may take in float64, in which CKA is computed, all steps and layers together.
 BUDGET = 2**33
 #: What one sample is, and what its features are.
-SAMPLES = {
+UNITS = {
     "tokens": "a token of a row, its channels",
     "clips": "a row, the mean over its tokens",
     "flat clips": "a row, all of its tokens side by side",
@@ -44,15 +50,15 @@ class Features:
     ----------
     values : Tensor of shape (steps, layers, B, m, D)
         m samples of each row: its tokens, or one.
-    samples : "tokens", "clips" or "flat clips"
-        See ``dit_lens.lens.representation.cka.SAMPLES``.
+    unit : "tokens", "clips" or "flat clips"
+        What one sample is; see ``dit_lens.lens.representation.cka.UNITS``.
     tokens : tuple of int
         Numbers of the tokens that were taken, in row-major order of the grid; empty where a sample is a clip.
     reading : Reading
     """
 
     values: Tensor
-    samples: str
+    unit: str
     tokens: tuple[int, ...]
     reading: Reading
 
@@ -67,7 +73,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class CKA:
+class CKA(Result):
     """Linear CKA of every place of one reading against every place of another.
 
     Attributes
@@ -76,7 +82,7 @@ class CKA:
         At most 1; about 0, on either side, for independent features.
     low, high : float arrays of the same shape
         95 % interval, jackknife over instances; NaN where there are too few.
-    samples : str
+    unit : str
         What a sample is: "tokens", "clips" or "flat clips".
     count, instances : int
         Samples n, and the task instances that they come from.
@@ -86,25 +92,25 @@ class CKA:
     values: Floats
     low: Floats
     high: Floats
-    samples: str
+    unit: str
     count: int
     instances: int
     a: Reading
     b: Reading
 
-    def frame(self) -> pd.DataFrame:
+    @cached_property
+    def table(self) -> pd.DataFrame:
         """One row per pair of places.
 
         Returns
         -------
-        DataFrame with columns step, sigma, expert, branch, stream, component, layer, kind, the same with "other_"
-        before them, samples, cka, low, high, n_samples and n (instances)
+        DataFrame with columns step, sigma, expert, branch, layer, kind, component, stream, the same with "other_"
+        before them, unit, n_samples, measure ("cka"), value, low, high and n (instances)
         """
-        other = self.b.table().rename(columns={name: f"other_{name}" for name in PLACE})
-        table = self.a.table().merge(other, how="cross")
-        measured = {"cka": self.values, "low": self.low, "high": self.high}
-        measured = {name: of_places.reshape(-1) for name, of_places in measured.items()}
-        return table.assign(samples=self.samples, **measured, n_samples=self.count, n=self.instances)
+        other = self.b.table.add_prefix("other_")
+        table = self.a.table.merge(other, how="cross").assign(unit=self.unit, n_samples=self.count, measure="cka")
+        measured = {"value": self.values, "low": self.low, "high": self.high}
+        return table.assign(**{name: found.reshape(-1) for name, found in measured.items()}, n=self.instances)
 
     def plot(self, axis: Axes | None = None, **options: Any) -> Axes:
         """Heat map: layer by layer where one step was read, step by step where one layer was, else all places.
@@ -115,10 +121,11 @@ class CKA:
         **options
             Passed to ``seaborn.heatmap``; colours run from 0 to 1 unless told otherwise.
         """
-        table = self.frame()
+        table = self.table.copy()
         name = self._axis_of_plot(table)
-        axis = heatmap(table, name, f"other_{name}", "cka", axis, **{"vmin": 0, "vmax": 1, "square": True, **options})
-        axis.set_title(f"{self.a.component}, samples: {self.samples} (n = {self.count} of {self.instances} instances)")
+        options = {"vmin": 0, "vmax": 1, "square": True, "cbar_kws": {"label": "cka"}, **options}
+        axis = heatmap(table, name, f"other_{name}", "value", axis, **options)
+        axis.set_title(f"{self.a.component}, samples: {self.unit} (n = {self.count} of {self.instances} instances)")
         axis.title.set_fontsize(10)
         axis.set(xlabel=name if self.a == self.b else f"{name} of the other run")
         axis.tick_params(axis="y", rotation=0)
@@ -139,85 +146,72 @@ class CKA:
 
 def cka_features(
     model: VideoDiT,
-    inputs: Any,
-    seed: int | Sequence[int] = 0,
+    source: Any,
     *,
-    steps: Select = "all",
-    layers: Select = "all",
-    component: str = "resid",
+    sites: Sites = Sites(),  # noqa: B008 - it is frozen
     branch: str = "cond",
-    stream: str = "video",
-    samples: str = "tokens",
+    unit: str = "tokens",
     per_row: int | None = 64,
     token_seed: int = 0,
     budget: int = BUDGET,
     **run_arguments: Any,
 ) -> Features:
-    """Run and keep what `cka` compares.
+    """Keep what `cka` compares.
 
     Parameters
     ----------
-    inputs, seed, **run_arguments
-        As in `VideoDiT.run`; the number of denoising steps is ``num_inference_steps``.
-    steps, layers : Select
-    component : str
-        "resid", "delta", or a term of the block such as "attn" or "ffn".
-    branch, stream : str
-    samples : "tokens", "clips" or "flat clips"
+    source : Run made with ``record=True``, or inputs as in `VideoDiT.run`, which are run up to the last site
+    sites : Sites
+        Steps and layers of one component ("resid", "delta", or a term of the block such as "attn") and stream.
+    branch : str
+    unit : "tokens", "clips" or "flat clips"
         What one sample is: a token; a row of the batch, as the mean over its tokens; or a row, as all of its tokens.
     per_row : int or None
-        Of ``samples="tokens"``: how many tokens of each row, one random subset for all rows and places; None for all.
+        Of ``unit="tokens"``: how many tokens of each row, one random subset for all rows and places; None for all.
     token_seed : int
         Of that subset.
     budget : int
         Bytes that `cka` may take for them. Every pair of places is compared too: fewer steps or layers spare both.
+    **run_arguments
+        Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
+        which its steps are read.
 
     Raises
     ------
     SiteError
         A step, layer, component, branch or stream that the model does not have.
     InputError
-        Unknown samples, or a number of tokens that is not a positive whole one; at the first site, features that take
-        more than the budget.
+        An unknown unit, a number of tokens that is not a positive whole one, or a run that was not recorded; at the
+        first site, features that take more than the budget.
     """
-    require_choice("cka_features", "samples", samples, tuple(SAMPLES))
+    require_choice("cka_features", "unit", unit, tuple(UNITS))
     if per_row is not None and (not isinstance(per_row, int) or isinstance(per_row, bool) or per_row < 1):
         raise InputError(
             f"cka_features(per_row={per_row!r}): need a whole number of at least 1, or None for all tokens"
         )
-    geometry = geometry_of(model, inputs, run_arguments)
-    places = len(indices(steps, geometry.steps, "step")), len(indices(layers, geometry.layers, "layer"))
+    sites = require_readable("cka_features", sites, branch)
+    geometry = source.geometry if isinstance(source, Run) else geometry_of(model, source, run_arguments)
+    places = len(indices(sites.steps, geometry.steps, "step")), len(indices(sites.layers, geometry.layers, "layer"))
     taken: list[int] = []
-    reduction = _reduction(samples, per_row, token_seed, taken)
+    reduction = _reduction(unit, per_row, token_seed, taken)
 
     def reduce(activation: Tensor) -> Tensor:
         values: Tensor = reduction(activation)
         require_budget((*places, *values.shape), budget)
         return values
 
-    reading, found = read(
-        model,
-        inputs,
-        seed,
-        {"features": reduce},
-        steps=steps,
-        layers=layers,
-        component=component,
-        branch=branch,
-        stream=stream,
-        **run_arguments,
-    )
-    return Features(found["features"], samples, tuple(taken), reading)
+    reading, found = read(model, source, sites, {"features": reduce}, run_arguments)
+    return Features(found["features"], unit, tuple(taken), reading)
 
 
-def _reduction(samples: str, per_row: int | None, seed: int, taken: list[int]) -> Reduce:
+def _reduction(unit: str, per_row: int | None, seed: int, taken: list[int]) -> Reduce:
     """From (B, ..., D) to (B, m, D); notes in ``taken`` which tokens they are."""
 
     def reduce(activation: Tensor) -> Tensor:
-        if samples == "clips":
+        if unit == "clips":
             return token_mean(activation)[:, None]
         flat = activation.flatten(1, -2)
-        if samples == "flat clips":
+        if unit == "flat clips":
             return flat.flatten(1)[:, None]
         subset: Any = tokens(min(per_row or flat.shape[1], flat.shape[1]), seed)
         taken[:] = subset.indices(flat.shape[1]).tolist()
@@ -296,7 +290,7 @@ def cka(a: Features, b: Features | None = None, *, budget: int = BUDGET) -> CKA:
         found[i, j] = found[j, i] if b is None and j < i else _interval(estimates(firsts[i], seconds[j]))
     shape = (*a.values.shape[:2], *other.values.shape[:2])
     value, low, high = (found[..., k].reshape(shape) for k in range(3))
-    return CKA(value, low, high, a.samples, a.count, len(groups), a.reading, other.reading)
+    return CKA(value, low, high, a.unit, a.count, len(groups), a.reading, other.reading)
 
 
 def _interval(of_all: Floats) -> tuple[float, float, float]:
@@ -330,8 +324,8 @@ def _places(features: Features, groups: Sequence[Sequence[int]]) -> list[Centred
 
 
 def _require_same_samples(a: Features, b: Features) -> None:
-    if a.samples != b.samples:
-        raise InputError(f"cka: samples are {a.samples} in one and {b.samples} in the other")
+    if a.unit != b.unit:
+        raise InputError(f"cka: samples are {a.unit} in one and {b.unit} in the other")
     names = [[row.instance for row in features.reading.rows] for features in (a, b)]
     if len(names[0]) != len(names[1]):
         raise InputError(f"cka: {len(names[0])} rows in one and {len(names[1])} in the other")
@@ -341,6 +335,6 @@ def _require_same_samples(a: Features, b: Features) -> None:
     on_grid = bool(a.tokens) and a.reading.stream == "video"
     if a.tokens != b.tokens or (on_grid and a.reading.grid != b.reading.grid):
         grids = f"{len(a.tokens)} of {a.reading.grid} and {len(b.tokens)} of {b.reading.grid}"
-        raise InputError(f"cka: the samples are different tokens: {grids}; samples='clips' compares whole rows")
+        raise InputError(f"cka: the samples are different tokens: {grids}; unit='clips' compares whole rows")
     require_same_dtype(a.values, b.values)
-    require_enough(a.count, a.samples)
+    require_enough(a.count, a.unit)

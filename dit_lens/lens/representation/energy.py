@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,20 +13,24 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.lens.representation.reading import Reading, geometry_of, read
+from dit_lens.lens.reading import Reading, tidy
+from dit_lens.lens.representation.read import read, require_readable
+from dit_lens.lens.source import geometry_of
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Bools, Floats
-from dit_lens.results.intervals import mean_over_instances
+from dit_lens.results.intervals import over_instances
 from dit_lens.results.plots import heatmap
+from dit_lens.results.result import Result
 from dit_lens.runs.inputs import gather
-from dit_lens.sites.select import Select
+from dit_lens.runs.run import Run
+from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
-class Energy:
+class Energy(Result):
     """Token norms of one component.
 
     Attributes
@@ -35,7 +40,7 @@ class Energy:
     reading : Reading
         Steps, layers, rows and the rest of where they were read.
     regions : dict from name to bool array of shape (B, F, H, W)
-        What `region_frame` compares.
+        What is compared with the rest of its latent frames.
     """
 
     norms: Tensor
@@ -58,57 +63,42 @@ class Energy:
         place = self.reading.index_of("step", step), self.reading.index_of("layer", layer)
         return _floats(self.norms[place])
 
-    def frame(self) -> pd.DataFrame:
-        """Mean over the tokens of each latent frame.
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """Mean norms, and the norms of each region over those of the rest, of single rows.
 
         Returns
         -------
-        DataFrame with columns step, sigma, expert, branch, stream, component, layer, kind, instance, seed, latent_frame
-        and energy; of a text stream without latent_frame, the mean over all of its tokens
-        """
-        axes = (-2, -1) if self.on_grid else (-1,)
-        means = _floats(self.norms).mean(axis=axes)
-        means = means if self.on_grid else means[..., None]
-        frames = pd.DataFrame({"latent_frame": range(means.shape[-1])})
-        rows = pd.DataFrame([(r.instance, r.seed) for r in self.reading.rows], columns=["instance", "seed"])
-        table = self.reading.table().merge(rows, how="cross").merge(frames, how="cross")
-        table["energy"] = means.reshape(-1)
-        return table if self.on_grid else table.drop(columns="latent_frame")
-
-    def region_frame(self, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Energy of each region over that of the rest of the same latent frames.
-
-        The ratio of the two means is taken in each latent frame that has both, averaged over those frames, then over
-        the seeds of an instance, then over instances. The control "permuted" gives each instance the region of the next
-        one: what the position on the grid alone would make of it.
-
-        Parameters
-        ----------
-        replicates, seed : int
-            Of the bootstrap over instances.
-
-        Returns
-        -------
-        DataFrame with columns step, sigma, expert, branch, stream, component, layer, kind, region, control, ratio, low,
-        high (95 % interval, NaN for one instance alone) and n (instances that have region and rest)
+        DataFrame with columns step, sigma, expert, branch, layer, kind, component, stream, on the grid latent_frame,
+        where there are regions region and control, then instance, seed, measure, value; measures are
+            energy : the mean over the tokens of each latent frame, of a text stream over all of its tokens
+            ratio : the mean in a region over the mean of the rest of the same latent frame, averaged over the latent
+                frames that have both; the control "permuted" gives each instance the region of the next one, to show
+                what the position on the grid alone would make of it
 
         Raises
         ------
         EvidenceError
-            There are no regions, or one has no frame with both region and rest.
+            The rest has energy 0 somewhere.
         """
-        if not self.regions:
-            raise EvidenceError("no regions to compare; call energy(..., regions={'name': mask}), masks (B, F, H, W)")
-        norms = _floats(self.norms).reshape(-1, *self.norms.shape[2:])
-        parts = []
-        for name, control, mask in self._masks():
-            ratios = _over_rest(norms, mask, name)
-            table = self.reading.table().assign(region=name, control=control)
-            names = [row.instance for row in self.reading.rows]
-            intervals = [mean_over_instances(of_place, names, replicates, seed) for of_place in ratios]
-            table[["ratio", "low", "high", "n"]] = pd.DataFrame([(*interval, n) for interval, n in intervals])
-            parts.append(table)
-        return pd.concat(parts, ignore_index=True)
+        norms, places, rows = (
+            _floats(self.norms).reshape(-1, *self.norms.shape[2:]),
+            self.reading.table,
+            self.reading.rows,
+        )
+        axes = tuple(range(3 if self.on_grid else 2, norms.ndim))
+        own = {"latent_frame": range(norms.shape[2])} if self.on_grid else {}
+        table = tidy(places, rows, {"energy": norms.mean(axis=axes)}, own)
+        parts = [
+            tidy(places.assign(region=name, control=control), rows, {"ratio": _over_rest(norms, mask, name)})
+            for name, control, mask in self._masks()
+        ]
+        return _joined(table, parts) if parts else table
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """`samples`, the mean over instances with its 95 % bootstrap interval; ``n`` have region and rest."""
+        return over_instances(self.samples)
 
     def _masks(self) -> Iterator[tuple[str, str, Bools]]:
         for name, mask in self.regions.items():
@@ -124,21 +114,23 @@ class Energy:
         return [first[following[row.instance]] for row in self.reading.rows]
 
     def plot(self, axis: Axes | None = None, *, step: int | None = None) -> Axes:
-        """Heat map of layer by latent frame, the mean over rows and over the steps that were read, or of one step.
+        """Heat map of layer by latent frame, the mean over instances and over the steps that were read, or of one step.
 
         Raises
         ------
         SiteError
             The step was not read.
         """
-        table = self.frame() if self.on_grid else self.frame().assign(latent_frame=0)
+        table = self.table[self.table["measure"] == "energy"]
+        table = table if self.on_grid else table.assign(latent_frame=0)
         if step is not None:
             self.reading.index_of("step", step)
             table = table[table["step"] == step]
-        axis = heatmap(table, "layer", "latent_frame", "energy", axis)
+        axis = heatmap(table.astype({"latent_frame": int}), "layer", "latent_frame", "value", axis)
         of_steps = f"step {step}" if step is not None else f"{len(self.reading.steps)} steps"
         r = self.reading
-        axis.set(title=f"{r.component}, {r.stream}, {r.branch}, mean of {len(r.rows)} rows and {of_steps}")
+        means = f"mean of {len(r.instances)} instances and {of_steps}"
+        axis.set(title=f"energy of {r.component}, {r.stream}, {r.branch}, {means}")
         axis.set(xlabel="latent frame" if self.on_grid else f"all tokens of {r.stream}")
         axis.tick_params(axis="y", rotation=0)
         return axis
@@ -146,61 +138,65 @@ class Energy:
 
 def energy(
     model: VideoDiT,
-    inputs: Any,
-    seed: int | Sequence[int] = 0,
+    source: Any,
     *,
-    steps: Select = "all",
-    layers: Select = "all",
-    component: str = "resid",
+    sites: Sites = Sites(),  # noqa: B008 - it is frozen
     branch: str = "cond",
-    stream: str = "video",
     regions: Mapping[str, Any] | None = None,
     **run_arguments: Any,
 ) -> Energy:
-    """Run and keep the L2 norm over channels of every token; the norms are taken where the activations are made.
+    """The L2 norm over channels of every token; the norms are taken where the activations are made.
 
     Parameters
     ----------
-    inputs, seed, **run_arguments
-        As in `VideoDiT.run`; the number of denoising steps is ``num_inference_steps``.
-    steps, layers : Select
-        Which to read; the run ends after the last.
-    component : str
-        "resid", "delta", or a term of the block such as "attn" or "ffn".
-    branch, stream : str
+    source : Run made with ``record=True``, or inputs as in `VideoDiT.run`, which are run up to the last site
+    sites : Sites
+        Steps and layers of one component ("resid", "delta", or a term of the block such as "attn") and stream.
+    branch : str
     regions : mapping from name to bool array of shape (B, F, H, W), or (F, H, W) for all rows, optional
         Of a video stream.
+    **run_arguments
+        Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
+        which its steps are read.
 
     Raises
     ------
     SiteError
         A step, layer, component, branch or stream that the model does not have.
     InputError
-        Before the run: a region that is not boolean or does not fit the grid, or regions of a text stream.
+        The run was not recorded; or, before anything runs, a region that is not boolean or does not fit the grid, or
+        regions of a text stream.
+    EvidenceError
+        A region that no latent frame has beside a rest.
 
     Notes
     -----
     Token energy of "Demystifying Video Reasoning" (arXiv 2603.16870), experiment E6, on ``resid`` of ``cond``.
     """
-    masks: dict[str, Bools] = {}
-    if regions:
-        if stream != "video":
-            raise InputError(f"regions lie on the grid of the video; the {stream} stream has none")
-        shape = len(gather(inputs, seed).rows), *geometry_of(model, inputs, run_arguments).grid
-        masks = {name: _region(name, mask, shape) for name, mask in regions.items()}
-    reading, found = read(
-        model,
-        inputs,
-        seed,
-        {"norm": "norm"},
-        steps=steps,
-        layers=layers,
-        component=component,
-        branch=branch,
-        stream=stream,
-        **run_arguments,
-    )
+    sites = require_readable("energy", sites, branch)
+    if regions and sites.stream != "video":
+        raise InputError(f"regions lie on the grid of the video; the {sites.stream} stream has none")
+    shape = _shape(model, source, run_arguments) if regions else ()
+    masks = {name: _region(name, mask, shape) for name, mask in (regions or {}).items()}
+    reading, found = read(model, source, sites, {"norm": "norm"}, run_arguments)
     return Energy(found["norm"], reading, masks)
+
+
+def _shape(model: VideoDiT, source: Any, run_arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """(B, F, H, W) of what will be read."""
+    if isinstance(source, Run):
+        return len(source.rows), *source.geometry.grid
+    rows = gather(source, run_arguments.get("seed", 0)).rows
+    return len(rows), *geometry_of(model, source, run_arguments).grid
+
+
+def _joined(energies: pd.DataFrame, ratios: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table; energies are of no region, ratios of no single latent frame."""
+    first = energies.assign(region=None, control=None).astype({"latent_frame": object})
+    columns = [*energies.columns[:-4], "region", "control", *energies.columns[-4:]]
+    return pd.concat([first, *(of_region.assign(latent_frame=None) for of_region in ratios)], ignore_index=True)[
+        columns
+    ]
 
 
 def _floats(norms: Tensor) -> Floats:
@@ -213,7 +209,15 @@ def _region(name: str, mask: Any, shape: tuple[int, ...]) -> Bools:
         raise InputError(f"region {name!r}: need booleans, got {array.dtype}")
     if array.shape not in (shape, shape[1:]):
         raise InputError(f"region {name!r}: need shape {shape} (B, F, H, W) or {shape[1:]}, got {array.shape}")
-    return np.broadcast_to(array, shape)
+    region = np.array(np.broadcast_to(array, shape))
+    if not _frames_with_both(region).any():
+        raise EvidenceError(f"region {name!r} has no latent frame with tokens both inside and outside of it")
+    return region
+
+
+def _frames_with_both(mask: Bools) -> Bools:
+    """Latent frames with tokens inside and outside of a region (B, F, H, W): bool (B, F)."""
+    return np.asarray(mask.any(axis=(2, 3)) & ~mask.all(axis=(2, 3)))
 
 
 def _over_rest(norms: Floats, mask: Bools, name: str) -> Floats:
@@ -224,15 +228,10 @@ def _over_rest(norms: Floats, mask: Bools, name: str) -> Floats:
     norms : float of shape (places, B, F, H, W)
     mask : bool of shape (B, F, H, W)
     """
-    inside, outside = mask.sum(axis=(2, 3)), (~mask).sum(axis=(2, 3))
-    both = (inside > 0) & (outside > 0)
-    if not both.any():
-        raise EvidenceError(f"region {name!r} has no latent frame with tokens both inside and outside of it")
+    both = _frames_with_both(mask)
     means = [(norms * m).sum(axis=(3, 4)) / np.maximum(m.sum(axis=(2, 3)), 1) for m in (mask, ~mask)]
     if (means[1][:, both] == 0).any():
-        raise EvidenceError(
-            f"region {name!r}: the rest has energy 0 somewhere, so that nothing can be compared with it"
-        )
+        raise EvidenceError(f"region {name!r}: the rest has energy 0 somewhere, so nothing can be compared with it")
     ratios = np.divide(means[0], means[1], out=np.zeros_like(means[0]), where=both)
     count = both.sum(axis=1)
     return np.where(count > 0, ratios.sum(axis=2) / np.maximum(count, 1), np.nan)

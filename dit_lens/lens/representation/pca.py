@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
-from dit_lens.lens.representation.reading import Reading, read
+from dit_lens.lens.reading import Reading
+from dit_lens.lens.representation.read import read, require_readable
+from dit_lens.lens.source import reusable
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
 from dit_lens.results.plots import axes
-from dit_lens.sites.select import Select
+from dit_lens.results.result import Result
+from dit_lens.sites.sites import Sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,40 +79,41 @@ class PCABasis:
     def apply(
         self,
         model: VideoDiT,
-        inputs: Any,
-        seed: int | Sequence[int] = 0,
+        source: Any,
         *,
-        steps: Select | None = None,
-        layers: Select | None = None,
+        sites: Sites | None = None,
         branch: str | None = None,
         **run_arguments: Any,
     ) -> PCAMap:
-        """Project another run of the same model; steps, layers and branch are those of the fit unless given.
+        """Project another run of the same model.
 
         The coordinates are taken where the activations are made: of each token k + 1 numbers are kept.
+
+        Parameters
+        ----------
+        source, **run_arguments
+            As in `pca_map`.
+        sites : Sites, optional
+            Of the component and stream of the fit; by default its steps and layers.
+        branch : str, optional
+            By default that of the fit.
 
         Raises
         ------
         MadeForAnother
             The model is not the one that the basis was fitted on.
         SiteError
-            A layer that the basis was not fitted on, or one that the model does not have.
+            A layer that the basis was not fitted on, or one that the model does not have; another component or stream.
         """
         fitted = self.reading
         if model.id != fitted.model_id:
             raise MadeForAnother(f"this basis is of model {fitted.model_id}, the given model is {model.id}")
-        reading, found = read(
-            model,
-            inputs,
-            seed,
-            {"tokens": self._keep, "mean": token_mean},
-            steps=fitted.steps if steps is None else steps,
-            layers=fitted.layers if layers is None else layers,
-            component=fitted.component,
-            stream=fitted.stream,
-            branch=branch or fitted.branch,
-            **run_arguments,
-        )
+        own = Sites(fitted.component, steps=fitted.steps, layers=fitted.layers, stream=fitted.stream)
+        sites = own if sites is None else sites
+        if (sites.component, sites.stream) != (own.component, own.stream):
+            raise SiteError(f"this basis is of {own.component}, {own.stream}; the sites are of {sites}")
+        sites = require_readable("PCABasis.apply", sites, fitted.branch if branch is None else branch)
+        reading, found = read(model, source, sites, {"tokens": self._keep, "mean": token_mean}, run_arguments)
         kept = found["tokens"]
         chosen = [fitted.index_of("layer", layer) for layer in reading.layers]
         means = found["mean"].to("cpu", torch.float64) - self.centres[chosen][:, None]
@@ -126,7 +131,7 @@ class PCABasis:
 
 
 @dataclass(frozen=True)
-class PCAMap:
+class PCAMap(Result):
     """A run in a basis.
 
     Attributes
@@ -175,18 +180,20 @@ class PCAMap:
         lengths = self.lengths.to("cpu", torch.float64).flatten(2).mean(dim=2)
         return squares.numpy(), lengths.numpy()
 
-    def frame(self) -> pd.DataFrame:
-        """Tidy table of the explained variance.
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The explained variance.
 
         Returns
         -------
-        DataFrame with columns step, sigma, expert, branch, stream, component, layer, kind, direction (0..k-1),
-        explained (share of this layer's and step's variance) and n (rows)
+        DataFrame with columns step, sigma, expert, branch, layer, kind, component, stream, direction (0..k-1), measure
+        ("explained", the share of this layer's and step's variance), value, low and high (NaN: a share of all rows
+        together), n (instances)
         """
         explained = self.explained
         directions = pd.DataFrame({"direction": range(explained.shape[-1])})
-        table = self.reading.table().merge(directions, how="cross")
-        return table.assign(explained=explained.reshape(-1), n=len(self.reading.rows))
+        table = self.reading.table.merge(directions, how="cross").assign(measure="explained")
+        return table.assign(value=explained.reshape(-1), low=np.nan, high=np.nan, n=len(self.reading.instances))
 
     def plot(self, axis: Axes | None = None, *, row: int = 0, latent_frame: int = -1) -> Axes:
         """Layers down, steps across: one latent frame of one row, the first three directions as red, green and blue.
@@ -217,10 +224,8 @@ class PCAMap:
         return axis
 
     def _label(self, axis: Axes, height: int, width: int) -> None:
-        steps = [
-            f"{step}" if sigma is None else f"{step}\n{sigma:.2f}"
-            for step, sigma in zip(self.reading.steps, self.reading.sigmas, strict=True)
-        ]
+        levels = zip(self.reading.steps, self.reading.sigmas, strict=True)
+        steps = [f"{step}\n{sigma:.2f}" for step, sigma in levels]
         layers = [str(layer) for layer in self.reading.layers]
         axis.set_xticks([i * width + width / 2 - 1 for i in range(len(steps))], steps, fontsize=8)
         axis.set_yticks([i * height + height / 2 - 1 for i in range(len(layers))], layers)
@@ -230,73 +235,59 @@ class PCAMap:
 
 def pca_map(
     model: VideoDiT,
-    inputs: Any,
-    seed: int | Sequence[int] = 0,
+    source: Any,
     *,
-    steps: Select = "all",
-    layers: Select = "all",
-    component: str = "resid",
-    components: int = 3,
+    sites: Sites = Sites(),  # noqa: B008 - it is frozen
     branch: str = "cond",
-    stream: str = "video",
+    directions: int = 3,
     layer_scale: str = "equal",
     fit_tokens: int | None = 256,
     **run_arguments: Any,
 ) -> PCAMap:
     """Fit one basis across layers and steps, and project the run onto it.
 
-    The generation is run twice, first for the basis and then for the coordinates, so that no whole activation is kept
-    but of ``fit_tokens`` tokens. The basis is scikit-learn's ``PCA`` in float64.
+    The generation is run (or its steps are done again) twice, first for the basis and then for the coordinates, so no
+    whole activation is kept but of ``fit_tokens`` tokens. The basis is scikit-learn's ``PCA`` in float64.
 
     Parameters
     ----------
-    inputs, seed, **run_arguments
-        As in `VideoDiT.run`; the number of denoising steps is ``num_inference_steps``.
-    steps, layers : Select
-    component : str
-        "resid", "delta", or a term of the block such as "attn" or "ffn".
-    components : int
-        Directions k.
-    branch, stream : str
+    source : Run made with ``record=True``, or inputs as in `VideoDiT.run`, which are run up to the last site
+    sites : Sites
+        Steps and layers of one component ("resid", "delta", or a term of the block such as "attn") and stream.
+    branch : str
+    directions : int
+        How many, k.
     layer_scale : "equal" or "own"
-        "equal" centres each layer and divides it by one number, so that its tokens have a mean squared length of 1:
-        every layer has the same say in the basis. The residual stream grows with depth (in the shipped maze model its
-        tokens spread twice as far at the end as at the start), so that as it comes ("own", one mean for all) the late
-        layers weigh more, and directions are spent on what tells one layer from another. Directions are comparable
-        between layers either way, for no channel is scaled by itself.
+        "equal" centres each layer and divides it by one number, so its tokens have a mean squared length of 1: every
+        layer has the same say in the basis. The residual stream grows with depth (in the shipped maze model its tokens
+        spread twice as far at the end as at the start). As it comes ("own", one mean for all) the late layers weigh
+        more, and directions are spent on what tells one layer from another. Directions are comparable between layers
+        either way, for no channel is scaled by itself.
     fit_tokens : int or None
         Tokens of each row, layer and step that the basis is fitted on, one random subset for all; None for every one.
+    **run_arguments
+        Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
+        which its steps are read.
 
     Raises
     ------
     SiteError
         A step, layer, component, branch or stream that the model does not have.
     InputError
-        Another ``layer_scale``, or more components than there are channels or tokens.
+        Another ``layer_scale``, more directions than there are channels or tokens, or a run that was not recorded.
     EvidenceError
         A layer whose tokens are all the same.
     """
     require_choice("pca_map", "layer_scale", layer_scale, ("equal", "own"))
-    _require_count("components", components)
+    _require_count("directions", directions)
     if fit_tokens is not None:
         _require_count("fit_tokens", fit_tokens)
+    chosen = require_readable("pca_map", sites, branch)
+    arguments: Mapping[str, Any] = reusable(run_arguments)
     kept = None if fit_tokens is None else _at_most(fit_tokens)
-    # Both runs make the same random numbers, so that an iterator of seeds must be read once.
-    seed = list(seed) if isinstance(seed, Iterable) else seed
-    reading, found = read(
-        model,
-        inputs,
-        seed,
-        {"fit": kept},
-        steps=steps,
-        layers=layers,
-        component=component,
-        branch=branch,
-        stream=stream,
-        **run_arguments,
-    )
-    basis = _fit(found["fit"].to(torch.float64).cpu(), components, layer_scale, reading)
-    return basis.apply(model, inputs, seed, **run_arguments)
+    reading, found = read(model, source, chosen, {"fit": kept}, arguments)
+    basis = _fit(found["fit"].to(torch.float64).cpu(), directions, layer_scale, reading)
+    return basis.apply(model, source, **arguments)
 
 
 def _at_most(count: int) -> Any:
@@ -308,14 +299,14 @@ def _at_most(count: int) -> Any:
     return some
 
 
-def _fit(sample: Tensor, components: int, layer_scale: str, reading: Reading) -> PCABasis:
+def _fit(sample: Tensor, count: int, layer_scale: str, reading: Reading) -> PCABasis:
     """From float64 tokens (steps, layers, B, ..., D)."""
     from sklearn.decomposition import PCA
 
     sample = sample.flatten(2, -2).movedim(0, 1).flatten(1, 2)  # (layers, tokens of all steps and rows, D)
-    if components > min(sample.shape[-1], sample.shape[0] * sample.shape[1]):
+    if count > min(sample.shape[-1], sample.shape[0] * sample.shape[1]):
         raise InputError(
-            f"components={components}: there are {sample.shape[-1]} channels and {sample[..., 0].numel()} tokens"
+            f"directions={count}: there are {sample.shape[-1]} channels and {sample[..., 0].numel()} tokens"
         )
     centres = sample.mean(dim=1)
     scales = (sample - centres[:, None]).square().sum(dim=-1).mean(dim=1).sqrt()
@@ -323,7 +314,7 @@ def _fit(sample: Tensor, components: int, layer_scale: str, reading: Reading) ->
     if layer_scale == "own":
         centres, scales = centres.mean(dim=0).expand_as(centres), torch.ones_like(scales)
     prepared = ((sample - centres[:, None]) / scales[:, None, None]).flatten(0, 1)
-    fitted = PCA(components, random_state=0).fit(prepared.numpy())
+    fitted = PCA(count, random_state=0).fit(prepared.numpy())
     directions = torch.from_numpy(fitted.components_)
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     explained = torch.from_numpy(fitted.explained_variance_ratio_)

@@ -80,11 +80,8 @@ def make_bands(levels: Iterable[NoiseLevel], bands: int | Sequence[float]) -> tu
     InputError
         No band, or edges that are no noise levels.
     """
+    check_bands(bands)
     edges = None if isinstance(bands, int) else sorted({float(edge) for edge in bands})
-    if isinstance(bands, bool) or (isinstance(bands, int) and bands < 1):
-        raise InputError(f"bands={bands!r}: need at least one band, or the noise levels at which to divide")
-    if edges is not None and not all(isfinite(edge) and edge > 0 for edge in edges):
-        raise InputError(f"bands={bands!r}: edges are finite noise levels above 0")
     found: list[NoiseBand] = []
     by_expert: dict[str | None, set[float]] = {}
     for sigma, expert in levels:
@@ -95,6 +92,20 @@ def make_bands(levels: Iterable[NoiseLevel], bands: int | Sequence[float]) -> tu
         found += [NoiseBand(low, high, expert) for low, high in pairwise(ends)]
     order = list(by_expert)
     return tuple(sorted(found, key=lambda band: (order.index(band.expert), -band.low)))
+
+
+def check_bands(bands: Any) -> None:
+    """Refuse what is no number of bands and no noise levels at which to divide.
+
+    Raises
+    ------
+    InputError
+    """
+    if isinstance(bands, int) and not isinstance(bands, bool) and bands >= 1:
+        return
+    edges = list(bands) if isinstance(bands, Iterable) and not isinstance(bands, str) else []
+    if not edges or not all(isinstance(edge, int | float) and isfinite(edge) and edge > 0 for edge in edges):
+        raise InputError(f"bands={bands!r}: need at least one band, or finite noise levels above 0 at which to divide")
 
 
 def band_of(bands: Sequence[NoiseBand], sigma: float, expert: str | None) -> int:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.lens.depth import MEASURES, DepthLens, depth_lens
-from dit_lens.lens.representation.reading import geometry_of
+from dit_lens.interventions.base import Intervention
+from dit_lens.lens.depth import DepthLens, depth_lens
+from dit_lens.lens.reading import tidy
+from dit_lens.lens.source import at_branch, geometry_of, replayed_arguments_of
 from dit_lens.lens.tuned.bands import band_of
-from dit_lens.lens.tuned.fit import batches, seeded_from
 from dit_lens.model import VideoDiT
-from dit_lens.results.intervals import means_over_instances
+from dit_lens.results.arrays import Floats
+from dit_lens.results.intervals import over_instances
 from dit_lens.results.plots import curves
+from dit_lens.results.result import Result
 from dit_lens.runs.run import Run
-from dit_lens.sites.select import Select, indices
+from dit_lens.runs.seeds import derive, row_seeds
+from dit_lens.sites.sites import Sites
 from dit_lens.tasks.answers import agreement
 from dit_lens.tasks.evidence import declares
 
@@ -28,50 +32,41 @@ if TYPE_CHECKING:
 
     from dit_lens.lens.tuned.tuned_lens import TunedLens
 
-#: Seeds of held-out runs begin here, far from those of a training; where they meet, `compare_lenses` refuses.
-FIRST_SEED = 10_000
-_BY = ["task", "step", "sigma", "expert", "branch", "layer", "kind"]
+_DIFFERENCE = "tuned - plain"
 
 
 @dataclass(frozen=True)
-class LensComparison:
+class LensComparison(Result):
     """What both lenses show at every layer of held-out runs.
 
     Attributes
     ----------
-    table : DataFrame
-        One row for every lens, step, layer and run: task, lens, step, sigma, expert, branch, layer, kind, instance,
-        seed; how near velocity and x0hat are to the model's own, as in `DepthLens.frame`; ``strict`` and ``total``, the
-        task's score of the decoded x0hat; and for tasks whose answer is a set of cells ``agreement`` (intersection over
-        union with the answer that this run finally draws) and ``legality`` (the task's rule).
+    samples : DataFrame
+        Columns step, sigma, expert, branch, layer, kind, component, stream, task, lens ("plain" or "tuned"), instance,
+        seed, measure, value. Measures are those of `DepthLens.table`; where the answers were decoded ``strict`` and
+        ``total``, the task's score of the video; and for tasks whose answer can be read off a picture ``agreement``
+        (intersection over union with the answer that this run finally draws) and ``legality`` (the task's first rule
+        of a drawn answer).
     """
 
-    table: pd.DataFrame
+    samples: pd.DataFrame
 
     @property
     def measures(self) -> list[str]:
-        return [m for m in (*MEASURES, "strict", "total", "agreement", "legality") if m in self.table.columns]
+        return list(dict.fromkeys(self.samples["measure"]))
 
-    def frame(self) -> pd.DataFrame:
-        """Means over instances with their 95 % bootstrap intervals.
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """`samples`, means over instances with their 95 % bootstrap intervals.
 
-        Returns
-        -------
-        DataFrame with columns task, step, sigma, expert, branch, layer, kind, lens, measure, value, low, high, n
-            ``lens`` is "plain", "tuned", or "tuned - plain", the difference paired by run.
+        ``lens`` is "plain", "tuned", or "tuned - plain", the difference paired by run.
         """
-        wide = self.table.set_index([*_BY, "instance", "seed", "lens"])[self.measures]
-        both = {name: wide.xs(name, level="lens") for name in ("plain", "tuned")}
-        both["tuned - plain"] = both["tuned"] - both["plain"]
-        parts = []
-        for lens, values in both.items():
-            for measure in self.measures:
-                known = values[[measure]].dropna().reset_index()
-                means = means_over_instances(known, _BY, measure)
-                parts.append(means.rename(columns={measure: "value"}).assign(lens=lens, measure=measure))
-        return pd.concat(parts, ignore_index=True)[[*_BY, "lens", "measure", "value", "low", "high", "n"]]
+        plain, tuned = (self.samples[self.samples["lens"] == lens].reset_index() for lens in ("plain", "tuned"))
+        # Both lenses read the same runs, steps and layers one after the other.
+        paired = tuned.assign(lens=_DIFFERENCE, value=tuned["value"] - plain["value"])
+        return over_instances(pd.concat([plain, tuned, paired], ignore_index=True).drop(columns="index"))
 
-    def plot(self, axis: Axes | None = None, measure: str = "velocity_cosine", step: int | None = None) -> Axes:
+    def plot(self, axis: Axes | None = None, *, measure: str = "velocity_cosine", step: int | None = None) -> Axes:
         """Both lenses over the layers at one step, with 95 % bootstrap intervals over instances of all tasks.
 
         Parameters
@@ -80,51 +75,54 @@ class LensComparison:
         step : int, optional
             By default the first that was read.
         """
-        steps = sorted(set(self.table["step"]))
+        steps = sorted(set(self.samples["step"]))
         step = steps[0] if step is None else step
         if measure not in self.measures or step not in steps:
             raise InputError(f"no measure {measure!r} of step {step}; there are {', '.join(self.measures)} of {steps}")
-        chosen = self.table[self.table["step"] == step].dropna(subset=[measure])
-        axis = curves(means_over_instances(chosen, ["lens", "layer"], measure), "layer", measure, "lens", axis)
+        chosen = self.samples[(self.samples["step"] == step) & (self.samples["measure"] == measure)]
+        axis = curves(over_instances(chosen.drop(columns="task")), "layer", "value", "lens", axis)
         sigma, n = chosen["sigma"].iloc[0], chosen["instance"].nunique()
+        axis.set_ylabel(measure)
         axis.set_title(f"step {step}, sigma {sigma:.2f}, n = {n} held-out instances", fontsize=9)
         return axis
 
 
 def compare_lenses(
-    tuned: TunedLens,
     model: VideoDiT,
     task: Any,
-    instances: int | Sequence[Any] = 64,
+    tuned: TunedLens,
     *,
-    steps: Select | None = None,
+    instances: int | Sequence[Any] = 64,
+    sites: Sites | None = None,
     seed: int = 0,
     batch: int = 16,
     decode: bool = True,
-    **arguments: Any,
+    **run_arguments: Any,
 ) -> LensComparison:
-    """Read held-out runs with both lenses.
+    """Read held-out runs with both lenses, in the branch of the tuned one.
 
     Parameters
     ----------
     task : Task or list of Task
     instances : int or list
         So many of each task's split "test", or instances of one task.
-    steps : Select, optional
-        Which to read, by default the first of every band; how many there are is ``num_inference_steps``.
+    sites : Sites, optional
+        Steps and layers of the component "resid", by default all layers at the first step of every band.
     seed : int
-        Of the instances; number i runs with seed ``10000 + seed + i``, other noise than that of the training.
+        Of the instances and of the runs, which share no noise with those of the training.
+    batch : int
+        Rows that are run at once.
     decode : bool
         Whether to decode and score what the layers show; the velocities alone cost a fraction of it.
-    **arguments
-        Of the runs.
+    **run_arguments
+        Of `VideoDiT.run`; the interventions among them apply to the reading too.
 
     Raises
     ------
     EvidenceError
         An instance or a seed that the lens was trained or validated on.
     SiteError
-        A step that the runs will not have.
+        A step or layer that the runs will not have.
     MadeForAnother
         The lens is of another model.
     """
@@ -133,25 +131,29 @@ def compare_lenses(
     drawn = [t.sample(instances, seed) for t in tasks] if isinstance(instances, int) else [list(instances)]
     if len(drawn) != len(tasks) or not all(drawn):
         raise InputError("give instances of one task at a time, or how many of each")
-    first = FIRST_SEED + seed
-    _check_held_out(tuned, [i.id for part in drawn for i in part], range(first, first + max(map(len, drawn))))
-    if steps is not None:
-        indices(steps, geometry_of(model, drawn[0][0], arguments).steps, "step")
+    _, interventions, others = replayed_arguments_of(run_arguments)
+    if sites is not None:
+        at_branch(sites, tuned.record.branch).resolve(geometry_of(model, drawn[0][0], others))
+    seeds = row_seeds(derive(seed, "comparison"), sum(map(len, drawn)))
+    _check_held_out(tuned, [i.id for part in drawn for i in part], seeds)
     tables = []
     for of_task, part in zip(tasks, drawn, strict=True):
-        parts = list(batches(seeded_from(part, first), batch))
-        for some, seeds in tqdm(parts, desc=f"{of_task.name}, both lenses", unit="batch"):
-            run = model.run(some, seeds, record=True, decode=decode, **arguments)
-            chosen = _first_of_bands(tuned, run) if steps is None else indices(steps, run.geometry.steps, "step")
-            for step in chosen:
-                for translator in (None, tuned):
-                    lens = depth_lens(model, run, step, branch=tuned.record.branch, translator=translator)
-                    table = lens.frame().assign(task=of_task.name)
-                    tables.append(table.assign(**_scores(of_task, some, run, lens, model)) if decode else table)
+        own, seeds = seeds[: len(part)], seeds[len(part) :]
+        made = model.runs(
+            part,
+            own,
+            batch=batch,
+            progress=f"{of_task.name}, both lenses",
+            record=True,
+            interventions=interventions,
+            decode=decode,
+            **others,
+        )
+        tables += [_read(model, of_task, run, tuned, sites, interventions) for run in made]
     return LensComparison(pd.concat(tables, ignore_index=True))
 
 
-def _check_held_out(tuned: TunedLens, ids: Sequence[str], seeds: range) -> None:
+def _check_held_out(tuned: TunedLens, ids: Sequence[str], seeds: Sequence[int]) -> None:
     record = tuned.record
     known = set(record.train) | set(record.validation)
     if shared := sorted(known & set(ids)):
@@ -159,12 +161,37 @@ def _check_held_out(tuned: TunedLens, ids: Sequence[str], seeds: range) -> None:
             f"{len(shared)} instances are not held out, the lens was trained or validated on them: "
             f"{', '.join(shared[:3])}"
         )
-    for what, (start, stop) in (("trained", record.train_seeds), ("validated", record.validation_seeds)):
-        if max(start, seeds.start) < min(stop, seeds.stop):
-            raise EvidenceError(
-                f"seeds {seeds.start}..{seeds.stop - 1} are not held out, the lens was {what} on runs with seeds "
-                f"{start}..{stop - 1}: give another seed"
-            )
+    if noise := record.run_seeds & set(seeds):
+        raise EvidenceError(
+            f"{len(noise)} seeds of runs are not held out, the lens was trained or validated on them: give another seed"
+        )
+
+
+def _read(
+    model: VideoDiT,
+    task: Any,
+    run: Run,
+    tuned: TunedLens,
+    sites: Sites | None,
+    interventions: Sequence[Intervention],
+) -> pd.DataFrame:
+    """Samples of one run, the plain lens first."""
+    chosen, tables = Sites(steps=_first_of_bands(tuned, run)) if sites is None else sites, []
+    for translator in (None, tuned):
+        lens = depth_lens(
+            model,
+            run,
+            sites=chosen,
+            branch=tuned.record.branch,
+            translator=translator,
+            interventions=interventions,
+        )
+        places = lens.reading.table.assign(lens=lens.lens)
+        scores = {} if run.frames is None else _scores(task, run, lens, model)
+        tables += [lens.samples, *([tidy(places, run.rows, scores)] if scores else [])]
+    found = pd.concat(tables, ignore_index=True)
+    found.insert(list(found.columns).index("lens"), "task", task.name)
+    return found
 
 
 def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
@@ -174,16 +201,17 @@ def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
     return sorted(first.values())
 
 
-def _scores(task: Any, instances: Sequence[Any], run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Any]:
-    """Columns of what the task reads off the decoded answers, in the order of `DepthLens.frame`."""
-    assert run.frames is not None
-    columns, reads = [], declares(task, "read_answer", "judge_answer")
-    drawn: Any = task.read_answer(run.frames[:, -1], instances).marks if reads else None
-    for frames in lens.decode(model):
-        scores = task.score(frames, instances)
-        found = {"strict": scores.strict.astype(float), "total": scores.total}
+def _scores(task: Any, run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Floats]:
+    """What the task reads off the decoded answers, by measure: float (S L, B)."""
+    instances, found = run.inputs, dict[str, list[Floats]]()
+    reads = declares(task, "read_answer", "judge_answer")
+    final: Any = task.read_answer(run.decoded[:, -1], instances).marks if reads else None
+    for video in lens.decode(model).reshape(-1, *run.decoded.shape):
+        scores = task.score(video, instances)
+        shown = {"strict": scores.strict.astype(float), "total": scores.total}
         if reads:
-            shown, rules = task.read_answer(frames[:, -1], instances), task.judge_answer(frames[:, -1], instances)
-            found |= {"agreement": agreement(shown.marks, drawn), "legality": next(iter(rules.values()))}
-        columns.append(found)
-    return {name: np.concatenate([found[name] for found in columns]) for name in columns[0]}
+            marks, rules = task.read_answer(video[:, -1], instances).marks, task.judge_answer(video[:, -1], instances)
+            shown |= {"agreement": agreement(marks, final), "legality": next(iter(rules.values()))}
+        for measure, values in shown.items():
+            found.setdefault(measure, []).append(values)
+    return {measure: np.stack(values) for measure, values in found.items()}

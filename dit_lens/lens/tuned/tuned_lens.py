@@ -18,6 +18,7 @@ from dit_lens.files.shipped import organism_names, shipped
 from dit_lens.files.strict import Malformed
 from dit_lens.files.weights import read_weights, write_weights
 from dit_lens.lens.tuned.bands import NoiseBand, band_of
+from dit_lens.lens.tuned.recipe import TunedLensRecipe
 from dit_lens.model import VideoDiT
 
 FILE = "tuned_lens.safetensors"
@@ -55,12 +56,12 @@ class Record:
     bands : tuple of NoiseBand
     component, stream, branch : str
         What is translated: the residual stream of the video, in one guidance branch.
-    objective : "residual" or "velocity"
-        What it was trained to.
+    recipe : TunedLensRecipe
+        How it was fitted.
     tasks, train, validation : tuple of str
         Names of the tasks, and ids of the instances.
-    train_seeds, validation_seeds : (int, int)
-        Seeds of the runs: the first, and the one after the last.
+    seed : int
+        What the seeds of all runs are derived from; `run_seeds` names them.
     settings : dict
         Arguments of the runs.
     errors : tuple of Errors
@@ -74,12 +75,11 @@ class Record:
     layers: int
     width: int
     bands: tuple[NoiseBand, ...]
-    objective: str
+    recipe: TunedLensRecipe
     tasks: tuple[str, ...]
     train: tuple[str, ...]
     validation: tuple[str, ...]
-    train_seeds: tuple[int, int]
-    validation_seeds: tuple[int, int]
+    seed: int
     settings: dict[str, Any]
     errors: tuple[Errors, ...]
     versions: dict[str, str]
@@ -87,7 +87,16 @@ class Record:
     component: str = "resid"
     stream: str = "video"
 
+    @property
+    def run_seeds(self) -> set[int]:
+        """Seeds of all runs that the lens was trained or validated on."""
+        trained = self.recipe.train_seeds(self.seed, len(self.train))
+        return {s for seeds in trained for s in seeds} | set(
+            self.recipe.validation_seeds(self.seed, len(self.validation))
+        )
+
     def to_json(self) -> dict[str, Any]:
+        """JSON types; `from_json` is the inverse."""
         return asdict(self) | {"bands": [band.to_json() for band in self.bands]}
 
     @classmethod
@@ -100,11 +109,15 @@ class Record:
             A field that is missing, unknown or of another type, or errors of no layer or band of the record.
         """
         bands = tuple(NoiseBand.from_json(band) for band in strict.get(data, "bands", list))
-        record: Record = replace(strict.typed({**data, "bands": []}, cls, "record"), bands=bands)
+        try:
+            record: Record = replace(strict.typed({**data, "bands": []}, cls, "record"), bands=bands)
+        except InputError as error:
+            raise Malformed(f"field 'recipe': {error}") from error
         # The residual after the last block is what the others are translated to.
-        places = [(row["band"], row["layer"]) for row in record.errors]
-        if sorted(places) != [(band, layer) for band in range(len(bands)) for layer in range(record.layers - 1)]:
-            raise Malformed(f"field 'errors' has not one row for each of {len(bands)} bands and {record.layers} layers")
+        places, layers = [(row["band"], row["layer"]) for row in record.errors], {row["layer"] for row in record.errors}
+        each = [(band, layer) for band in range(len(bands)) for layer in sorted(layers)]
+        if not each or sorted(places) != each or max(layers) >= record.layers - 1:
+            raise Malformed(f"field 'errors' has not one row for each of {len(bands)} bands and of its layers")
         for row in record.errors:
             told = {"low": row["sigma_low"], "high": row["sigma_high"], "expert": row["expert"]}
             if told != (own := bands[row["band"]].to_json()):
@@ -144,7 +157,7 @@ class TunedLens:
     def __repr__(self) -> str:
         r, count = self.record, len(self.matrices)
         of = f"{r.family} {r.model_id}, {r.layers} layers of width {r.width}, {len(r.bands)} bands"
-        return f"TunedLens({of}, objective={r.objective}, {count} of {len(r.bands) * r.layers} translated)"
+        return f"TunedLens({of}, objective={r.recipe.objective}, {count} of {len(r.bands) * r.layers} translated)"
 
     def __call__(self, residual: Tensor, layer: int, sigma: float, expert: str | None = None) -> Tensor:
         """Estimate of the last residual from the one after block ``layer``; both (..., D), of the same dtype.
@@ -197,7 +210,8 @@ class TunedLens:
         if branch not in (None, r.branch):
             raise MadeForAnother(f"this tuned lens was trained on the branch {r.branch!r}, this is {branch!r}")
 
-    def frame(self) -> pd.DataFrame:
+    @property
+    def table(self) -> pd.DataFrame:
         """The training record: one row for every band and layer.
 
         Columns band, sigma_low, sigma_high, expert, layer, used, penalty, and for the residual and the velocity the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from dit_lens.families.tiny.text import build_text_encoder
 from dit_lens.files.atomic import write_atomic
+from dit_lens.files.video import Video
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import build_pipeline, build_transformer
 from dit_lens.organisms.training.data import Batches, Encoded, encoded_batches, source
 from dit_lens.organisms.training.loop import Loop, Stateful, recipe_id, stage_at, total_steps
 from dit_lens.organisms.training.optim import Ema, MuonAdamW, learning_rate_at
 from dit_lens.organisms.training.presets import Preset
+from dit_lens.runs.seeds import derive
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
@@ -31,7 +33,7 @@ def train_denoiser(preset: Preset, vae: AutoencoderKLWan, folder: Path) -> WanIm
     Returns the pipeline with the averaged weights. Those after the steps in ``keep`` are written to
     ``step-NNNNN.safetensors`` in the folder, in half precision.
     """
-    torch.manual_seed(preset.seed + 1)
+    torch.manual_seed(derive(preset.seed, "transformer"))
     text_encoder = build_text_encoder(preset.config.text_width, words=preset.config.words)
     transformer = build_transformer(preset.config)
     pipeline = build_pipeline(preset.config, vae, transformer, text_encoder).to(preset.device)
@@ -138,10 +140,10 @@ class Trainer:
         for kind in stage_at(self.recipe.stages, step).mix:
             task = source(kind, self.preset.config.frames)
             instances = task.sample(self.recipe.check_count, seed=0, split="val")
-            frames = self.model.run(instances, seed=list(range(len(instances)))).frames
-            assert frames is not None
-            scores = task.score(frames, instances)
-            found |= {f"{kind} solved": float(scores.strict.mean()), f"{kind} score": float(scores.total.mean())}
+            runs = self.model.runs(instances, seed=0, progress=None)
+            scores = [task.score(cast(Video, run.frames), list(run.inputs)) for run in runs]
+            strict, total = (np.concatenate([getattr(s, name) for s in scores]) for name in ("strict", "total"))
+            found |= {f"{kind} solved": float(strict.mean()), f"{kind} score": float(total.mean())}
         self.trained.load_state_dict(kept, strict=False)
         return found
 

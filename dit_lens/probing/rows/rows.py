@@ -188,12 +188,7 @@ class Rows:
         EvidenceError
             A label of smaller things than the rows.
         """
-        too_fine = label.level is None or _FINENESS[label.level] > _FINENESS[self.level]
-        if too_fine or (self.level, label.level) == ("cell", "token"):
-            raise EvidenceError(
-                f"label {label.name!r} is of the {label.level} and cannot be asked of each {self.level}"
-            )
-        values = label.values
+        values = self._fitting(label)
         count = len(values)
         if label.level == "clip":
             return np.broadcast_to(values[:, None], (count, self.count))
@@ -201,13 +196,31 @@ class Rows:
         if label.level == "frame":
             each = self.count // len(self.frames)
             return np.repeat(values, each, axis=1)
-        if label.level == "cell" and not self.cells:
-            raise EvidenceError(f"label {label.name!r} is of cells, and its task has none: declare size and cell")
-        if label.level == "cell" and self.level == "token":
+        if label.level == "token":
+            height, width = self._board
+            return values[:, :, :height, :width].reshape(count, -1)
+        if self.level == "token":
             values = self._by_token(values)
-        elif label.level == "token":
-            values = self._of_board(label.name, values)
         return values.reshape(count, -1)
+
+    def _fitting(self, label: Label) -> NDArray[Any]:
+        """The values of a label that these rows can be asked for.
+
+        Raises
+        ------
+        EvidenceError
+            A label of smaller things than the rows, or of other cells or tokens.
+        """
+        level, values = label.level, label.values
+        if level is None or _FINENESS[level] > _FINENESS[self.level] or (level, self.level) == ("token", "cell"):
+            raise EvidenceError(f"label {label.name!r} is of the {level} and cannot be asked of each {self.level}")
+        if level == "cell" and not self.cells:
+            raise EvidenceError(f"label {label.name!r} is of cells, and its task has none: declare size and cell")
+        places = {"cell": (self.cells, self.cells), "token": self.grid[1:]}.get(level)
+        if places not in (None, values.shape[2:]):
+            told = " x ".join(map(str, values.shape[2:]))
+            raise EvidenceError(f"label {label.name!r} has {told} values a frame, not one of each {level} of {places}")
+        return values
 
     @property
     def latent_frames(self) -> int:
@@ -224,13 +237,6 @@ class Rows:
             return np.stack([part[:, -1] for part in parts], axis=1)
         pool = np.any if values.dtype == np.bool_ else np.mean
         return np.stack([pool(part, axis=1) for part in parts], axis=1)
-
-    def _of_board(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        """Values of all tokens (B, F, H, W) as those of the tokens that are read."""
-        if values.shape[2:] != self.grid[1:]:
-            raise EvidenceError(f"label {name!r} is of {values.shape[2:]} tokens; the model has {self.grid[1:]}")
-        height, width = self._board
-        return values[:, :, :height, :width]
 
     def _by_token(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values of cells (B, F, n, n) as values of the tokens that touch the board (B, F, h, w)."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
+from dit_lens.families.registry import family_named
 from dit_lens.interventions.base import At, Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.probing.rows.data import Source
@@ -260,9 +261,10 @@ def _require_state_first(run: Run, step: int) -> None:
     """Refuse a family whose denoiser is given the state anywhere but in its first channels."""
     call = next(c for c in run.recorded(step) if "cond" in c.branches)
     context = call.context
-    recorded = context.architecture.unpack(call.kwargs["hidden_states"][call.rows("cond")], context.latent)
+    recorded = family_named(run.family).unpack(call.kwargs["hidden_states"][call.rows("cond")], context.latent)
     expected = run.schedule.model_input(step, run.states[step]).to(recorded.dtype)
     found = recorded[:, : expected.shape[1]]
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
-        family = context.architecture.family
-        raise UnsupportedModel(f"{family}: the state is not the first channels of the denoiser's input; cannot invert")
+        raise UnsupportedModel(
+            f"{run.family}: the state is not the first channels of the denoiser's input; cannot invert"
+        )

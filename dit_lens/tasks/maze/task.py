@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.files.video import Video
@@ -32,11 +29,11 @@ from dit_lens.tasks.maze.alive import paths_alive
 from dit_lens.tasks.maze.boards import (
     Boards,
     concatenate,
-    name_other,
     sample_boards,
     sample_paths,
     shortest_path_cells,
 )
+from dit_lens.tasks.maze.instance import MazeInstance, prompts
 from dit_lens.tasks.maze.labels import MAIN_LABELS, maze_labels, maze_scene_labels
 from dit_lens.tasks.maze.render import (
     ANSWER,
@@ -52,85 +49,6 @@ from dit_lens.tasks.maze.render import (
     rings,
 )
 from dit_lens.tasks.maze.scorer import WEIGHTS, MazeScores, judge_trails, score_videos
-
-
-@dataclass(frozen=True, eq=False)
-class MazeInstance:
-    """One maze with a start, a goal (or two, of which the prompt names one), and one of its shortest paths.
-
-    Attributes
-    ----------
-    task : Maze
-    board : Boards of length 1
-    path : tuple of int
-        Cell numbers ``i * n + j`` from start to the named goal, the true answer that the video shows.
-    """
-
-    task: Maze
-    board: Boards
-    path: tuple[int, ...]
-
-    @cached_property
-    def id(self) -> str:
-        """A name that is the same for the same walls, start and goals, the same one named."""
-        b = self.board
-        content = b"".join(x.tobytes() for x in (b.right, b.down, b.start, b.goals))
-        content += b"" if b.named is None else b.named.tobytes()
-        return f"maze{b.size}-{hashlib.sha256(content).hexdigest()[:12]}"
-
-    @property
-    def prompt(self) -> str:
-        return prompts(self.board)[0]
-
-    @property
-    def variables(self) -> Mapping[str, Any]:
-        """The latent variables by name.
-
-        ``walls`` (bool (2, n, n): right and lower ones) and ``start`` (row, column); with one goal ``goal`` (row,
-        column); with two ``goals`` (the red one's row and column, the purple one's) and ``named``, the goal's colour.
-        """
-        b = self.board
-        fixed = {"walls": np.stack([b.right[0], b.down[0]]), "start": b.start[0]}
-        if b.named is None:
-            return fixed | {"goal": b.goal[0]}
-        return fixed | {"goals": b.goals[0], "named": GOAL_NAMES[b.named[0]]}
-
-    @property
-    def answer(self) -> frozenset[tuple[int, int]]:
-        """Cells (row, column) of all shortest paths from start to the named goal."""
-        return _on_paths(self.board)
-
-    @property
-    def candidates(self) -> tuple[frozenset[tuple[int, int]], ...]:
-        """The answers of the red and of the purple goal; with one goal its answer alone."""
-        b = self.board
-        if b.named is None:
-            return (_on_paths(b),)
-        red, purple = (b, name_other(b)) if b.named[0] == 0 else (name_other(b), b)
-        return _on_paths(red), _on_paths(purple)
-
-    @property
-    def steps(self) -> int:
-        """Moves on a shortest path."""
-        return self.length
-
-    @property
-    def video(self) -> Video:
-        """The true video, uint8 of shape (T, height, width, 3)."""
-        return np.asarray(self.task.render([self])[0])
-
-    @property
-    def image(self) -> Image.Image:
-        """The first frame, which the model is given."""
-        return Image.fromarray(self.video[0])
-
-    @property
-    def length(self) -> int:
-        """Moves on a shortest path."""
-        return len(self.path) - 1
-
-    def __repr__(self) -> str:
-        return f"MazeInstance({self.id}, length={self.length})"
 
 
 @dataclass(frozen=True)
@@ -358,7 +276,7 @@ class Maze:
         return null_floors(self, count, seed)
 
     def describe(self) -> dict[str, Any]:
-        """What the task is, as JSON types; see `dit_lens.tasks.base.describe_task`."""
+        """What the task is, as JSON types; see `dit_lens.tasks.describe.describe_task`."""
         return describe_task(self) | {"goals": self.goals}
 
     @property
@@ -395,13 +313,3 @@ class Maze:
             moves = int((np.diff(walk) != 0).sum())
             made.append(MazeInstance(self, boards[b : b + 1], tuple(int(c) for c in walk[: moves + 1])))
         return made
-
-
-def prompts(boards: Boards) -> list[str]:
-    """The prompt of each board."""
-    named: Ints = np.zeros(len(boards), dtype=np.int64) if boards.named is None else boards.named
-    return [f"draw the path from green to {GOAL_NAMES[colour]}" for colour in named]
-
-
-def _on_paths(board: Boards) -> frozenset[tuple[int, int]]:
-    return frozenset((int(i), int(j)) for i, j in np.argwhere(shortest_path_cells(board)[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +40,12 @@ class Input:
         return f"Input({self.id}, {self.prompt!r})"
 
 
-def read_inputs(given: Sequence[Any], name: str) -> tuple[Input, ...]:
+def read_inputs(given: Iterable[Any], name: str) -> tuple[Input, ...]:
     """Inputs as `VideoDiT.run` takes them, checked against each other.
 
     Parameters
     ----------
-    given : sequence of str, mapping with "prompt" and perhaps "image", or object with such attributes
+    given : iterable of str, mapping with "prompt" and perhaps "image", or object with such attributes
     name : str
         Of the task, for the ids and the errors.
 
@@ -54,9 +54,10 @@ def read_inputs(given: Sequence[Any], name: str) -> tuple[Input, ...]:
     TaskError
         No inputs, one that is none, or pictures for some inputs alone or of several sizes.
     """
-    if isinstance(given, str | Mapping) or not given:
+    listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    inputs = tuple(_input(item, row, name) for row, item in enumerate(given)) if listed else ()
+    if not inputs:
         raise TaskError(f"{name}: need a list of inputs with at least one, got {given!r:.80}")
-    inputs = tuple(_input(item, row, name) for row, item in enumerate(given))
     sizes = {None if i.image is None else i.image.size for i in inputs}
     if None in sizes and len(sizes) > 1:
         lacking = next(i for i in inputs if i.image is None)

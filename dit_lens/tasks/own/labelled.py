@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dit_lens.tasks.own.arrays import board_size, read_labels, read_split, read_videos, values_of_cells
@@ -15,7 +15,7 @@ class Labelled(Own):
 
     Parameters
     ----------
-    inputs : sequence of B prompts, mappings with "prompt" and "image", or objects with such attributes
+    inputs : iterable of B prompts, mappings with "prompt" and "image", or objects with such attributes
     labels : mapping from name to values, or to `Label`
         Of the clip (B,), of latent frames (B, F), or (B, F, n, n): of cells where ``cell`` is given, else of the
         model's tokens. Booleans, classes (whole numbers or strings), or numbers for regression.
@@ -47,7 +47,7 @@ class Labelled(Own):
 
     def __init__(
         self,
-        inputs: Sequence[Any],
+        inputs: Iterable[Any],
         labels: Mapping[str, Any],
         *,
         name: str = "labelled",

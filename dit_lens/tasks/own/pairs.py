@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ class Pairs(Own):
 
     Parameters
     ----------
-    pairs : sequence of P (original, counterfactual)
+    pairs : iterable of P (original, counterfactual)
         Each a prompt, a mapping with "prompt" and "image", or an object with such attributes.
     name : str
         For tables and errors.
@@ -56,7 +56,7 @@ class Pairs(Own):
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Any, Any]],
+        pairs: Iterable[tuple[Any, Any]],
         *,
         name: str = "pairs",
         truth: Any = None,
@@ -121,7 +121,7 @@ class Pairs(Own):
                 raise TaskError(f"{self.name}: both sides of pair {number} are the same; give another prompt or image")
 
 
-def _sides(pairs: Sequence[tuple[Any, Any]], name: str) -> list[Any]:
+def _sides(pairs: Iterable[tuple[Any, Any]], name: str) -> list[Any]:
     """Original and counterfactual, one pair after the other.
 
     Raises
@@ -129,6 +129,8 @@ def _sides(pairs: Sequence[tuple[Any, Any]], name: str) -> list[Any]:
     TaskError
         What is no pair.
     """
+    if not isinstance(pairs, Iterable):
+        raise TaskError(f"{name}: need a list of pairs, got {pairs!r:.80}")
     sides: list[Any] = []
     for number, pair in enumerate(pairs):
         if isinstance(pair, str | Mapping) or not isinstance(pair, Sequence) or len(pair) != 2:

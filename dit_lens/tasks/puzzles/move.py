@@ -30,7 +30,8 @@ from dit_lens.errors import TaskError
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES
 from dit_lens.tasks.puzzles.glyphs import numbers as glyph_numbers
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle, Scenes, concatenate, distinct, in_order, length, take
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, Puzzle
+from dit_lens.tasks.puzzles.scenes import Scenes, concatenate, distinct, in_order, length, take
 
 _OBJECTS, _TARGETS = 2, 3
 #: Glyph of each colour and shape: int (5, 3).

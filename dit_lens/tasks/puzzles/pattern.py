@@ -22,7 +22,8 @@ import numpy as np
 
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, GAP, NAMES, NUMBER, SIZES
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance, Scenes, distinct, length
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes, distinct, length
 from dit_lens.tasks.puzzles.shares import Candidates
 
 _LONGEST = 4

@@ -26,7 +26,8 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, UNREADABLE, WALL
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance, Scenes, distinct, in_order, length
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes, distinct, in_order, length
 from dit_lens.tasks.puzzles.shares import Candidates
 
 _OBJECTS = 2

@@ -17,7 +17,8 @@ from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.base import ALIVE, check_pixels
 from dit_lens.tasks.puzzles.glyphs import CELL, TOLERANCE, paint
-from dit_lens.tasks.puzzles.puzzle import Puzzle, PuzzleInstance, Scenes, concatenate
+from dit_lens.tasks.puzzles.puzzle import Puzzle, PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes, concatenate
 
 
 class Shares(NamedTuple):

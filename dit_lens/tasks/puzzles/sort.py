@@ -29,16 +29,8 @@ from dit_lens.errors import TaskError
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES
 from dit_lens.tasks.puzzles.glyphs import numbers as glyph_numbers
-from dit_lens.tasks.puzzles.puzzle import (
-    Facts,
-    Maps,
-    PuzzleInstance,
-    Scenes,
-    concatenate,
-    distinct,
-    length,
-    take,
-)
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes, concatenate, distinct, length, take
 from dit_lens.tasks.puzzles.shares import Candidates
 
 _BAR = glyph_numbers("bar")

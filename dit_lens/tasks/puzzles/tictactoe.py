@@ -23,7 +23,8 @@ import numpy as np
 
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.puzzles.glyphs import NUMBER, SLOT, UNREADABLE
-from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance, Scenes, length
+from dit_lens.tasks.puzzles.puzzle import Facts, Maps, PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes, length
 from dit_lens.tasks.puzzles.shares import Candidates
 
 _EMPTY, _X, _O = range(3)

@@ -13,6 +13,7 @@ from dit_lens.errors import TaskError
 from dit_lens.files.atomic import write_atomic
 from dit_lens.files.video import FPS, Video, read_video, write_video
 from dit_lens.runs.describe import describe
+from dit_lens.runs.seeds import derive
 from dit_lens.tasks.vbvr.bench import VbvrSample
 
 
@@ -68,8 +69,8 @@ def run_bench(
 ) -> list[Path]:
     """Run a model over samples, one at a time, and write each result as soon as it is there.
 
-    Samples whose result exists are left out, so that an interrupted run goes on when it is started again. What made the
-    results stands in ``run.json`` beside them.
+    Samples whose result exists are left out: an interrupted run goes on when it is started again. Each sample has noise
+    of its own, drawn from the seed and its name. What made the results stands in ``run.json`` beside them.
 
     Parameters
     ----------
@@ -89,9 +90,12 @@ def run_bench(
         differ = ", ".join(f"{k} {before.get(k)!r}, now {v!r}" for k, v in made_by.items() if before.get(k) != v)
         raise TaskError(f"{folder}: holds results of another run ({differ}); take another folder")
     write_atomic(record, json.dumps(made_by, indent=2).encode())
-    for sample in samples:
-        if not result_path(folder, sample).exists():
-            write_results(model.run(sample, seed=seed, **arguments), sample, folder, fps, crf)
+    missing = [sample for sample in samples if not result_path(folder, sample).exists()]
+    # A sample's noise is its own, whichever others are run.
+    seeds = [derive(seed, f"{sample.split}/{sample.id}") for sample in missing]
+    runs = model.runs(missing, seeds, batch=1, progress="bench", **arguments) if missing else ()
+    for sample, run in zip(missing, runs, strict=True):
+        write_results(run, sample, folder, fps, crf)
     return [result_path(folder, sample) for sample in samples]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 import dit_lens as dl
 from dit_lens.analysis.behaviours import Chain, Correction, decoded_chain, multi_path, self_correction
 from dit_lens.analysis.behaviours.chain import distinct
+from dit_lens.analysis.behaviours.correction import correction_of
+from dit_lens.analysis.behaviours.paths import paths_of
 from dit_lens.errors import EvidenceError
+from dit_lens.runs.seeds import row_seeds
 from dit_lens.tasks import Maze, Move, Pattern, Permanence, TicTacToe
 from dit_lens.tasks.maze.alive import count_branches
 from dit_lens.tasks.maze.boards import open_moves
+from tests.analysis.returned import check_result
 
 
 def chain_of(task: Any, instances: Sequence[Any], *steps: Any) -> Chain:
@@ -45,12 +50,13 @@ def known() -> Chain:
 
 
 def test_states_are_read_as_they_were_drawn(known: Chain) -> None:
-    states = self_correction(known).states
+    states = correction_of(known).states
     assert ["".join("owr"[s] for s in step) for step in states] == ["wwwooorrrr", "rwworwrrww", "rrwrowrwrw"]
 
 
 def test_changes_are_counted_at_every_step_pair_and_over_the_chain(known: Chain) -> None:
-    table = self_correction(known).frame().set_index(["span", "step", "change"])["count"].sort_index()
+    table = correction_of(known).table
+    table = (table.set_index(["span", "step", "measure"])["value"] * 10).round().sort_index()
     assert table["step", 1].to_dict() == {
         "wrong to right": 1, "right to wrong": 2, "open to right": 1, "open to wrong": 1, "right to open": 0,
         "wrong to open": 0, "stays": 5, "net": -1,
@@ -59,34 +65,32 @@ def test_changes_are_counted_at_every_step_pair_and_over_the_chain(known: Chain)
         "wrong to right": 2, "right to wrong": 1, "open to right": 1, "open to wrong": 0, "right to open": 1,
         "wrong to open": 0, "stays": 5, "net": 1,
     }  # fmt: skip
-    assert table["chain", 2].to_dict() == {
+    assert table["ends", 2].to_dict() == {
         "wrong to right": 2, "right to wrong": 2, "open to right": 1, "open to wrong": 1, "right to open": 0,
         "wrong to open": 0, "stays": 4, "net": 0,
     }  # fmt: skip
 
 
 def test_the_matrix_holds_every_instance_once(known: Chain) -> None:
-    matrix = self_correction(known).matrix(0, 2)
+    matrix = correction_of(known).matrix(0, 2)
     assert matrix.to_numpy().tolist() == [[1, 1, 1], [0, 1, 2], [0, 2, 2]]
     assert list(matrix.index) == ["open", "wrong", "right"]
 
 
 def test_what_ever_happens_is_counted_once_an_instance(known: Chain) -> None:
-    ever = self_correction(known).ever()
+    ever = correction_of(known).ever()
     shares = {name: round(interval.value, 6) for name, interval in ever.items()}
     assert shares == {
         "wrong to right": 0.3, "right to wrong": 0.3, "corrected": 0.2, "spoiled": 0.2, "net correction": 0.0
     }  # fmt: skip
-    assert ["owr"[s] for s in self_correction(known).first] == list("wwwrrwrrrr")
-    assert not self_correction(known).shown
+    assert ["owr"[s] for s in correction_of(known).first] == list("wwwrrwrrrr")
+    assert not correction_of(known).shown
 
 
 def of_states(states: NDArray[Any]) -> Correction:
-    """A correction whose states are given and whose chain is empty frames."""
-    task, (count, instances) = TicTacToe(), states.shape
-    blank = np.zeros((count, instances, 1, 1, 1, 3), dtype=np.uint8)
-    chain = Chain(task, [None] * instances, blank, tuple(np.linspace(1, 0.1, count)), (None,) * count)
-    return Correction(chain, "answer", states)
+    """A correction whose states are given."""
+    count = len(states)
+    return Correction("made up", tuple(np.linspace(1, 0.1, count)), (None,) * count, "answer", states)
 
 
 def spelt(*steps: str) -> NDArray[Any]:
@@ -131,14 +135,14 @@ def test_an_answer_that_comes_out_wrong_and_is_put_right_is_corrected() -> None:
     assert not of_states(spelt("o" * 30, "o" * 20 + "r" * 10, "r" * 30)).shown
 
 
-def test_wrong_first_and_right_then_is_self_correction() -> None:
+def test_wrong_first_and_right_then_is_correction_of() -> None:
     instances, right, wrong = pairs_of_permanence(20)
     corrected, spoiled = (
         chain_of(Permanence(), instances, wrong, right),
         chain_of(Permanence(), instances, right, wrong),
     )
     for judge in ("answer", "strict"):
-        found, lost = self_correction(corrected, judge), self_correction(spoiled, judge)  # type: ignore[arg-type]
+        found, lost = correction_of(corrected, judge), correction_of(spoiled, judge)  # type: ignore[arg-type]
         assert found.ever()["wrong to right"].value == lost.ever()["right to wrong"].value == 1
         assert found.ever()["right to wrong"].value == lost.ever()["wrong to right"].value == 0
         assert (found.gains, lost.gains) == (True, False)
@@ -147,18 +151,22 @@ def test_wrong_first_and_right_then_is_self_correction() -> None:
 
 
 def test_a_strict_judge_knows_no_open_answers(known: Chain) -> None:
-    states = self_correction(known, "strict").states
+    states = correction_of(known, "strict").states
     assert ["".join("owr"[s] for s in step) for step in states] == ["wwwwwwrrrr", "rwwwrwrrww", "rrwrwwrwrw"]
 
 
-def test_tables_carry_step_sigma_expert_and_n(known: Chain) -> None:
-    for table in (self_correction(known).frame(), self_correction(known).shares(), multi_path(known).frame()):
-        assert {"task", "step", "sigma", "expert", "value", "low", "high", "n"} <= set(table)
+def test_tables_carry_step_sigma_expert_and_n(known: Chain, tmp_path: Path) -> None:
+    for number, result in enumerate((correction_of(known), paths_of(known))):
+        table = result.table
+        assert {"task", "step", "sigma", "expert"} <= set(table)
         assert (table["n"] == 10).all()
         assert (table["low"] <= table["value"] + 1e-9).all()
         assert (table["value"] <= table["high"] + 1e-9).all()
-    assert self_correction(known).plot().get_ylabel() == "share of all instances"
-    assert multi_path(known).plot().get_ylabel() == "alive"
+        check_result(result, tmp_path / str(number))
+    assert correction_of(known).plot().get_ylabel() == "share of all instances"
+    assert paths_of(known).plot().get_ylabel() == "alive"
+    spans = correction_of(known).table.groupby("span")["step"].nunique()
+    assert spans.to_dict() == {"chain": 0, "ends": 1, "state": 3, "step": 2}
 
 
 # -- multi-path --------------------------------------------------------------------------------------------------------
@@ -171,7 +179,7 @@ def blended(*videos: Any) -> Any:
 def test_two_objects_that_come_out_at_once_are_two_candidates() -> None:
     instances, right, wrong = pairs_of_permanence(8)
     blank = np.repeat(right[:, :1], right.shape[1], axis=1)
-    found = multi_path(chain_of(Permanence(), instances, blank, blended(right, wrong), right))
+    found = paths_of(chain_of(Permanence(), instances, blank, blended(right, wrong), right))
     assert found.values["alive"].tolist() == [[0] * 8, [2] * 8, [1] * 8]
     assert found.superposed.tolist() == [[False] * 8, [True] * 8, [False] * 8]
     assert found.ever()["at some step"].value == 1
@@ -190,7 +198,7 @@ def test_squares_that_are_marked_at_once_are_counted() -> None:
             video[:, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8] = mark
         video[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = mark
     expected = [len({*i.candidates[:3], i.answer}) for i in instances]
-    found = multi_path(chain_of(task, instances, three, right))
+    found = paths_of(chain_of(task, instances, three, right))
     assert found.values["alive"].tolist() == [expected, [1] * 6]
 
 
@@ -208,7 +216,7 @@ def test_symbols_that_lie_over_each_other_are_counted() -> None:
         other = video[-1, 8 * k : 8 * k + 8, 8 * m : 8 * m + 8].astype(float)
         own = video[-1, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
         video[-1, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8] = ((own + other) / 2).round()
-    found = multi_path(chain_of(task, instances, blends, videos))
+    found = paths_of(chain_of(task, instances, blends, videos))
     assert found.values["alive"].tolist() == [[2] * 30, [1] * 30]
     assert len(others) == 30
 
@@ -218,7 +226,7 @@ def test_two_goals_reached_at_once() -> None:
     originals, others = zip(*task.pairs(8, seed=0, kind="prompt"), strict=True)
     right, other = task.render(originals), task.render(others)
     blank = np.repeat(right[:, :1], right.shape[1], axis=1)
-    found = multi_path(chain_of(task, originals, blank, blended(right, other), right))
+    found = paths_of(chain_of(task, originals, blank, blended(right, other), right))
     assert found.values["alive"].tolist() == [[0] * 8, [2] * 8, [1] * 8]
     assert (found.values["branches"][1] >= 1).all()
     assert (found.values["branches"][2] == 0).all()
@@ -230,7 +238,7 @@ def test_a_true_maze_has_one_path_alive_and_no_branch() -> None:
     task = Maze(4, lengths=(3, 6))
     mazes = task.sample(8, seed=1)
     truth = task.render(mazes)
-    found = multi_path(chain_of(task, mazes, np.repeat(truth[:, :1], 9, axis=1), truth))
+    found = paths_of(chain_of(task, mazes, np.repeat(truth[:, :1], 9, axis=1), truth))
     assert found.values["alive"].tolist() == [[0] * 8, [1] * 8]
     assert found.values["branches"].tolist() == [[0] * 8] * 2
 
@@ -263,7 +271,7 @@ def test_chains_that_are_none_are_refused(known: Chain) -> None:
     with pytest.raises(EvidenceError, match="too few"):
         Chain(task, known.instances[:1], frames[:, :1], known.sigmas, known.experts)
     with pytest.raises(EvidenceError, match="no judge 'vote'"):
-        self_correction(known, "vote")  # type: ignore[arg-type]
+        correction_of(known, "vote")  # type: ignore[arg-type]
 
 
 def test_a_task_without_listed_candidates_is_refused_by_name() -> None:
@@ -271,20 +279,27 @@ def test_a_task_without_listed_candidates_is_refused_by_name() -> None:
     instances = task.sample(2)
     truth = task.render(instances)
     with pytest.raises(EvidenceError, match=r"multi_path needs alive .* task 'move' does not declare it"):
-        multi_path(chain_of(task, instances, truth, truth))
+        paths_of(chain_of(task, instances, truth, truth))
 
 
 def test_a_decoded_chain_ends_in_the_runs_own_video() -> None:
     model, task = dl.load_organism("puzzles"), TicTacToe()
     instances = distinct(task, 3)
     chain = decoded_chain(model, task, instances, seed=5, batch=2)
-    run = model.run(instances[:2], seed=[5, 6])
+    run = model.run(instances[:2], row_seeds(5, 2))
     assert run.frames is not None
     assert chain.frames.shape == (10, 3, 9, 32, 32, 3)
     assert chain.sigmas == run.sigmas[:10]
     assert np.abs(chain.frames[-1, :2].astype(int) - run.frames).max() <= 1
     with pytest.raises(EvidenceError, match="no instances"):
         decoded_chain(model, task, [])
+    np.testing.assert_array_equal(self_correction(model, task, chain=chain).states, correction_of(chain).states)
+    assert multi_path(model, task, chain=chain).task == "tictactoe"
+    steer = dl.Ablate(dl.Sites("delta", layers=0))
+    with pytest.raises(EvidenceError, match="made with other interventions"):
+        multi_path(model, task, chain=chain, interventions=[steer])
+    with pytest.raises(EvidenceError, match="the chain of steps is of"):
+        self_correction(model, Permanence(), chain=chain)
 
 
 def test_instances_are_distinct_by_problem_or_by_picture() -> None:

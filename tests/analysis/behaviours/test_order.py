@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from dit_lens.analysis.behaviours.order import _of_lens, _of_probes
 from dit_lens.analysis.behaviours.probe_rows import split_weights
 from dit_lens.probing.fit.scores import GroupedScores
 from dit_lens.probing.probe_grid import Probe, ProbeGrid
+from dit_lens.results.intervals import Interval
 from dit_lens.tasks import Maze
+from tests.analysis.returned import check_result
 
 CONFIG = BehaviourConfig()
 INSTANCES, ROWS = 96, 16
@@ -53,7 +56,8 @@ def grid_of(accuracies: Mapping[str, Sequence[float]], scores: Scores = drawn) -
 def order_of(ends: Sequence[float], path: Sequence[float], scores: Scores = drawn) -> PerceptionOrder:
     grid = grid_of(dict.fromkeys(ENDS, ends) | {"on_path": path}, scores)
     sigmas = {step: float(sigma or 0) for step, sigma in grid.sigmas.items()}
-    return PerceptionOrder("made up", CONFIG, sigmas, grid.experts, *_of_probes(grid, CONFIG), INSTANCES)
+    onsets, layers, found = _of_probes(grid, "on_path", CONFIG)
+    return PerceptionOrder("made up", CONFIG, sigmas, grid.experts, tuple(onsets), tuple(layers), found, INSTANCES)
 
 
 def drawn_order(steps: str) -> PerceptionOrder:
@@ -68,12 +72,13 @@ def drawn_order(steps: str) -> PerceptionOrder:
     )
     chain = Chain(task, mazes, np.stack([shown[s] for s in steps]), sigmas, experts)
     onsets, curves = _of_lens(chain, ["start", "goal_red", "goal_purple"], CONFIG)
-    return PerceptionOrder("drawn", CONFIG, dict(enumerate(sigmas)), dict(enumerate(experts)), onsets, [], curves, 4)
+    return PerceptionOrder(
+        "drawn", CONFIG, dict(enumerate(sigmas)), dict(enumerate(experts)), tuple(onsets), (), curves, 4
+    )
 
 
-def steps_of(order: PerceptionOrder, measure: str, label: str = "on_path") -> tuple[float, float, float]:
-    row = order.frame().query("measure == @measure and label == @label").iloc[0]
-    return row["step"], row["low"], row["high"]
+def steps_of(order: PerceptionOrder, measure: str, label: str = "on_path") -> Interval:
+    return order.onset(label, measure).step
 
 
 def verdicts(order: PerceptionOrder) -> list[str]:
@@ -109,9 +114,9 @@ def test_a_path_that_never_comes_is_a_third_outcome() -> None:
         assert order.before(measure) == 0
         assert not order.shown(measure)
     assert verdicts(order) == ["path never decodable", "path not decodable at the last step"]
-    path = order.frame().query("label == 'on_path'")
-    assert path["sigma"].isna().all()
-    assert path["expert"].isna().all()
+    path = order.table.query("label == 'on_path' and measure.str.startswith('onset')")
+    assert len(path) == 2
+    assert np.isinf(path["value"]).all()
 
 
 def test_a_path_that_comes_in_some_replicates_alone_is_not_shown() -> None:
@@ -126,9 +131,9 @@ def test_a_path_that_comes_in_some_replicates_alone_is_not_shown() -> None:
 def test_an_onset_lies_within_its_interval(weak: float, truth: int | None) -> None:
     """Steps that are all about at the threshold: the first that passes is early in nearly every replicate."""
     order = order_of([0.9] * 7, [0.5, *[weak] * 5, 0.9])
-    for table in (order.frame(), order.frame(every_layer=True)):
-        assert (table["low"] <= table["step"]).all()
-        assert (table["step"] <= table["high"]).all()
+    table = order.table[order.table["measure"].str.startswith("onset")]
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
     _, low, high = steps_of(order, "decodable")
     # So near to the threshold that the controls' luck decides: nothing is asked.
     assert truth is None or low <= truth <= high
@@ -154,12 +159,16 @@ def test_an_order_of_the_replicates_alone_is_not_shown() -> None:
     assert not order.shown("decodable")
 
 
-def test_frames_tell_sigma_and_expert_of_every_step() -> None:
-    path = order_of([0.9] * 5, [0.5, 0.5, 0.5, 0.9, 0.9]).frame().query("label == 'on_path'")
-    assert path["sigma"].tolist() == pytest.approx([0.7, 0.7])
-    assert path["expert"].tolist() == ["low", "low"]
-    drawn = drawn_order(".bba").frame().set_index("label")
-    assert drawn["expert"].to_dict() == {"start": "high", "goal_red": "high", "goal_purple": "high", "on_path": "low"}
+def test_the_table_tells_sigma_and_expert_of_every_step(tmp_path: Path) -> None:
+    order = order_of([0.9] * 5, [0.5, 0.5, 0.5, 0.9, 0.9])
+    path = order.table.query("label == 'on_path' and measure == 'excess'")
+    assert path["step"].tolist() == [0, 1, 2, 3, 4]
+    assert path["sigma"].tolist() == pytest.approx([1, 0.9, 0.8, 0.7, 0.6])
+    assert path["expert"].tolist() == ["high", "high", "low", "low", "low"]
+    check_result(order, tmp_path)
+    assert "half: shown" in str(order)
+    drawn = drawn_order(".bba").table.query("measure == 'onset of drawn'").set_index("label")["value"]
+    assert drawn.to_dict() == {"start": 1, "goal_red": 1, "goal_purple": 1, "on_path": 3}
 
 
 @pytest.mark.parametrize(

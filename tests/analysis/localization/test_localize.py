@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,10 +12,13 @@ import pytest
 import dit_lens as dl
 from dit_lens.analysis.localization.localize import localize
 from dit_lens.analysis.localization.result import Localization, LocalizeConfig
+from dit_lens.analysis.localization.tables import layer_table
 from dit_lens.errors import EvidenceError
+from tests.analysis.returned import check_result
 from tests.subjects import Subject
 
 QUICK = LocalizeConfig.quick(probe_steps=[0])
+ONE = LocalizeConfig(probe_instances=12, pairs=3, lens_instances=4, flip_pairs=1, probe_steps=[0], replicates=50)
 
 
 @pytest.fixture(scope="module")
@@ -38,35 +44,41 @@ def test_random_weights_have_no_bands() -> None:
 
 
 def test_permuted_labels_and_pairs_have_no_bands() -> None:
-    result = localize(dl.load_organism("maze"), dl.tasks.Maze(), QUICK, permute=True)
+    result = localize(dl.load_organism("maze"), dl.tasks.Maze(), replace(QUICK, permute=True))
     assert str(result.verdict) == "none", result.verdict
 
 
 def test_every_number_is_in_the_table_with_its_interval(trained: Localization) -> None:
-    frame = trained.frame()
-    assert set(frame["evidence"]) == {"probe", "patching", "lens"}
-    assert frame[["value", "low", "high", "n"]].notna().all().all()
-    assert (frame["low"] <= frame["high"]).all()
+    table = trained.table
+    assert set(table["evidence"]) == {"probe", "patching", "lens"}
+    assert table[["value", "low", "high", "n"]].notna().all().all()
+    assert (table["low"] <= table["high"]).all()
 
 
-def test_report_is_one_file_that_fetches_nothing(trained: Localization, tmp_path: object) -> None:
-    from pathlib import Path
+def test_a_localization_is_a_result(trained: Localization, tmp_path: Path) -> None:
+    check_result(trained, tmp_path)
+    for evidence in ("probes", "patching", "lens"):
+        assert trained.plot(evidence=evidence).get_xlabel() == "layer"
+    with pytest.raises(EvidenceError, match="there are probes, patching, lens"):
+        trained.plot(evidence="energy")
+    assert {"verdict", "bands", "evidence"} <= set(trained.to_json())
 
-    folder = Path(str(tmp_path))
-    page = trained.report(folder / "localization.html").read_text()
+
+def test_report_is_one_file_that_fetches_nothing(trained: Localization, tmp_path: Path) -> None:
+    page = trained.report(tmp_path / "localization.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") >= 1
     assert str(trained.verdict) in page
-    table = pd.read_csv(folder / "localization.csv")
-    np.testing.assert_allclose(table["value"], trained.frame()["value"])
-    assert not list(folder.glob("*.part"))
+    table = pd.read_csv(tmp_path / "localization.csv")
+    np.testing.assert_allclose(table["value"], trained.table["value"])
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_printed_table_names_every_layer_and_band(trained: Localization) -> None:
-    table = trained.layer_table()
+    table = layer_table(trained.curves, trained.verdict, trained.patching, trained.lens)
     assert list(table.index) == [f"L{k:02d}" for k in range(8)]
     assert "perception" in " ".join(table["band"])
-    assert f"verdict: {trained.verdict}" in trained.summary()
+    assert f"verdict: {trained.verdict}" in str(trained)
 
 
 def test_a_task_without_the_labels_is_refused(organism: Subject) -> None:
@@ -76,4 +88,4 @@ def test_a_task_without_the_labels_is_refused(organism: Subject) -> None:
             return {"dead_end": kept["dead_end"]}
 
     with pytest.raises(EvidenceError, match="perception labels"):
-        localize(organism.model, Mute(4, lengths=(3, 8)), QUICK, probe_instances=6)
+        localize(organism.model, Mute(4, lengths=(3, 8)), ONE)

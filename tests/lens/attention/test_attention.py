@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 from typing import Any
@@ -15,8 +16,7 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens.engine.attention_calls import attention_modules, watched
 from dit_lens.errors import InputError, MadeForAnother, NotFinite, SiteError, UnsupportedModel
-from dit_lens.lens.attention.read import attention
-from dit_lens.lens.attention.result import Attention
+from tests.lens.attention.one_step import attention
 from tests.subjects import STEPS, Subject, leftovers, subject_of
 
 mpl.use("Agg")
@@ -55,7 +55,7 @@ def test_in_planted_models_frames_see_each_other_in_the_planted_blocks_only(plac
         else:
             assert (outside[layer] == 0).all()
             assert (found.frames[layer][..., own] - 1).abs().max() < EXACT
-    table = found.between_frames()
+    table = found.table.pivot(index=["layer", "head"], columns="measure", values="value").reset_index()
     moving = table[table["between"] > 0]
     assert set(moving["layer"]) == set(truth.blocks)
     assert len(moving) == len(truth.blocks) * len(found.heads)
@@ -112,7 +112,7 @@ def test_chosen_queries_are_rows_of_the_whole_map(organism: Subject, run: dl.Run
     assert some.frames is not None
     assert some.frames[..., asked, :].isfinite().all()
     assert some.frames[..., ~asked, :].isnan().all()
-    assert set(some.frame()["query_frame"]) == set(asked.nonzero().flatten().tolist())
+    assert set(some.by_frame("frames")["query_frame"]) == set(asked.nonzero().flatten().tolist())
     mask = torch.zeros(whole.grid, dtype=torch.bool)
     mask.view(-1)[some.queries] = True
     by_mask = attention(organism.model, run, 1, queries=dl.Tokens(mask=mask), keep_maps=True)
@@ -144,7 +144,7 @@ def test_any_budget_gives_the_same_and_one_too_small_is_refused(organism: Subjec
 
 
 def test_maps_beyond_the_budget_are_refused_before_they_are_made(organism: Subject, run: dl.Run) -> None:
-    with pytest.raises(InputError, match=r"maps of 4 layers x 1 rows x \d+ heads .* choose fewer"):
+    with pytest.raises(InputError, match=r"maps of 4 steps and layers x 1 rows x \d+ heads .* choose fewer"):
         attention(organism.model, run, 1, keep_maps=True, budget=30_000)
 
 
@@ -302,7 +302,7 @@ def test_a_processor_with_rows_of_its_own_is_refused(text_to_video: Subject) -> 
         ({"kind": "cross", "region": dl.Tokens(positions=99)}, SiteError, r"text positions 0\.\.15"),
         ({"kind": "cross", "region": dl.Tokens(mask=torch.ones(3, dtype=torch.bool))}, SiteError, "16 positions"),
         ({"kind": "image"}, UnsupportedModel, "reads text and no image"),
-        ({"step": 9}, InputError, "step 9"),
+        ({"step": 9}, SiteError, "step 9"),
     ],
 )
 def test_what_is_not_there_is_refused(
@@ -332,52 +332,61 @@ def test_nan_is_an_error_that_names_the_layer(organism: Subject, run: dl.Run) ->
         handle.remove()
 
 
-def test_the_table_says_what_the_tensors_say(organism: Subject) -> None:
+def test_every_step_is_what_it_is_alone(organism: Subject, run: dl.Run) -> None:
+    both = dl.attention(organism.model, run, sites=dl.Sites("head", steps=[0, 2]))
+    assert both.frames is not None
+    for place, step in enumerate((0, 2)):
+        alone = attention(organism.model, run, step)
+        assert torch.equal(both.frames[place], alone.frames)
+        assert torch.equal(both.entropy[place], alone.entropy)
+
+
+def test_the_tables_say_what_the_tensors_say(organism: Subject) -> None:
     several = organism.model.run(list(organism.inputs), [3, 4], num_inference_steps=2, record=True, decode=False)
     found = attention(organism.model, several, 1, layers=[1, 2], kind="self")
     assert found.frames is not None
-    table = found.frame()
-    assert list(table.columns) == [
-        "step", "sigma", "expert", "branch", "kind", "layer", "instance", "seed", "head", "query_frame", "key_frame",
-        "frames",
-    ]  # fmt: skip
+    table = found.by_frame("frames")
+    places = ["step", "sigma", "expert", "branch", "layer", "kind", "component", "stream", "head", "attention"]
+    values = ["instance", "seed", "measure", "value"]
+    assert list(table.columns) == [*places, "query_frame", "key_frame", *values]
+    assert list(found.samples.columns) == [*places, *values]
     assert len(table) == found.frames.numel()
-    row = table[
-        (table["layer"] == 2) & (table["seed"] == 4) & (table["head"] == 1)
-        & (table["query_frame"] == 0) & (table["key_frame"] == 2)
-    ]  # fmt: skip
-    assert row["frames"].item() == pytest.approx(float(found.frames[1, 1, 1, 0, 2]))
+    row = table.query("layer == 2 and seed == 4 and head == 1 and query_frame == 0 and key_frame == 2")
+    assert row["value"].item() == pytest.approx(float(found.frames[1, 1, 1, 0, 2]))
     assert set(table["sigma"]) == {several.sigmas[1]}
     with pytest.raises(InputError, match="there are frames, uniform, entropy, entropy_share"):
-        found.frame("text")
+        found.by_frame("text")
     with pytest.raises(InputError, match="unknown measure 'mass'"):
-        found.frame("mass")
-    assert len(found.frame("entropy")) == 2 * 2 * len(found.heads) * found.grid[0]
+        found.by_frame("mass")
+    assert len(found.by_frame("entropy")) == 2 * 2 * len(found.heads) * found.grid[0]
 
 
 def test_mass_between_frames_is_that_of_the_maps(organism: Subject) -> None:
     several = organism.model.run(list(organism.inputs), [3, 4], num_inference_steps=2, record=True, decode=False)
     queries = dl.Tokens(frames=[0, 2], rows=(0, 2))
     found = attention(organism.model, several, 0, queries=queries, keep_maps=True)
-    table = found.between_frames()
-    assert table["between"].is_monotonic_decreasing
     size = found.grid[1] * found.grid[2]
     apart = (found.queries[:, None] // size - torch.arange(math.prod(found.grid)) // size).abs().double()
     assert found.maps is not None
     maps = found.maps.double()
     between = (maps * (apart > 0)).sum(-1).mean(-1)  # (layers, B, heads)
     far = (maps * apart).sum(-1).mean(-1)
-    for row in table.itertuples():
-        values = between[row.layer, :, row.head]
-        assert row.between == pytest.approx(float(values.mean()), abs=EXACT)
-        assert row.distance == pytest.approx(float(far[row.layer, :, row.head].sum() / values.sum()), abs=1e-5)
-        assert row.uniform == pytest.approx(1 - 1 / found.grid[0])
-        assert row.low <= row.between <= row.high
-        assert row.n == 2
-    alone = attention(organism.model, recorded(), 0).between_frames()
-    assert alone["low"].isna().all()
-    with pytest.raises(InputError, match="cross-attention was read without frames"):
-        attention(organism.model, several, 0, kind="cross").between_frames()
+    samples = found.samples.set_index(["measure", "layer", "seed", "head"])["value"]
+    for layer, row, head in itertools.product(found.layers, range(2), found.heads):
+        place = layer, 3 + row, head
+        assert samples["between", *place] == pytest.approx(float(between[layer, row, head]), abs=EXACT)
+        distance = float(far[layer, row, head] / between[layer, row, head])
+        assert samples["distance", *place] == pytest.approx(distance, abs=1e-5)
+        assert samples["uniform", *place] == pytest.approx(1 - 1 / found.grid[0])
+    table = found.table
+    assert (table["n"] == 2).all()
+    assert (table["low"] <= table["value"] + EXACT).all()
+    assert (table["value"] <= table["high"] + EXACT).all()
+    assert attention(organism.model, recorded(), 0).table["low"].isna().all()
+    cross = attention(organism.model, several, 0, kind="cross", region=dl.Tokens(positions=[0, 1]))
+    assert set(cross.table["measure"]) == {"text", "region", "entropy", "entropy_share"}
+    means = cross.table[cross.table["measure"] == "text"]["value"]
+    assert means.to_numpy() == pytest.approx(1, abs=EXACT)
 
 
 def test_means_over_queries_weigh_every_query_alike(organism: Subject, run: dl.Run) -> None:
@@ -406,6 +415,6 @@ def test_pictures(organism: Subject, run: dl.Run) -> None:
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("key_frame", "query_frame")
     with pytest.raises(SiteError, match="no layer 7"):
         found.plot_frames(7)
-    cross: Attention = attention(organism.model, run, 0, kind="cross")
+    cross = attention(organism.model, run, 0, kind="cross")
     assert "cross-attention" in cross.plot().get_title()
     plt.close("all")

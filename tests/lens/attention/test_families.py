@@ -19,8 +19,7 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens.errors import UnsupportedModel
 from dit_lens.families.tiny.pipelines import TINY
-from dit_lens.lens.attention.read import attention
-from dit_lens.lens.attention.result import Attention
+from tests.lens.attention.one_step import OneStep, attention
 
 STEP = 1
 EXACT = 1e-6
@@ -160,7 +159,7 @@ def region_of(kind: str) -> dl.Tokens:
 
 
 @cache
-def reading(name: str, kind: str, branch: str, layers: Any = "all") -> Attention:
+def reading(name: str, kind: str, branch: str, layers: Any = "all") -> OneStep:
     model, run = run_of(name)
     return attention(
         model, run, STEP, kind=kind, branch=branch, layers=layers, region=region_of(kind), keep_maps=True
@@ -269,6 +268,6 @@ def test_a_model_without_an_image_encoder_has_no_attention_to_images() -> None:
 
 def test_the_expert_of_the_step_is_read() -> None:
     model, run = run_of("wan2.2-a14b")
-    experts = [attention(model, run, step, layers=0).expert for step in (0, 1)]
+    experts = list(dl.attention(model, run, sites=dl.Sites("head", layers=0)).reading.experts)
     assert experts == [c.expert for c in run.calls if c.branch == "cond"]
     assert set(experts) <= {"high_noise", "low_noise"}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, InputError, NotFinite, SiteError
+from dit_lens.lens.reading import Reading
 from dit_lens.lens.representation.cka import CKA, Features, cka, cka_features
 from dit_lens.lens.representation.hsic import Centred, estimates, hsic, linear_cka
-from dit_lens.lens.representation.reading import Reading
 from tests.lens.representation.test_energy import FAMILIES, checked
 from tests.subjects import Edit, Subject
 
@@ -123,11 +123,12 @@ def test_too_few_instances_have_a_value_and_no_interval() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("samples", ["tokens", "flat clips"])
-def test_layers_of_every_family(name: str, samples: str) -> None:
+@pytest.mark.parametrize("unit", ["tokens", "flat clips"])
+def test_layers_of_every_family(name: str, unit: str) -> None:
     subject = checked(name)
     four = [*subject.inputs, *subject.inputs]
-    read = cka_features(subject.model, four, [1, 2, 3, 4], steps=0, samples=samples, per_row=None, **subject.settings)
+    given = {"seed": [1, 2, 3, 4], "sites": dl.Sites(steps=0), "per_row": None, **subject.settings}
+    read = cka_features(subject.model, four, unit=unit, **given)
     layers, tokens = subject.model.layers, int(np.prod(read.reading.grid))
     found = cka(read)
     matrix = found.values[0, :, 0]
@@ -135,15 +136,15 @@ def test_layers_of_every_family(name: str, samples: str) -> None:
     assert np.allclose(np.diag(matrix), 1)
     assert np.array_equal(matrix, matrix.T)
     assert matrix.min() < 1 - 1e-6
-    assert found.count == (4 * tokens if samples == "tokens" else 4)
+    assert found.count == (4 * tokens if unit == "tokens" else 4)
     flat = read.values[0].flatten(1, 2).double()
     assert matrix[0, 1] == pytest.approx(by_gram_matrices(flat[0], flat[1]), abs=1e-7)
 
 
 def test_steps_against_steps_and_run_against_run(organism: Subject) -> None:
-    def read(seed: int, **more: Any) -> Features:
-        chosen = {"layers": 2, "num_inference_steps": 3, **organism.options, **more}
-        return cka_features(organism.model, list(organism.inputs), [seed, seed + 1], **chosen)
+    def read(seed: int, layers: Any = 2) -> Features:
+        chosen = {"seed": [seed, seed + 1], "num_inference_steps": 3, **organism.options}
+        return cka_features(organism.model, list(organism.inputs), sites=dl.Sites(layers=layers), **chosen)
 
     one, other = read(1), read(3)
     steps = cka(one)
@@ -161,9 +162,8 @@ def test_steps_against_steps_and_run_against_run(organism: Subject) -> None:
 
 def test_the_table_states_the_sample_axis(organism: Subject) -> None:
     four = [*organism.inputs, *organism.inputs]
-    read = cka_features(
-        organism.model, four, [1, 2, 3, 4], steps=[0], samples="clips", num_inference_steps=3, **organism.options
-    )
+    given = {"seed": [1, 2, 3, 4], "num_inference_steps": 3, **organism.options}
+    read = cka_features(organism.model, four, sites=dl.Sites(steps=[0]), unit="clips", **given)
     run = organism.model.run(
         four,
         [1, 2, 3, 4],
@@ -173,19 +173,22 @@ def test_the_table_states_the_sample_axis(organism: Subject) -> None:
         **organism.options,
     )
     assert torch.equal(read.values[0, 1, :, 0], run[dl.Site(0, "cond", 1, "resid")].mean(dim=(1, 2, 3)))
-    table = cka(read).frame()
-    assert set(table["samples"]) == {"clips"}
+    table = cka(read).table
+    assert set(table["unit"]) == {"clips"}
     assert set(table["n_samples"]) == {4}
     assert set(table["n"]) == {2}
     assert len(table) == 16
-    assert {"step", "sigma", "expert", "layer", "kind", "other_step", "other_layer", "cka", "low", "high"} <= set(table)
+    assert {"step", "sigma", "expert", "layer", "kind", "other_step", "other_layer", "value", "low", "high"} <= set(
+        table
+    )
 
 
 def test_text_streams_can_be_compared_with_themselves_but_not_with_the_video() -> None:
     subject = checked("hunyuanvideo")
-    options = {"steps": 0, "per_row": None, **subject.settings}
+    options = {"seed": [1, 2], "per_row": None, **subject.settings}
     text, video = (
-        cka_features(subject.model, list(subject.inputs), [1, 2], stream=s, **options) for s in ("text", "video")
+        cka_features(subject.model, list(subject.inputs), sites=dl.Sites(steps=0, stream=s), **options)
+        for s in ("text", "video")
     )
     assert np.allclose(np.diag(cka(text).values[0, :, 0]), 1)
     with pytest.raises(InputError, match="different tokens"):
@@ -220,7 +223,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="different tokens"):
         cka(good, features(x, tokens=(0, 2)))
     with pytest.raises(InputError, match="samples are tokens in one and clips"):
-        cka(good, features(x, samples="clips"))
+        cka(good, features(x, unit="clips"))
     with pytest.raises(InputError, match="float32"):
         cka(good, good.to(torch.float32))
     with pytest.raises(NotFinite, match="step 0, layer 0"):
@@ -233,13 +236,13 @@ def test_features_that_would_not_fit_into_memory_are_refused_at_the_first_site(o
     def look(activation: torch.Tensor, at: dl.At) -> None:
         seen.append(at.site)
 
-    options: dict[str, Any] = {"num_inference_steps": 3, "per_row": 7, **organism.options}
+    options: dict[str, Any] = {"seed": 1, "num_inference_steps": 3, "per_row": 7, **organism.options}
     watch = Edit(dl.Sites("resid"), look, reads_only=True)
     needed = 8 * 3 * 4 * 1 * 7 * 128  # float64: steps, layers, rows, tokens, channels
-    some = cka_features(organism.model, organism.inputs[0], 1, budget=needed, **options)
+    some = cka_features(organism.model, organism.inputs[0], budget=needed, **options)
     message = rf"3 steps x 4 layers x 1 rows x 7 samples of 128 channels take {needed:,} .*78 pairs"
     with pytest.raises(InputError, match=message):
-        cka_features(organism.model, organism.inputs[0], 1, budget=needed - 1, interventions=[watch], **options)
+        cka_features(organism.model, organism.inputs[0], budget=needed - 1, interventions=[watch], **options)
     assert len(seen) == 1
     with pytest.raises(InputError, match=message):
         cka(some, budget=needed - 1)
@@ -248,27 +251,27 @@ def test_features_that_would_not_fit_into_memory_are_refused_at_the_first_site(o
 
 def test_bad_choices_are_refused_before_the_run(organism: Subject) -> None:
     def read(**options: Any) -> Features:
-        return cka_features(organism.model, organism.inputs[0], 1, num_inference_steps=3, **organism.options, **options)
+        return cka_features(organism.model, organism.inputs[0], num_inference_steps=3, **organism.options, **options)
 
     with pytest.raises(InputError, match="one of 'tokens', 'clips', 'flat clips'"):
-        read(samples="frames")
+        read(unit="frames")
     with pytest.raises(InputError, match="per_row=0"):
         read(per_row=0)
     with pytest.raises(SiteError, match=r"layers 0\.\.3"):
-        read(layers=4)
+        read(sites=dl.Sites(layers=4))
 
 
 def test_the_subset_of_tokens_is_one_for_all_places(organism: Subject) -> None:
-    options = {"steps": [0, 1], "num_inference_steps": 3, **organism.options}
-    some = cka_features(organism.model, organism.inputs[0], 1, per_row=7, **options)
-    whole = cka_features(organism.model, organism.inputs[0], 1, per_row=None, **options)
+    options = {"sites": dl.Sites(steps=[0, 1]), "seed": 1, "num_inference_steps": 3, **organism.options}
+    some = cka_features(organism.model, organism.inputs[0], per_row=7, **options)
+    whole = cka_features(organism.model, organism.inputs[0], per_row=None, **options)
     assert torch.equal(some.values, whole.values[..., list(some.tokens), :])
     assert len(some.tokens) == 7
 
 
 def test_the_layers_of_the_shipped_model_change_little_by_little(shipped: Subject) -> None:
     mazes = dl.tasks.Maze(size=6).sample(6, seed=3)
-    found: CKA = cka(cka_features(shipped.model, mazes, list(range(6)), steps=0))
+    found: CKA = cka(cka_features(shipped.model, mazes, seed=list(range(6)), sites=dl.Sites(steps=0)))
     matrix = found.values[0, :, 0]
     assert matrix[0, 1] > matrix[0, 3] > matrix[0, 5]
 

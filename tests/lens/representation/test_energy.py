@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -28,13 +29,18 @@ def checked(name: str) -> Checked:
 
 
 def of_tiny(subject: Checked, **options: Any) -> Energy:
-    return energy(subject.model, list(subject.inputs), [11, 12], **options, **subject.settings)
+    return energy(subject.model, list(subject.inputs), seed=[11, 12], **options, **subject.settings)
+
+
+def ratios(found: Energy) -> pd.DataFrame:
+    """What the regions are over the rest, for each control."""
+    return found.table[found.table["measure"] == "ratio"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_norms_are_those_that_torchs_hooks_see_in_the_plain_pipeline(name: str) -> None:
     subject = checked(name)
-    found = of_tiny(subject, steps=0)
+    found = of_tiny(subject, sites=dl.Sites(steps=0))
     calls = subject.architecture.calls(subject.model.pipeline, dict(subject.base.settings))
     ((call, part),) = [(i, names.index("cond")) for i, names in enumerate(calls) if "cond" in names]
     for k, seen in enumerate(subject.plain.calls[call]):
@@ -45,20 +51,19 @@ def test_the_norms_are_those_that_torchs_hooks_see_in_the_plain_pipeline(name: s
 
 
 def test_both_experts_are_named() -> None:
-    found = of_tiny(checked("wan2.2-a14b"), layers=1)
+    found = of_tiny(checked("wan2.2-a14b"), sites=dl.Sites(layers=1))
     assert set(found.reading.experts) == {"high_noise", "low_noise"}
-    named = found.frame().drop_duplicates("step").set_index("step")["expert"]
+    named = found.table.drop_duplicates("step").set_index("step")["expert"]
     assert tuple(named) == found.reading.experts
 
 
 def test_the_frame_is_tidy_and_holds_the_means_of_the_maps(organism: Subject) -> None:
-    found = energy(
-        organism.model, list(organism.inputs), [1, 2], steps=[0, 2], num_inference_steps=3, **organism.options
-    )
-    table = found.frame()
+    options = {"seed": [1, 2], "num_inference_steps": 3, **organism.options}
+    found = energy(organism.model, list(organism.inputs), sites=dl.Sites(steps=[0, 2]), **options)
+    table = found.samples
     assert len(table) == found.norms[..., 0, 0].numel()
     one = table[(table.step == 2) & (table.layer == 3) & (table.seed == 2)].sort_values("latent_frame")
-    assert np.array_equal(one["energy"], found.maps(layer=3, step=2)[1].mean(axis=(1, 2)))
+    assert np.array_equal(one["value"], found.maps(layer=3, step=2)[1].mean(axis=(1, 2)))
     assert (
         table["sigma"] == table["step"].map(dict(zip(found.reading.steps, found.reading.sigmas, strict=True)))
     ).all()
@@ -76,12 +81,13 @@ def test_reading_changes_nothing_and_sees_what_was_edited_before(organism: Subje
         with_lens[at.site] = activation.clone()
 
     watch = Edit(dl.Sites("guided"), look, reads_only=True)
-    options = {"num_inference_steps": 3, **organism.options}
-    plain = energy(organism.model, organism.inputs[0], 5, interventions=[watch], stop_after=None, **options)
-    own = organism.model.run(organism.inputs[0], 5, interventions=[keep], decode=False, **options).captured("own")
+    options = {"num_inference_steps": 3, "seed": 5, **organism.options}
+    plain = energy(organism.model, organism.inputs[0], interventions=[watch], **options)
+    own = organism.model.run(organism.inputs[0], interventions=[keep], decode=False, **options).captured("own")
     assert all(torch.equal(with_lens[site], tensor) for site, tensor in own.items())
     double = Edit(dl.Sites("resid", layers=1), lambda activation, at: 2 * activation)
-    edited = energy(organism.model, organism.inputs[0], 5, layers=[0, 1], steps=0, interventions=[double], **options)
+    sites = dl.Sites(steps=0, layers=[0, 1])
+    edited = energy(organism.model, organism.inputs[0], sites=sites, interventions=[double], **options)
     assert torch.equal(edited.norms[0, 0], plain.norms[0, 0])
     assert torch.equal(edited.norms[0, 1], 2 * plain.norms[0, 1])
 
@@ -89,7 +95,7 @@ def test_reading_changes_nothing_and_sees_what_was_edited_before(organism: Subje
 def planted(rows: int = 6) -> Energy:
     """Tokens of energy 2 in the left column and 1 elsewhere, doubled in latent frame 1."""
     model = checked("wan2.1-t2v")
-    found = of_tiny(model, steps=0, layers=[0, 1])
+    found = of_tiny(model, sites=dl.Sites(steps=0, layers=[0, 1]))
     norms = torch.ones(1, 2, rows, *found.reading.grid)
     norms[..., 0] = 2
     norms[:, :, :, 1] *= 2
@@ -101,8 +107,8 @@ def test_a_region_is_compared_with_the_rest_of_its_own_frames() -> None:
     found = planted()
     mask = np.zeros(found.norms.shape[2:], dtype=bool)
     mask[:, 1, :, 0] = True  # of frame 1 alone: that this frame has more energy than frame 0 must not count
-    table = replace(found, regions={"left": mask}).region_frame()
-    assert (table["ratio"] == 2).all()
+    table = ratios(replace(found, regions={"left": mask}))
+    assert (table["value"] == 2).all()
     assert (table["n"] == 3).all()
     assert set(table["control"]) == {"none", "permuted"}
 
@@ -116,7 +122,7 @@ def test_the_control_gives_every_instance_the_region_of_another() -> None:
     mask[:2, :, :, 0] = True  # instance 0: the left column
     mask[2:, :, :, 1] = True  # the others: one that is like the rest but for the left
     found = replace(found, norms=norms, regions={"r": mask})
-    table = found.region_frame().set_index(["control", "layer"])["ratio"]
+    table = ratios(found).set_index(["control", "layer"])["value"]
     others = norms.shape[-1] - 2  # columns of the rest besides the left one
     elsewhere = 1 / ((left + others) / (1 + others))
     assert np.isclose(table["none", 0], np.mean([left[0], elsewhere[1], elsewhere[2]]))
@@ -130,36 +136,39 @@ def test_rows_without_the_region_are_left_out_and_one_instance_has_no_interval()
     found = planted()
     mask = np.zeros(found.norms.shape[2:], dtype=bool)
     mask[0, :, :, 0] = True
-    table = replace(found, regions={"left": mask}).region_frame()
+    table = ratios(replace(found, regions={"left": mask}))
     own = table[table.control == "none"]
     assert (own["n"] == 1).all()
-    assert (own["ratio"] == 2).all()
+    assert (own["value"] == 2).all()
     assert own[["low", "high"]].isna().all(axis=None)
 
 
 def test_text_streams_have_positions_and_no_grid() -> None:
     subject = checked("hunyuanvideo")
-    found = of_tiny(subject, steps=0, stream="text")
+    found = of_tiny(subject, sites=dl.Sites(steps=0, stream="text"))
     base, shared = subject.base.captures[""], subject.base.text_valid["cond"].all(dim=0)
     assert not shared.all()  # there is padding, of which nothing is read
     for k in range(subject.model.layers):
         own = base[dl.Site(0, "cond", k, "resid", "text")][:, shared]
         torch.testing.assert_close(found.norms[0, k], own.norm(dim=-1))
-    assert "latent_frame" not in found.frame()
+    assert "latent_frame" not in found.table
     found.plot()
     with pytest.raises(InputError, match="text stream has none"):
-        of_tiny(subject, steps=0, stream="text", regions={"r": np.ones((2, 2, 3, 4), dtype=bool)})
+        of_tiny(subject, sites=dl.Sites(steps=0, stream="text"), regions={"r": np.ones((2, 2, 3, 4), dtype=bool)})
 
 
 def test_bad_input_is_refused(organism: Subject) -> None:
-    def read(**options: Any) -> Energy:
-        return energy(organism.model, organism.inputs[0], 5, num_inference_steps=3, **organism.options, **options)
+    def read(component: Any = "resid", regions: Any = None, branch: str = "cond", **sites: Any) -> Energy:
+        given = {"sites": dl.Sites(component, **sites), "regions": regions, "branch": branch, **organism.options}
+        return energy(organism.model, organism.inputs[0], num_inference_steps=3, interventions=edits, **given)
+
+    edits: list[Any] = []
 
     with pytest.raises(SiteError, match=r"layers 0\.\.3"):
         read(layers=7)
-    with pytest.raises(SiteError, match="one of resid, delta"):
+    with pytest.raises(SiteError, match="energy reads resid, delta"):
         read(component="velocity")
-    with pytest.raises(InputError, match="name one"):
+    with pytest.raises(InputError, match="one branch at a time"):
         read(branch="all")
     with pytest.raises(SiteError, match="video"):
         read(stream="text")
@@ -172,28 +181,36 @@ def test_bad_input_is_refused(organism: Subject) -> None:
         def fail(activation: torch.Tensor, at: dl.At) -> None:
             raise AssertionError("the model ran")
 
+        edits[:] = [Edit(dl.Sites("resid"), fail)]
         with pytest.raises(InputError, match="region 'r'"):
-            read(steps=0, regions={"r": wrong}, interventions=[Edit(dl.Sites("resid"), fail)])
+            read(steps=0, regions={"r": wrong})
     nan = Edit(dl.Sites("resid", layers=1), lambda activation, at: activation * float("nan"))
+    edits[:] = [nan]
     with pytest.raises(NotFinite, match="L01"):
-        read(steps=0, interventions=[nan])
+        read(steps=0)
+    edits.clear()
     found = read(steps=0, layers=[1, 2])
     with pytest.raises(SiteError, match="layer 0 was not read; there are layers 1, 2"):
         found.maps(layer=0, step=0)
     with pytest.raises(SiteError, match="step 2 was not read"):
         found.plot(step=2)
-    with pytest.raises(EvidenceError, match="no regions"):
-        found.region_frame()
-    full = np.ones(found.norms.shape[2:], dtype=bool)
+    assert "region" not in found.table
     with pytest.raises(EvidenceError, match="both inside and outside"):
-        replace(found, regions={"r": full}).region_frame()
+        read(steps=0, regions={"r": np.ones(found.norms.shape[2:], dtype=bool)})
+    half = np.zeros(found.norms.shape[2:], dtype=bool)
+    half[..., 0] = True
+    with pytest.raises(EvidenceError, match="the rest has energy 0 somewhere"):
+        replace(found, regions={"r": half}, norms=found.norms * torch.from_numpy(half)).table  # noqa: B018
+    with pytest.raises(InputError, match="name one, for several are not compared"):
+        read(("resid", "delta"))
 
 
 def test_in_the_shipped_model_the_path_stands_out_late_and_only_its_own(shipped: Subject) -> None:
     task = dl.tasks.Maze(size=6)
     mazes = task.sample(6, seed=3)
     path = {"path": task.labels(mazes, 5)["on_path"].values}
-    found = energy(shipped.model, mazes, list(range(6)), steps=9, layers=[6], regions=path)
-    table = found.region_frame().set_index("control")
+    sites = dl.Sites(steps=9, layers=[6])
+    found = energy(shipped.model, mazes, seed=list(range(6)), sites=sites, regions=path)
+    table = ratios(found).set_index("control")
     assert table.loc["none", "low"] > 1.1
     assert table.loc["permuted", "low"] < 1.05

@@ -18,8 +18,9 @@ from tests.lens.representation.test_energy import FAMILIES, checked
 from tests.subjects import Edit, Subject
 
 
-def of(subject: Subject, **options: Any) -> PCAMap:
-    return pca_map(subject.model, list(subject.inputs), [5, 6], num_inference_steps=3, **subject.options, **options)
+def of(subject: Subject, *, steps: Any = "all", layers: Any = "all", **options: Any) -> PCAMap:
+    given = {"seed": [5, 6], "num_inference_steps": 3, **subject.options, **options}
+    return pca_map(subject.model, list(subject.inputs), sites=dl.Sites(steps=steps, layers=layers), **given)
 
 
 def captured(subject: Subject, steps: list[int]) -> Tensor:
@@ -42,7 +43,7 @@ def scaled(whole: Tensor) -> Tensor:
 @pytest.mark.parametrize("layer_scale", ["equal", "own"])
 def test_it_is_scikit_learns_pca_of_all_layers_and_steps_together(organism: Subject, layer_scale: str) -> None:
     steps, k = [0, 2], 4
-    found = of(organism, steps=steps, components=k, fit_tokens=None, layer_scale=layer_scale)
+    found = of(organism, steps=steps, directions=k, fit_tokens=None, layer_scale=layer_scale)
     whole = captured(organism, steps)
     values = scaled(whole) if layer_scale == "equal" else whole
     oracle = PCA(k, svd_solver="full").fit(values.flatten(0, -2).numpy())
@@ -56,15 +57,15 @@ def test_it_is_scikit_learns_pca_of_all_layers_and_steps_together(organism: Subj
 
 def test_explained_variance_of_each_place_is_that_of_its_own_tokens(organism: Subject) -> None:
     steps = [0, 1]
-    found = of(organism, steps=steps, components=3)
+    found = of(organism, steps=steps, directions=3)
     tokens = captured(organism, steps).flatten(2, -2)
     centred = tokens - tokens.mean(2, keepdim=True)
     along = (centred @ found.basis.directions.T).square().sum(2)
     expected = along / centred.square().sum((2, 3))[..., None]
     assert np.allclose(found.explained, expected, atol=1e-4)
-    table = found.frame()
+    table = found.table
     one = table[(table.step == 1) & (table.layer == 2) & (table.direction == 1)]
-    assert one["explained"].item() == found.explained[1, 2, 1]
+    assert one["value"].item() == found.explained[1, 2, 1]
     assert len(table) == 2 * 4 * 3
 
 
@@ -95,18 +96,21 @@ def test_a_planted_direction_is_found_at_every_layer(organism: Subject) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family(name: str) -> None:
     subject = checked(name)
-    found = pca_map(subject.model, list(subject.inputs), [1, 2], fit_tokens=8, **subject.settings)
+    found = pca_map(subject.model, list(subject.inputs), seed=[1, 2], fit_tokens=8, **subject.settings)
     steps, layers = subject.settings["num_inference_steps"], subject.model.layers
     assert found.projections.shape == (steps, layers, 2, *found.reading.grid, 3)
     base = found.basis.project(subject.base[dl.Site(0, "cond", 1, "resid")], 1)
-    again = found.basis.apply(subject.model, list(subject.inputs), [11, 12], steps=0, layers=1, **subject.settings)
+    given = {"seed": [11, 12], "sites": dl.Sites(steps=0, layers=1), **subject.settings}
+    again = found.basis.apply(subject.model, list(subject.inputs), **given)
     assert torch.equal(again.projections[0, 0], base)
     found.plot(row=1, latent_frame=0)
 
 
 def test_a_text_stream_has_coordinates_and_no_picture() -> None:
     subject = checked("hunyuanvideo")
-    found = pca_map(subject.model, list(subject.inputs), [1, 2], stream="text", steps=0, **subject.settings)
+    found = pca_map(
+        subject.model, list(subject.inputs), seed=[1, 2], sites=dl.Sites(steps=0, stream="text"), **subject.settings
+    )
     assert found.projections.ndim == 5
     assert found.projections.shape[1] == subject.model.layers
     assert (found.explained.sum(-1) > 0).all()
@@ -117,14 +121,16 @@ def test_a_text_stream_has_coordinates_and_no_picture() -> None:
 def test_another_model_layer_or_width_is_refused(organism: Subject, shipped: Subject) -> None:
     found = of(organism, steps=0, layers=[0, 2])
     with pytest.raises(MadeForAnother, match=shipped.model.id):
-        found.basis.apply(shipped.model, list(shipped.inputs), 0)
+        found.basis.apply(shipped.model, list(shipped.inputs))
     with pytest.raises(MadeForAnother, match="width"):
         found.basis.project(torch.zeros(2, 7), 0)
     with pytest.raises(SiteError, match="layer 1 was not read; there are layers 0, 2"):
         found.basis.project(torch.zeros(2, 7), 1)
     options = {"num_inference_steps": 3, **organism.options}
     with pytest.raises(SiteError, match="layer 1"):
-        found.basis.apply(organism.model, list(organism.inputs), 0, layers=1, **options)
+        found.basis.apply(organism.model, list(organism.inputs), sites=dl.Sites(steps=0, layers=1), **options)
+    with pytest.raises(SiteError, match="this basis is of resid, video; the sites are of delta"):
+        found.basis.apply(organism.model, list(organism.inputs), sites=dl.Sites("delta"), **options)
     with pytest.raises(SiteError, match="row 2"):
         found.plot(row=2)
     with pytest.raises(SiteError, match="latent frame 9"):
@@ -134,12 +140,12 @@ def test_another_model_layer_or_width_is_refused(organism: Subject, shipped: Sub
 def test_bad_choices_are_refused(organism: Subject) -> None:
     with pytest.raises(InputError, match="one of 'equal', 'own'"):
         of(organism, layer_scale="unit")
-    with pytest.raises(InputError, match="components=0"):
-        of(organism, components=0)
+    with pytest.raises(InputError, match="directions=0"):
+        of(organism, directions=0)
     with pytest.raises(InputError, match="fit_tokens"):
         of(organism, fit_tokens=0)
-    with pytest.raises(InputError, match="components=999"):
-        of(organism, steps=0, components=999)
+    with pytest.raises(InputError, match="directions=999"):
+        of(organism, steps=0, directions=999)
     with pytest.raises(SiteError, match=r"layers 0\.\.3"):
         of(organism, layers=9)
     same = Edit(dl.Sites("resid", layers=1), lambda activation, at: torch.full_like(activation, 0.1))

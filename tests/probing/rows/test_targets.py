@@ -13,7 +13,7 @@ from dit_lens.errors import EvidenceError
 from dit_lens.probing.rows.rows import POOLS, Rows
 from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.geometry import Geometry, Pixels
-from dit_lens.tasks import TASKS, Label, Permanence
+from dit_lens.tasks import TASKS, Label, Labelled, Permanence
 from dit_lens.tasks.evidence import labels_of
 
 SMALL: dict[str, Any] = {"maze": {"size": 4}, "tictactoe": {"size": 3}}
@@ -238,3 +238,47 @@ def test_bad_input_is_refused_with_what_is_wrong() -> None:
         Rows.of(geometry((3, 4, 4), frames=9), Checkers(), "cell")
     with pytest.raises(EvidenceError, match="leaves the picture"):
         Rows.of(geometry((3, 2, 2), side=16), Checkers(), "cell")
+
+
+# -- tasks of a user's own, without a board
+
+
+def own(**labels: Any) -> Labelled:
+    return Labelled(["a", "b"], labels)
+
+
+def test_inputs_with_labels_are_asked_of_clips_frames_and_tokens() -> None:
+    given = geometry((3, 2, 4))
+    tokens = np.arange(48.0).reshape(2, 3, 2, 4)
+    task = own(clip=[0, 1], frame=np.arange(6.0).reshape(2, 3), token=tokens)
+    instances = [task.inputs[0], task.inputs[1]]
+    for level, count in (("clip", 1), ("frame", 3), ("token", 24)):
+        rows = Rows.of(given, task, level)  # type: ignore[arg-type]
+        found = targets_of(task, instances, rows)
+        assert rows.count == count
+        assert list(found) == [level]
+        assert rows.features(torch.arange(48.0).reshape(2, 3, 2, 4, 1)).shape == (2, count, 1)
+    assert found["token"].values.tolist() == tokens.reshape(2, -1).tolist()
+    features = rows.features(torch.tensor(tokens)[..., None])[..., 0]
+    assert features.tolist() == found["token"].values.tolist()
+    assert targets_of(task, instances, rows, ["clip"])["clip"].values.tolist() == [[0] * 24, [1] * 24]
+
+
+def test_cells_of_a_task_without_a_board_are_refused() -> None:
+    with pytest.raises(EvidenceError, match=r"a probe with level='cell' needs size .* task 'labelled'"):
+        Rows.of(geometry((3, 2, 4)), own(y=[0, 1]), "cell")
+
+
+def test_tokens_of_another_grid_and_cells_of_tokens_are_refused() -> None:
+    task = own(token=np.zeros((2, 3, 2, 4)))
+    with pytest.raises(EvidenceError, match=r"label 'token' has 2 x 4 values a frame, not one of each token"):
+        targets_of(task, [task.inputs[0]], Rows.of(geometry((3, 4, 4)), task, "token"), ["token"])
+    board = Label("token", "perception", np.zeros((1, 3, 4, 4)), level="token")
+    with pytest.raises(EvidenceError, match="'token' is of the token and cannot be asked of each cell"):
+        Rows.of(geometry((3, 4, 4)), Checkers(), "cell").targets(board)
+
+
+def test_frames_are_compared_where_the_task_says_how_many_it_has() -> None:
+    truth = np.zeros((2, 9, 32, 32, 3), dtype=np.uint8)
+    with pytest.raises(EvidenceError, match="the model makes 5 frames and labelled has 9"):
+        Rows.of(geometry((3, 2, 4)), Labelled(["a", "b"], {"y": [0, 1]}, truth=truth), "clip")

@@ -159,6 +159,7 @@ def test_a_scorer_that_returns_no_scores_is_refused(returned: Any) -> None:
     ("pairs", "told"),
     [
         ([], "need a list of inputs"),
+        (5, "need a list of pairs, got 5"),
         ("ab", r"pair 0 must be \(original, counterfactual\), got 'a'"),
         (["one", "two"], "pair 0 must be"),
         ([("a", "b", "c")], "pair 0 must be"),
@@ -283,6 +284,17 @@ def test_inputs_are_taken_as_a_run_takes_them_and_keep_an_id_of_their_own() -> N
     assert {np.asarray(i.image).tobytes() for i in task.sample(2)} == {np.asarray(m.image).tobytes() for m in mazes}
     same = Labelled(["a", "a", "b"], {"y": [0, 0, 1]})
     assert len({i.id for i in same.inputs}) == 2
+
+
+@pytest.mark.parametrize("inputs", [[], "a", {"prompt": "a"}, 3, None])
+def test_what_is_no_list_of_inputs_is_refused(inputs: Any) -> None:
+    with pytest.raises(TaskError, match="labelled: need a list of inputs with at least one, got"):
+        Labelled(inputs, {})
+
+
+def test_inputs_may_come_from_any_iterable() -> None:
+    for inputs in (np.array(["a", "b"]), iter(["a", "b"]), ("a", "b")):
+        assert [i.prompt for i in Labelled(inputs, {"y": [0, 1]}).inputs] == ["a", "b"]
 
 
 def test_an_input_is_light_and_can_be_pickled() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from dit_lens.tasks import Move
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES, NUMBER, SHAPES
-from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, Scenes
+from dit_lens.tasks.puzzles.puzzle import PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes
 
 Cell = tuple[int, int]
 

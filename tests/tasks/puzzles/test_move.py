@@ -12,7 +12,8 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import Move
 from dit_lens.tasks.base import SPLITS
 from dit_lens.tasks.puzzles.glyphs import COLOURS, SHAPES
-from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, length, rows
+from dit_lens.tasks.puzzles.puzzle import PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import length, rows
 from tests.tasks.puzzles.moves import CIRCLE, PROBLEM, RINGS, SCENE, SQUARE, TASK, Cell, truth
 
 

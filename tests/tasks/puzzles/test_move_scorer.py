@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dit_lens.tasks import Move
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NUMBER, SHAPES, WALL, paint
-from dit_lens.tasks.puzzles.puzzle import rows, take
+from dit_lens.tasks.puzzles.scenes import rows, take
 from tests.tasks.puzzles.moves import CIRCLE, PROBLEM, SQUARE, TASK, Cell, film, reference, truth
 
 

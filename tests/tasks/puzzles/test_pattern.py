@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 from dit_lens.errors import TaskError
 from dit_lens.tasks import Pattern, PuzzleInstance
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, GAP, NAMES, NUMBER, SIZES, paint, read
-from dit_lens.tasks.puzzles.puzzle import concatenate, take
+from dit_lens.tasks.puzzles.scenes import concatenate, take
 
 ALL_SIZES = (3, 4, 5, 16)
 Codes = np.ndarray

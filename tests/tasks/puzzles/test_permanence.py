@@ -15,7 +15,8 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import Permanence
 from dit_lens.tasks.base import SPLITS
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES, NUMBER, SHAPES, UNREADABLE, WALL, paint
-from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, Scenes, rows
+from dit_lens.tasks.puzzles.puzzle import PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes, rows
 
 TASK = Permanence()
 # A red circle in row 1 and a blue square in row 3; the circle goes, and comes out.

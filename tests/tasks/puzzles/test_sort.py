@@ -16,7 +16,8 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import Sort
 from dit_lens.tasks.base import SPLITS
 from dit_lens.tasks.puzzles.glyphs import COLOURS, FLOOR, NAMES, NUMBER, UNREADABLE, WALL, paint
-from dit_lens.tasks.puzzles.puzzle import PuzzleInstance, Scenes, rows
+from dit_lens.tasks.puzzles.puzzle import PuzzleInstance
+from dit_lens.tasks.puzzles.scenes import Scenes, rows
 
 Order = tuple[int, ...]
 

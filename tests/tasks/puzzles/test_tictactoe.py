@@ -8,7 +8,7 @@ import pytest
 from dit_lens.errors import TaskError
 from dit_lens.tasks import TicTacToe
 from dit_lens.tasks.puzzles.glyphs import NAMES, SLOT, read
-from dit_lens.tasks.puzzles.puzzle import concatenate, length
+from dit_lens.tasks.puzzles.scenes import concatenate, length
 from dit_lens.tasks.puzzles.tictactoe import is_problem, winning_squares
 from tests.tasks.puzzles.noughts import (
     BY_HAND,
