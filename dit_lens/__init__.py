@@ -135,11 +135,12 @@ _MODULES = {
 }
 #: The modules of all other public names.
 _NAMES = {
+    "dit_lens.analysis.guidance": "GuidanceComparison compare_guidance",
     "dit_lens.analysis.localization.localize": "localize",
     "dit_lens.analysis.localization.result": "Localization LocalizeConfig",
     "dit_lens.analysis.patching": "PatchingSweep patching_sweep",
-    "dit_lens.analysis.success": "Evaluation GuidanceComparison PromptExchange "
-    "compare_guidance evaluate exchange_prompts",
+    "dit_lens.analysis.prompts": "PromptExchange exchange_prompts",
+    "dit_lens.analysis.success": "Evaluation evaluate",
     "dit_lens.engine.apply": "apply",
     "dit_lens.engine.gradients": "Gradients",
     "dit_lens.errors": "DitLensError",
@@ -203,17 +204,12 @@ _WHERE = {name: module for module, names in _NAMES.items() for name in names.spl
 if TYPE_CHECKING:  # the same once more for type checkers and editors; a test compares the two
     from dit_lens import errors, families, organisms, tasks
     from dit_lens.analysis import behaviours
+    from dit_lens.analysis.guidance import GuidanceComparison, compare_guidance
     from dit_lens.analysis.localization.localize import localize
     from dit_lens.analysis.localization.result import Localization, LocalizeConfig
     from dit_lens.analysis.patching import PatchingSweep, patching_sweep
-    from dit_lens.analysis.success import (
-        Evaluation,
-        GuidanceComparison,
-        PromptExchange,
-        compare_guidance,
-        evaluate,
-        exchange_prompts,
-    )
+    from dit_lens.analysis.prompts import PromptExchange, exchange_prompts
+    from dit_lens.analysis.success import Evaluation, evaluate
     from dit_lens.engine.apply import apply
     from dit_lens.engine.gradients import Gradients
     from dit_lens.errors import DitLensError

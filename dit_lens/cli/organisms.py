@@ -29,7 +29,9 @@ def add_commands(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> Printed:
-    from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts, prompt_kinds
+    from dit_lens.analysis.guidance import compare_guidance
+    from dit_lens.analysis.prompts import exchange_prompts, prompt_kinds
+    from dit_lens.analysis.success import evaluate
 
     count = min(options.count, 40) if options.quick else options.count
     tasks, model = _tasks(options), load(options.name)

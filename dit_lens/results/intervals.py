@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dit_lens.results.arrays import Floats, Ints
+from dit_lens.results.arrays import Bools, Floats, Ints
 
 
 class Interval(NamedTuple):
@@ -37,6 +37,11 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> Interval:
     centre = (share + square / 2) / (1 + square)
     half = z * sqrt(share * (1 - share) / count + square / count / 4) / (1 + square)
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def share(holds: Bools) -> Interval:
+    """Share of n for which something holds, bool (n,), with Wilson's interval."""
+    return wilson(int(holds.sum()), len(holds))
 
 
 def bootstrap_weights(count: int, replicates: int, seed: int) -> Floats:

@@ -137,7 +137,14 @@ def _curves(
     )
 
     def excess(role: str) -> Floats:
-        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in roles[role]]
+        # A label that is the same in every cell of the last latent frame has no probe.
+        probed = [name for name in roles[role] if probes.scores_of(probes.at(config.step)[0], name)]
+        if not probed:
+            names = ", ".join(roles[role])
+            raise EvidenceError(
+                f"{_WHO}: {role} label {names} never varies in the last latent frame; no probe reads it"
+            )
+        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in probed]
         return np.asarray(np.mean(above, axis=0))
 
     return Curves(
