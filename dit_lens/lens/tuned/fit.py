@@ -127,16 +127,11 @@ def fit_tuned_lens(
     layers = [k for k in indices(sites.layers, model.layers, "layer") if k < model.layers - 1]
     if not layers:
         raise InputError(f"no layer to translate before the last, {model.layers - 1}; got layers {sites.layers!r}")
-    learned, judged = (
-        _moments(runs, part, bands, layers, what) for part, what in ((passes[0], "train"), (held_out, "validate"))
-    )
-    penalty, maps = _solved(runs, passes, bands, recipe, learned, judged)
-    some = passes[0][:: max(1, len(train) // len(validation))]
-    shown = {
-        "train": _velocity_errors(runs, some, bands, maps, "errors, train"),
-        "validation": _velocity_errors(runs, held_out, bands, maps, "errors, validation"),
-    }
-    moments = {"train": learned, "validation": judged}
+    parts = {"train": passes[0], "validation": held_out}
+    moments = {what: _moments(runs, part, bands, layers, what) for what, part in parts.items()}
+    penalty, maps = _solved(runs, passes, bands, recipe, moments)
+    parts["train"] = passes[0][:: max(1, len(train) // len(validation))]
+    shown = {what: _velocity_errors(runs, part, bands, maps, f"errors, {what}") for what, part in parts.items()}
     errors = [_entry(place, bands[place[0]], penalty[place], maps[place], moments, shown) for place in maps]
     record = Record(
         model_id=model.id,
@@ -162,12 +157,11 @@ def _solved(
     passes: Sequence[Seeded],
     bands: Sequence[NoiseBand],
     recipe: TunedLensRecipe,
-    learned: Mapping[BandLayer, ResidualSums],
-    judged: Mapping[BandLayer, ResidualSums],
+    moments: Mapping[str, Mapping[BandLayer, ResidualSums]],
 ) -> tuple[dict[BandLayer, Any], dict[BandLayer, Affine]]:
     """The penalty (None after gradient steps) and the translator of each place."""
-    _check_enough(learned, bands)
-    penalty, maps = _ridge(learned, judged, recipe.penalties)
+    _check_enough(moments["train"], bands)
+    penalty, maps = _ridge(moments["train"], moments["validation"], recipe.penalties)
     if recipe.objective == "residual":
         return penalty, maps
     zeros = {place: (torch.zeros_like(w), torch.zeros_like(b)) for place, (w, b) in maps.items()}
