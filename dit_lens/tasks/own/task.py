@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
+from dit_lens.files.digest import short_hash
 from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.base import Label, Split, generator, instance_of_each
@@ -71,6 +72,11 @@ class Own:
     @property
     def title(self) -> str:
         return self.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How many inputs, and a hash of what they are."""
+        return {"inputs": len(self.inputs), "content": short_hash([i.id.encode() for i in self.inputs])}
 
     @property
     def picture(self) -> tuple[int, int] | None:
