@@ -78,7 +78,9 @@ ANALYSES: dict[str, Callable[[Any], Result]] = {
     "self_correction": lambda task: dl.behaviours.self_correction(model(), task, FEW),
     "self_correction, strict": lambda task: dl.behaviours.self_correction(model(), task, FEW, judge="strict"),
     "multi_path": lambda task: dl.behaviours.multi_path(model(), task, FEW),
-    "probes": lambda task: dl.probe_grid(dl.collect(model(), task, 24, dl.Readout.of(steps=0), batch=24), folds=2),
+    "probes": lambda task: dl.probe_grid(
+        dl.collect(model(), task, 60 if task.name in dl.tasks.TASKS else 16, dl.Readout.of(steps=0)), folds=2
+    ),
     "survey": lambda task: dl.behaviours.survey(model(), task, FEW),
 }
 
