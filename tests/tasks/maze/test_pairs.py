@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks import Evidence, Maze, MazeInstance, Pair, Problem
+from dit_lens.tasks import BoardTask, Maze, MazeInstance, Pair, Problem
 from dit_lens.tasks.evidence import labels_of
 from dit_lens.tasks.maze.boards import in_split
 from tests.tasks import reference
@@ -188,7 +188,7 @@ def test_the_mazes_that_seeds_and_ids_of_published_results_stand_for_stay_what_t
 
 
 def test_a_maze_is_a_task() -> None:
-    members = [name for name in dir(Evidence) if not name.startswith("_")]
+    members = [name for name in dir(BoardTask) if not name.startswith("_")]
     assert {"kinds", "weights", "name", "sample", "render", "describe"} <= set(members)
     assert [name for name in members if not hasattr(Maze(), name)] == []
     described = json.loads(json.dumps(Maze(6).describe()))

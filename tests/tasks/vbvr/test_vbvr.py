@@ -6,7 +6,7 @@ import json
 import sys
 import types
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 import dit_lens as dl
 from dit_lens.errors import EvidenceError, TaskError
 from dit_lens.runs.inputs import Row
+from dit_lens.runs.seeds import derive
 from dit_lens.tasks import declared, vbvr
 from dit_lens.tasks.evidence import answer_masks, labels_of
 from tests.subjects import Subject
@@ -327,11 +328,12 @@ class Player:
     asked: list[str] = field(default_factory=list)
     setup: dict[str, str] = field(default_factory=dict)
 
-    def run(self, sample: Any, seed: int, **_: Any) -> Any:
-        if self.id == "tired" and self.asked:
-            raise KeyboardInterrupt
-        self.asked.append(sample.id)
-        return types.SimpleNamespace(frames=sample.video[None], rows=[Row(sample.id, seed)])
+    def runs(self, samples: Any, seeds: Any, **_: Any) -> Iterator[Any]:
+        for sample, seed in zip(samples, seeds, strict=True):
+            if self.id == "tired" and self.asked:
+                raise KeyboardInterrupt
+            self.asked.append(sample.id)
+            yield types.SimpleNamespace(frames=sample.video[None], rows=[Row(sample.id, seed)])
 
 
 def test_an_interrupted_run_goes_on(bench: Path, tmp_path: Path) -> None:
@@ -456,7 +458,7 @@ def test_a_model_runs_on_samples_as_on_the_instances_themselves(tmp_path: Path, 
     settings: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
     vbvr.run_bench(organism.model, samples, tmp_path / "out", seed=7, **settings)
     for sample, instance in zip(samples, instances, strict=True):
-        direct = organism.model.run(instance, seed=7, **settings).frames
+        direct = organism.model.run(instance, derive(7, f"{sample.split}/{sample.id}"), **settings).frames
         assert direct is not None
         assert np.array_equal(vbvr.read_result(tmp_path / "out", sample), direct[0])
 
