@@ -3,8 +3,8 @@
     python probes/evaluate_probes.py maze puzzles
     python probes/evaluate_probes.py runs/probes/maze.safetensors --instances 192 --model maze
 
-The instances are drawn with another seed than those that the probes were scored on when they were trained, and run with
-seeds that neither those nor the training runs had.
+The instances are drawn with another seed than those that the probes were scored on when they were trained, and their
+runs have seeds that neither those nor the training runs had.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import pandas as pd
 
 import dit_lens as dl
 
-SHOWN = ["layer", "skill", "interval", "shuffled", "input", "position", "random", "majority", "selectivity"]
+SHOWN = ["site", "skill", "interval", "shuffled", "input", "position", "random", "majority", "selectivity"]
 
 
 def table(probes: dl.ProbeSet, model: dl.VideoDiT, instances: int, step: int | None) -> str:
     """Label x layer with all controls at one step, as Markdown."""
     step = probes.steps[len(probes.steps) // 2] if step is None else step
-    grid = dl.evaluate_probes(probes, model, test=instances)
-    found = grid.table(step)
-    found["layer"] = found["readout"]
+    grid = dl.evaluate_probes(model, probes.task, probes, instances)
+    found = grid.wide(step)
     found["interval"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(found["low"], found["high"], strict=True)]
     sigma = grid.sigmas[step]
     lines = [

@@ -23,12 +23,12 @@ from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.steer import Steer
+from dit_lens.lens.source import Recorded
 from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_card import sites_of
 from dit_lens.probing.probe_grid import site_values
 from dit_lens.probing.probe_set import ProbeSet
 from dit_lens.probing.rows.collect import drawn
-from dit_lens.probing.rows.sources import met_at
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 from dit_lens.results.plots import curves
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
@@ -295,12 +295,11 @@ class _Steered:
     def _lens(self, run: Run, steer: Sequence[Steer]) -> Tensor:
         """x0hat of the depth lens in the steered step: (B, C, F, H, W)."""
         keep = Capture(Sites("resid", steps=self.step, layers=self.lens_layer, branches="cond"))
-        changes = met_at(self.interventions, run.geometry, self.step)
-        replay = self.model.replay(run, self.step, [*changes, *steer, keep])
-        call = next(c for c in run.recorded(self.step) if "cond" in c.branches)
+        recorded = Recorded(run, (*self.interventions, *steer))
+        replay = recorded.replay(self.model, self.step, [keep])
         residual = next(iter(replay.captures[""].values()))
-        velocity = self.model.read_out(call, residual, replay.conditioning["cond"])
-        return run.clean(self.step, run.states[self.step], velocity)
+        velocity = self.model.read_out(recorded.call(self.step, "cond"), residual, replay.conditioning["cond"])
+        return recorded.clean(self.step, velocity)
 
     def _samples(
         self, run: Run, steered: Run, lens: Tensor, still: Tensor, dose: float, way: str, draw: int

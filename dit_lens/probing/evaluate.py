@@ -111,15 +111,10 @@ def scored(
     for run in visit.runs(instances, seed, score, title="test runs"):
         probes.require_run(run)
         last = run
-    scores: dict[Probe, GroupedScores] = {}
-    for (place, a), parts in sums.items():
-        sites = [str(site) for site in visit.sites if site.step == place.step]
-        of_instances = _by_instance(parts, groups, a.kind == "regression")
-        scores |= dict.fromkeys(probes_of(place, a.name, a.control, sites), of_instances)
     return ProbeGrid(
         groups=int(groups.max()) + 1,
         labels={a.name: a.role for a in asked},
-        scores=scores,
+        scores=_of_probes(sums, visit, groups),
         kinds={a.name: a.kind for a in asked},
         classes={a.name: a.names for a in asked},
         source=visit.readout.source,
@@ -127,6 +122,18 @@ def scored(
         sigmas={step: last.schedule.sigma(step) for step in visit.steps},
         experts={step: last.experts[step] for step in visit.steps},
     )
+
+
+def _of_probes(
+    sums: Mapping[tuple[Place, Asked], Sequence[NDArray[np.float64]]], visit: Visit, groups: NDArray[np.int64]
+) -> dict[Probe, GroupedScores]:
+    """Sums of the runs at every place as the scores of the probes that they stand for."""
+    scores: dict[Probe, GroupedScores] = {}
+    for (place, a), parts in sums.items():
+        sites = [str(site) for site in visit.sites if site.step == place.step]
+        of_instances = _by_instance(parts, groups, a.kind == "regression")
+        scores |= dict.fromkeys(probes_of(place, a.name, a.control, sites), of_instances)
+    return scores
 
 
 def _by_instance(parts: Sequence[NDArray[np.float64]], groups: NDArray[np.int64], regression: bool) -> GroupedScores:

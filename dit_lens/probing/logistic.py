@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dit_lens.probing.rows.rows import Rows
 from dit_lens.probing.rows.targets import targets_of
 from dit_lens.sites.site import Site
 from dit_lens.store.store import Store
-from dit_lens.tasks.base import Task
+from dit_lens.tasks.base import Label, Task
 
 
 def logistic_from_store(
@@ -69,33 +69,17 @@ def logistic_from_store(
     problems = _problems(store, instances)
     rows = Rows.of(model.geometry(instances[0]), task, readout.level, readout.selection.tokens, readout.pooled)
     sites = _sites(store, readout)
-    found = targets_of(task, problems, rows, labels)
-    if labels is None:
-        found = {name: label for name, label in found.items() if not label.is_regression}
-    if numbers := [name for name, label in found.items() if label.is_regression]:
-        raise EvidenceError(f"{', '.join(numbers)}: a logistic probe tells classes apart; use ridge for numbers")
+    found = _classes(targets_of(task, problems, rows, labels), labels is None)
     groups, fold = group_numbers(store.groups.tolist()), fold_of_runs(store.groups.tolist(), folds)
     questions = ask(found, groups, seed)
     check_folds(questions, fold)
+    own = [site for site in sites if site.component != "model_input"]
     scores: dict[Probe, GroupedScores] = {}
-    own = {site: str(site) for site in sites if site.component != "model_input"}
-
-    def score(place: Place, features: NDArray[Any]) -> None:
-        here = [name for site, name in own.items() if site.step == place.step]
+    for place, features in _read(store, rows, sites):
+        here = [str(site) for site in own if site.step == place.step]
         for question in questions:
             if probes := probes_of(place, question.name, question.control, here):
-                scores.update(dict.fromkeys(probes, _scored(place, features, question, fold, groups, estimator)))
-
-    positions = rows.positions()
-    position = np.broadcast_to(positions, (len(problems), *positions.shape))
-    for step in dict.fromkeys(site.step for site in own):
-        score(Place(step, "", "position"), position)
-    for site in tqdm(sites, desc="logistic probes", unit="site"):
-        view = store[site]
-        make = rows.inputs if site.component == "model_input" else rows.features
-        features = torch.cat([make(view.tensor(slice(i, i + 32))) for i in range(0, len(view), 32)])
-        is_input = site.component == "model_input"
-        score(Place(site.step, "", "input") if is_input else Place(site.step, own[site]), features.numpy())
+                scores |= dict.fromkeys(probes, _scored(place, features, question, fold, groups, estimator))
     return ProbeGrid(
         groups=int(groups.max()) + 1,
         labels={name: label.role for name, label in found.items()},
@@ -127,6 +111,26 @@ def _sites(store: Store, readout: Readout) -> list[Site]:
     if not any(site.component in READ for site in found):
         raise EvidenceError(f"{store} has no site of branch {readout.branch!r} that a probe reads: {', '.join(READ)}")
     return found
+
+
+def _classes(labels: Mapping[str, Label], drop: bool) -> dict[str, Label]:
+    """Labels of classes; those of numbers are dropped, or refused."""
+    numbers = [name for name, label in labels.items() if label.is_regression]
+    if numbers and not drop:
+        raise EvidenceError(f"{', '.join(numbers)}: a logistic probe tells classes apart; use ridge for numbers")
+    return {name: label for name, label in labels.items() if name not in numbers}
+
+
+def _read(store: Store, rows: Rows, sites: Sequence[Site]) -> Iterator[tuple[Place, NDArray[Any]]]:
+    """Features (R, N, D), one site after the other, before them each step's positions."""
+    positions = rows.positions()
+    for step in dict.fromkeys(site.step for site in sites):
+        yield Place(step, "", "position"), np.broadcast_to(positions, (len(store), *positions.shape))
+    for site in tqdm(sites, desc="logistic probes", unit="site"):
+        view, is_input = store[site], site.component == "model_input"
+        make = rows.inputs if is_input else rows.features
+        features = torch.cat([make(view.tensor(slice(i, i + 32))) for i in range(0, len(view), 32)])
+        yield Place(site.step, "", "input") if is_input else Place(site.step, str(site)), features.numpy()
 
 
 def _scored(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from dit_lens.probing.rows.data import Place, ProbeData
 from dit_lens.probing.rows.readers import Visit
 from dit_lens.probing.rows.readout import Readout
 from dit_lens.probing.rows.targets import targets_of
-from dit_lens.tasks.base import Split, Task
+from dit_lens.runs.run import Run
+from dit_lens.tasks.base import Label, Split, Task
 
 
 def collect(
@@ -81,23 +82,34 @@ def collect(
         last = run
     if targets is None:
         targets = targets_of(task, problems, visit.rows, labels, np.concatenate([f for f in shown if f is not None]))
+    groups = [instance.id for instance in problems]
     features = {place: np.concatenate(parts) for place, parts in found.items()}
-    position, known = visit.rows.positions(), "position" in visit.controls
-    return {
-        step: ProbeData(
-            features={p.site: x for p, x in features.items() if (p.step, p.control) == (step, "none")},
-            labels=targets,
-            groups=[instance.id for instance in problems],
-            source=visit.readout.source,
-            level=visit.readout.level,
-            sigma=last.schedule.sigma(step),
-            expert=last.experts[step],
-            input=features.get(Place(step, "", "input")),
-            position=np.broadcast_to(position, (len(problems), *position.shape)) if known else None,
-            random={p.site: x for p, x in features.items() if (p.step, p.control) == (step, "random")},
-        )
-        for step in visit.steps
-    }
+    return {step: _data(visit, step, features, targets, groups, last) for step in visit.steps}
+
+
+def _data(
+    visit: Visit,
+    step: int,
+    features: Mapping[Place, NDArray[np.float32]],
+    labels: Mapping[str, Label],
+    groups: Sequence[str],
+    run: Run,
+) -> ProbeData:
+    """What was read at one step."""
+    position = visit.rows.positions()
+    every = np.broadcast_to(position, (len(groups), *position.shape))
+    return ProbeData(
+        features={p.site: x for p, x in features.items() if (p.step, p.control) == (step, "none")},
+        labels=labels,
+        groups=groups,
+        source=visit.readout.source,
+        level=visit.readout.level,
+        sigma=run.schedule.sigma(step),
+        expert=run.experts[step],
+        input=features.get(Place(step, "", "input")),
+        position=every if "position" in visit.controls else None,
+        random={p.site: x for p, x in features.items() if (p.step, p.control) == (step, "random")},
+    )
 
 
 def drawn(

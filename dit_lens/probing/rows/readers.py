@@ -14,12 +14,13 @@ from dit_lens.engine.plan import listed
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At, Intervention
 from dit_lens.interventions.capture import Capture
+from dit_lens.lens.source import Recorded
 from dit_lens.model import VideoDiT
 from dit_lens.probing.rows.data import Place
 from dit_lens.probing.rows.random_weights import RandomTwin
 from dit_lens.probing.rows.readout import Readout
 from dit_lens.probing.rows.rows import Rows
-from dit_lens.probing.rows.sources import met_at, require_source, state_writers
+from dit_lens.probing.rows.sources import require_source, state_writers
 from dit_lens.probing.rows.words import Words
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
@@ -156,14 +157,14 @@ class Visit:
         for step in self.steps:
             if "random" in self.controls:
                 read = Read(self._selection.at(steps=step), self.rows, take, "random")
-                self.twin.replay(run, step, [*met_at(self._at_inputs, run.geometry, step), read])
+                Recorded(run, (*self._at_inputs, read)).replay(self.twin, step)
             if "position" in self.controls:
                 positions = torch.from_numpy(self.rows.positions()).expand(len(run.rows), -1, -1)
                 take(Place(step, "", "position"), positions)
 
     @property
-    def _at_inputs(self) -> list[Intervention]:
-        return [i for i in self.interventions if i.sites.components == ("model_input",)]
+    def _at_inputs(self) -> tuple[Intervention, ...]:
+        return tuple(i for i in self.interventions if i.sites.components == ("model_input",))
 
     @property
     def _selection(self) -> Sites:

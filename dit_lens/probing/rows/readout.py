@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dit_lens.errors import EvidenceError, SiteError
+from dit_lens.errors import EvidenceError
+from dit_lens.lens.source import at_branch
 from dit_lens.probing.rows.data import CONTROLS, Source
 from dit_lens.probing.rows.rows import LEVELS, POOLS, Pool
 from dit_lens.probing.rows.sources import SOURCES
@@ -44,6 +45,8 @@ class Readout:
     ------
     EvidenceError
         At construction for an unknown level, pooling, source or control, and for sites that no probe reads.
+    SiteError
+        The sites name another branch.
 
     Examples
     --------
@@ -71,8 +74,7 @@ class Readout:
             raise EvidenceError(f"unknown source {self.source!r}; one of {', '.join(SOURCES)}")
         if unknown := [c for c in self.controls if c not in CONTROLS]:
             raise EvidenceError(f"unknown controls {', '.join(map(repr, unknown))}; there are {', '.join(CONTROLS)}")
-        if self.sites is not None:
-            _check(self.sites, self.branch)
+        _check(self.selection)
 
     @classmethod
     def of(cls, level: Level = "cell", **selected: object) -> Readout:
@@ -83,7 +85,7 @@ class Readout:
     def selection(self) -> Sites:
         """The sites, of the one branch."""
         last = Tokens(frames=-1) if self.level in ("cell", "token") else Tokens()
-        return (self.sites or Sites(("embed", "resid"), tokens=last)).at(branches=self.branch)
+        return at_branch(self.sites or Sites(("embed", "resid"), tokens=last), self.branch)
 
     @property
     def stream(self) -> str:
@@ -95,10 +97,8 @@ class Readout:
         return POOLS[self.pool] if isinstance(self.pool, str) else self.pool
 
 
-def _check(sites: Sites, branch: str) -> None:
+def _check(sites: Sites) -> None:
     if wrong := [c for c in sites.components if c not in READ]:
         raise EvidenceError(f"probes read {', '.join(READ)}; {wrong[0]!r} is none of them")
-    if sites.branches not in ("all", branch, (branch,)):
-        raise SiteError(f"the sites are of branch {sites.branches!r} and branch={branch!r}: give branch= alone")
     if not isinstance(sites.stream, str) or sites.stream == "all":
         raise EvidenceError(f"probes read one stream at a time, got stream={sites.stream!r}; name one, such as 'video'")

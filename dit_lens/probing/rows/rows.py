@@ -90,7 +90,7 @@ class Rows:
         read = tuple(indices(chosen.frames, geometry.grid[0], "latent frame"))
         made = (latent[0], latent[1], latent[2])
         has_board = level == "cell" or declares(task, "size", "cell")
-        board = require(task, "size", "cell", who="a probe of cells") if has_board else None
+        board = require(task, "size", "cell", who="a probe with level='cell'") if has_board else None
         cells, cell = (board.size, board.cell) if board is not None else (0, 1)
         rows = cls(level, read, geometry.grid, made, cells, cell, pixels, pool)
         rows._check()

@@ -22,12 +22,13 @@ from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
 from dit_lens.families.registry import family_named
 from dit_lens.interventions.base import At, Intervention
+from dit_lens.lens.source import Recorded
 from dit_lens.model import VideoDiT
 from dit_lens.probing.rows.data import Source
 from dit_lens.runs.run import Run
 from dit_lens.runs.schedule import Schedule
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import STEP_COMPONENTS, Site
+from dit_lens.sites.site import STEP_COMPONENTS
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.base import Task
 from dit_lens.tasks.evidence import require
@@ -86,15 +87,6 @@ class WriteStates:
 
     def __call__(self, activation: Tensor, at: At) -> Tensor:
         return self.states[at.site.step].to(activation)
-
-
-def met_at(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
-    """The interventions that a replay of a step meets; what stands around the denoiser is in the record already."""
-
-    def met(site: Site) -> bool:
-        return site.step == step and site.component not in STEP_COMPONENTS
-
-    return [i for i in interventions if any(map(met, i.sites.resolve(geometry)))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +245,7 @@ def _predicted(model: VideoDiT, run: Run, step: int, state: Tensor, changes: Seq
     _require_state_first(run, step)
     given = run.schedule.model_input(step, state)
     give = _GiveState(given, Sites("model_input", steps=step, branches="cond"))
-    replay = model.replay(run, step, [give, *met_at(changes, run.geometry, step)])
+    replay = Recorded(run, (give, *changes)).replay(model, step)
     return replay.velocities["cond"].float()
 
 

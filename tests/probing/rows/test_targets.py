@@ -12,6 +12,7 @@ import dit_lens as dl
 from dit_lens.errors import EvidenceError
 from dit_lens.probing.rows.rows import POOLS, Rows
 from dit_lens.probing.rows.targets import targets_of
+from dit_lens.probing.rows.words import Words
 from dit_lens.sites.geometry import Geometry, Pixels
 from dit_lens.tasks import TASKS, Label, Labelled, Permanence
 from dit_lens.tasks.evidence import labels_of
@@ -282,3 +283,31 @@ def test_frames_are_compared_where_the_task_says_how_many_it_has() -> None:
     truth = np.zeros((2, 9, 32, 32, 3), dtype=np.uint8)
     with pytest.raises(EvidenceError, match="the model makes 5 frames and labelled has 9"):
         Rows.of(geometry((3, 2, 4)), Labelled(["a", "b"], {"y": [0, 1]}, truth=truth), "clip")
+
+
+# -- texts
+
+
+def test_labels_of_a_text_are_of_all_of_it_or_of_its_positions() -> None:
+    words, whole = Words("token", 3, 5), Words("clip", 1, 5)
+    each = Label("noun", "perception", np.array([[True, False, True], [False, False, True]]), level="token")
+    clip = Label("long", "perception", np.array([4, 7]))
+    np.testing.assert_array_equal(words.targets(each), each.values)
+    assert words.targets(clip).tolist() == [[4] * 3, [7] * 3]
+    assert whole.targets(clip).tolist() == [[4], [7]]
+    assert np.array_equal(words.positions(), np.eye(3))
+    with pytest.raises(EvidenceError, match="'noun' is of 3 positions; 2 are read"):
+        Words("token", 2, 5).targets(each)
+    with pytest.raises(EvidenceError, match="'noun' is of the token and cannot be asked of a text's clips"):
+        whole.targets(each)
+    with pytest.raises(EvidenceError, match="'f' is of the frame and cannot be asked of a text's tokens"):
+        words.targets(Label("f", "reasoning", np.zeros((2, 5))))
+
+
+def test_a_task_may_have_labels_of_the_positions_of_a_text() -> None:
+    class Nouns(Unlabelled):
+        def labels(self, instances: Any, latent_frames: int) -> dict[str, Label]:
+            return {"noun": Label("noun", "perception", np.eye(len(instances), 3) > 0, level="token")}
+
+    found = targets_of(Nouns(), [0, 1], Words("token", 3, 5))
+    assert found["noun"].values.tolist() == [[True, False, False], [False, True, False]]
