@@ -91,11 +91,19 @@ class ProbeGrid(Result):
     @property
     def sites(self) -> list[str]:
         """All that was probed, in order."""
-        return list(dict.fromkeys(probe.site for probe in self.scores if probe.control == "none"))
+        return [site for sites in self._by_step.values() for site in sites]
 
     @property
     def steps(self) -> list[int]:
-        return list(dict.fromkeys(Site.parse(site).step for site in self.sites))
+        return list(self._by_step)
+
+    @cached_property
+    def _by_step(self) -> dict[int, list[str]]:
+        """The sites of each step, in order."""
+        found: dict[int, list[str]] = {}
+        for site in dict.fromkeys(probe.site for probe in self.scores if probe.control == "none"):
+            found.setdefault(Site.parse(site).step, []).append(site)
+        return found
 
     def at(self, step: int) -> list[str]:
         """The sites of one step, in order.
@@ -106,7 +114,7 @@ class ProbeGrid(Result):
             A step that was not probed.
         """
         self.require(step=step)
-        return [site for site in self.sites if Site.parse(site).step == step]
+        return list(self._by_step[step])
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class ProbeSet:
         """
         name = self.card["task"]["name"]
         if name not in TASKS:
-            raise InputError(f"these probes are of the task {name!r}, which dit_lens does not have: give task=")
+            raise InputError(f"these probes are of the task {name!r}, which dit_lens does not have: give yours")
         return TASKS[name](**options_of(self.card["task"]["options"]))
 
     @cached_property

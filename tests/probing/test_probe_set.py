@@ -142,7 +142,7 @@ def test_a_task_that_cannot_be_written_down_or_is_not_known_is_refused(monkeypat
     with pytest.raises(InputError, match="no dataclass"):
         stream_probes(model(), Plain())
     own = replace(probes(), card={**probes().card, "task": {"name": "mine", "options": {}}})
-    with pytest.raises(InputError, match="task 'mine', which dit_lens does not have: give task="):
+    with pytest.raises(InputError, match="task 'mine', which dit_lens does not have: give yours"):
         evaluate_probes(model(), own.task, own)
 
 

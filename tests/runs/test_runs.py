@@ -58,6 +58,22 @@ def test_interventions_are_applied_to_every_batch(subject: Subject) -> None:
     assert [len(run["s00/cond/-/velocity"]) for run in runs] == [2, 1]
 
 
+def test_interventions_may_be_made_for_the_rows_of_each_run(subject: Subject) -> None:
+    made: list[tuple[list[str], list[int]]] = []
+
+    def captures(given: list[str], seeds: list[int]) -> list[dl.Capture]:
+        made.append((given, seeds))
+        # The pipeline is free: what is made for a run may need another one.
+        subject.model.run(given, seeds, **{name: value for name, value in SHORT.items() if name != "progress"})
+        return [dl.Capture(dl.Sites("velocity", steps=len(made) - 1))]
+
+    runs = list(subject.model.runs(inputs(3), [7, 8, 9], batch=2, interventions=captures, **SHORT))
+    assert made == [(inputs(3)[:2], [7, 8]), (inputs(3)[2:], [9])]
+    assert [str(site) for run in runs for site in run.captured()] == [
+        "s00/cond/-/velocity/video", "s01/cond/-/velocity/video"
+    ]  # fmt: skip
+
+
 def test_interventions_of_a_generator_are_applied_to_every_batch(subject: Subject) -> None:
     zero = (dl.Ablate(dl.Sites("velocity")) for _ in range(1))
     for run in subject.model.runs(inputs(2), batch=1, interventions=zero, record=True, **SHORT):

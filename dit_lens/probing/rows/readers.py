@@ -36,7 +36,7 @@ Sink = Callable[[slice, Place, Tensor], None]
 Take = Callable[[Place, Tensor], None]
 
 #: What a visit itself says of every run.
-_OWN = ("record", "stop_after", "resume", "body")
+_OWN = ("decode", "record", "stop_after", "resume", "body")
 #: Arguments of `VideoDiT.runs` that are none of the pipeline's.
 _OF_RUNS = ("batch", "progress")
 
