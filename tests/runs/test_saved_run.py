@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import dit_lens as dl
+from dit_lens.engine.dispatcher import velocities
 from dit_lens.engine.recorder import Recorder
-from dit_lens.errors import DonorError, InputError, StoreError
+from dit_lens.errors import DonorError, InputError, StoreError, UnsupportedModel
 from dit_lens.families.base import Architecture
 from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.files.video import read_video
@@ -322,3 +323,11 @@ def test_every_repr_is_short() -> None:
         assert len(text) < 1000, text[:2000]
         assert len(text.splitlines()) <= 5, text
         assert type(thing).__name__ in text or isinstance(thing, dl.Sites)
+
+
+def test_a_run_of_a_family_that_is_not_known_here_is_refused() -> None:
+    """A saved run names its family; one that is registered by hand has to be registered where it is loaded too."""
+    other = replace(recorded(SEPARATE), family="mine")
+    other = replace(other, calls=tuple(replace(call, context=None) for call in other.calls))
+    with pytest.raises(UnsupportedModel, match="no family is named 'mine'; register it first, known are wan, "):
+        velocities(other.calls[0], other.calls[0].output)
