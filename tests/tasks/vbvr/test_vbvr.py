@@ -6,7 +6,7 @@ import json
 import sys
 import types
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -325,13 +325,17 @@ class Player:
 
     id: str = "player"
     asked: list[str] = field(default_factory=list)
+    seeds: dict[str, int] = field(default_factory=dict)
     setup: dict[str, str] = field(default_factory=dict)
 
-    def run(self, sample: Any, seed: int, **_: Any) -> Any:
-        if self.id == "tired" and self.asked:
-            raise KeyboardInterrupt
-        self.asked.append(sample.id)
-        return types.SimpleNamespace(frames=sample.video[None], rows=[Row(sample.id, seed)])
+    def runs(self, samples: Sequence[Any], seeds: Sequence[int], *, batch: int, **_: Any) -> Iterator[Any]:
+        assert batch == 1
+        for sample, seed in zip(samples, seeds, strict=True):
+            if self.id == "tired" and self.asked:
+                raise KeyboardInterrupt
+            self.asked.append(sample.id)
+            self.seeds[sample.id] = seed
+            yield types.SimpleNamespace(frames=sample.video[None], rows=[Row(sample.id, seed)])
 
 
 def test_an_interrupted_run_goes_on(bench: Path, tmp_path: Path) -> None:
@@ -342,6 +346,11 @@ def test_an_interrupted_run_goes_on(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         vbvr.run_bench(rested, samples, out, seed=3, num_inference_steps=4)
     assert tired.asked + rested.asked == [s.id for s in samples[:2]]
+    # Whichever samples are left, each has its own noise.
+    whole = Player()
+    vbvr.run_bench(whole, samples, tmp_path / "whole", seed=3, num_inference_steps=4)
+    assert len(set(whole.seeds.values())) == len(samples)
+    assert {**tired.seeds, **rested.seeds}.items() <= whole.seeds.items()
     assert not list(out.rglob("*.part"))
 
 
