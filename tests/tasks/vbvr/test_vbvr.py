@@ -6,7 +6,7 @@ import json
 import sys
 import types
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -326,13 +326,16 @@ class Player:
 
     id: str = "player"
     asked: list[str] = field(default_factory=list)
+    seeds: dict[str, int] = field(default_factory=dict)
     setup: dict[str, str] = field(default_factory=dict)
 
-    def runs(self, samples: Any, seeds: Any, **_: Any) -> Iterator[Any]:
+    def runs(self, samples: Sequence[Any], seeds: Sequence[int], *, batch: int, **_: Any) -> Iterator[Any]:
+        assert batch == 1
         for sample, seed in zip(samples, seeds, strict=True):
             if self.id == "tired" and self.asked:
                 raise KeyboardInterrupt
             self.asked.append(sample.id)
+            self.seeds[sample.id] = seed
             yield types.SimpleNamespace(frames=sample.video[None], rows=[Row(sample.id, seed)])
 
 
@@ -344,6 +347,11 @@ def test_an_interrupted_run_goes_on(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         vbvr.run_bench(rested, samples, out, seed=3, num_inference_steps=4)
     assert tired.asked + rested.asked == [s.id for s in samples[:2]]
+    # Whichever samples are left, each has its own noise.
+    whole = Player()
+    vbvr.run_bench(whole, samples, tmp_path / "whole", seed=3, num_inference_steps=4)
+    assert len(set(whole.seeds.values())) == len(samples)
+    assert {**tired.seeds, **rested.seeds}.items() <= whole.seeds.items()
     assert not list(out.rglob("*.part"))
 
 
@@ -458,7 +466,8 @@ def test_a_model_runs_on_samples_as_on_the_instances_themselves(tmp_path: Path, 
     settings: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
     vbvr.run_bench(organism.model, samples, tmp_path / "out", seed=7, **settings)
     for sample, instance in zip(samples, instances, strict=True):
-        direct = organism.model.run(instance, derive(7, f"{sample.split}/{sample.id}"), **settings).frames
+        seed = derive(7, f"{sample.split}/{sample.id}")
+        direct = organism.model.run(instance, seed=seed, **settings).frames
         assert direct is not None
         assert np.array_equal(vbvr.read_result(tmp_path / "out", sample), direct[0])
 
