@@ -119,10 +119,11 @@ class VideoDiT:
         """The same of every value of the weights: what changes with any of them, and takes as long as reading them."""
         return model_id(self.experts.values(), whole=True)
 
-    def require_own(self, run: Run) -> None:
-        """Raise `MadeForAnother` for a run of another model, or of this one with other weights or adapters."""
+    def require_own(self, run: Run) -> str:
+        """Return the model's own id; raise `MadeForAnother` for a run of other weights, adapters or another model."""
         if run.model_id != (own_id := self.id):
             raise MadeForAnother(f"the run was made by model {run.model_id}, this is {own_id}")
+        return own_id
 
     def run(
         self,
@@ -327,7 +328,7 @@ class VideoDiT:
         return on_loan(self.pipeline, self._trees.values(), work)
 
     def _replay(self, run: Run, step: int, interventions: Iterable[Intervention], from_layer: int) -> Replay:
-        self.require_own(run)
+        own_id = self.require_own(run)
         calls = run.recorded(step)
         refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled(), pipeline=self.pipeline)
         context: Context = calls[0].context
@@ -359,7 +360,7 @@ class VideoDiT:
         guided = self.architecture.guide(predicted, calls[0].scales, state, calls[0].sigma)
         return Replay(
             id=own_name,
-            model_id=self.id,
+            model_id=own_id,
             rows=run.rows,
             geometry=run.geometry,
             step=step,

@@ -57,6 +57,27 @@ def test_no_public_name_is_shadowed_by_a_module() -> None:
         assert not shadowed, f"{parent.__name__}: {shadowed}"
 
 
+def public_functions() -> dict[str, types.FunctionType]:
+    """Every public function, and every public method of a public class, by name."""
+    found = {name: getattr(dit_lens, name) for name in dit_lens.__all__}
+    for name, module in MODULES.items():
+        found |= {f"{name}.{member}": getattr(module, member) for member in getattr(module, "__all__", ())}
+    for name, kind in [(n, x) for n, x in found.items() if inspect.isclass(x)]:
+        methods = {member: getattr(method, "__func__", method) for member, method in vars(kind).items()}
+        found |= {f"{name}.{member}": method for member, method in methods.items() if not member.startswith("_")}
+    return {name: x for name, x in found.items() if inspect.isfunction(x)}
+
+
+def test_no_signature_is_long_but_that_of_a_run() -> None:
+    names = {}
+    for name, function in public_functions().items():
+        given = inspect.signature(function).parameters.values()
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        names[name] = [p.name for p in given if p.kind not in kinds and p.name not in ("self", "cls")]
+    assert len(names) > 100
+    assert {name: given for name, given in names.items() if len(given) > 8} == {"VideoDiT.run": names["VideoDiT.run"]}
+
+
 def test_a_name_that_is_not_there_is_refused() -> None:
     with pytest.raises(AttributeError, match="'dit_lens' has no attribute 'reasoning'"):
         dit_lens.reasoning  # noqa: B018

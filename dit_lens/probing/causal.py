@@ -304,9 +304,8 @@ class _Steered:
     def _samples(
         self, run: Run, steered: Run, lens: Tensor, still: Tensor, dose: float, way: str, draw: int
     ) -> pd.DataFrame:
-        assert steered.frames is not None
         problems = list(run.inputs)
-        scores = self.task.score(steered.frames, problems)
+        scores = self.task.score(steered.decoded, problems)
         of_lens = self.task.score(self.model.decode(lens), problems)
         cosine = torch.nn.functional.cosine_similarity(lens.flatten(1).double(), still.flatten(1).double())
         values = (scores.total, scores.strict.astype(np.float64), of_lens.total, cosine.cpu().numpy())

@@ -18,7 +18,7 @@ from dit_lens.sites.select import indices
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
-from dit_lens.tasks import TASKS
+from dit_lens.tasks import TASKS, declares, require
 from dit_lens.tasks.base import Level, Task
 
 SCHEMA = 2
@@ -102,13 +102,20 @@ def card_of_task(task: Task) -> dict[str, Any]:
     Raises
     ------
     InputError
-        A task that is no dataclass: its settings could not be written down.
+        A task that is no dataclass and declares no settings: they could not be written down. A task that is not
+        shipped but has the name of one that is.
     """
-    name = task.name
-    if not is_dataclass(task) or isinstance(task, type):
-        raise InputError(f"{task!r} is no dataclass: probes are saved with the settings of their task")
-    options = asdict(task)
-    return {"name": name, "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
+    if declares(task, "settings"):
+        if task.name in TASKS:
+            raise InputError(f"a shipped task is named {task.name!r}: give yours another name to save probes of it")
+        options = dict(require(task, "settings", who="a saved probe").settings)
+    elif is_dataclass(task) and not isinstance(task, type):
+        options = asdict(task)
+    else:
+        raise InputError(
+            f"{task!r} is no dataclass and declares no settings: probes are saved with the settings of their task"
+        )
+    return {"name": task.name, "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
 
 
 def read_card(data: Any) -> Mapping[str, Any]:

@@ -174,7 +174,9 @@ def _parse(item: Any) -> tuple[str, str, Image.Image | None, dict[str, Any]]:
         if not isinstance(item.get("prompt"), str):
             raise InputError(f"an input needs a prompt (a string), got {item.get('prompt')!r}")
         image = item.get("image")
-        name = item.get("id") or _name(item["prompt"], image)
+        name = item.get("id", "") or _name(item["prompt"], image)
+        if not isinstance(name, str):
+            raise InputError(f"an input's id must be a string, got {name!r:.80}")
         return name, item["prompt"], image, options
     if hasattr(item, "prompt"):
         image = getattr(item, "image", None)

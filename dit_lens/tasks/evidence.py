@@ -37,6 +37,7 @@ EVIDENCE: dict[str, str] = {
     "render": "true videos",
     "score": "scores of videos",
     "floors": "scores of videos that cannot have solved it",
+    "settings": "what tells it from others of its name, for saved probes",
     "search_free": "features of a cell that need no search",
 }
 
@@ -132,7 +133,12 @@ class Evidence(BoardTask, Protocol):
     Attributes
     ----------
     main_labels : mapping from role to names of labels
+    settings : mapping
+        JSON types that tell the task from others of its name; a dataclass needs none, its fields are its settings.
     """
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     @property
     def main_labels(self) -> Mapping[str, tuple[str, ...]]: ...

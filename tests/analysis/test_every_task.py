@@ -78,6 +78,9 @@ ANALYSES: dict[str, Callable[[Any], Result]] = {
     "self_correction": lambda task: dl.behaviours.self_correction(model(), task, FEW),
     "self_correction, strict": lambda task: dl.behaviours.self_correction(model(), task, FEW, judge="strict"),
     "multi_path": lambda task: dl.behaviours.multi_path(model(), task, FEW),
+    "probes": lambda task: dl.probe_grid(
+        dl.collect(model(), task, 60 if task.name in dl.tasks.TASKS else 16, dl.Readout.of(steps=0)), folds=2
+    ),
     "survey": lambda task: dl.behaviours.survey(model(), task, FEW),
 }
 
@@ -97,14 +100,16 @@ REFUSED: dict[str, dict[str, str]] = {
     "sort": _PUZZLE,
     "tictactoe": _PUZZLE,
     "vbvr": _NO_ANSWER | _NO_PICTURES | {
+        "probes": "needs",
         "patching_sweep": "needs", "evaluate": "needs score", "exchange_prompts": "needs score",
         "compare_guidance": "needs score", "self_correction, strict": "needs score",
     },
     "pairs": _NO_ANSWER | _NO_PICTURES | {
+        "probes": "needs",
         "patching_sweep": "needs answer_mask", "evaluate": "needs score", "exchange_prompts": "needs score",
         "compare_guidance": "needs score", "self_correction, strict": "needs score",
     },
-    "pairs with masks and a scorer": _NO_ANSWER | _NO_PICTURES | _NO_PAIRS_OF_PROMPTS,
+    "pairs with masks and a scorer": _NO_ANSWER | _NO_PICTURES | _NO_PAIRS_OF_PROMPTS | {"probes": "needs"},
 }  # fmt: skip
 
 

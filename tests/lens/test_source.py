@@ -75,6 +75,18 @@ def test_interventions_are_seen_in_a_run_as_in_inputs(lens: str, organism: Subje
     pd.testing.assert_frame_equal(again.table, made, check_exact=True)
 
 
+@pytest.mark.parametrize("component", ["model_input", "embed", "attn", "velocity"])
+def test_a_lens_of_inputs_sees_what_the_run_under_the_interventions_had(component: str, organism: Subject) -> None:
+    """The oracle: a capture in one run, without a record and a replay. An edit must not act twice."""
+    edit = dl.intervention(dl.Sites(component, steps=[0, 2]))(lambda activation, at: 1.5 * activation)
+    keep = dl.Capture(dl.Sites("velocity"))
+    given = {"seed": [3, 4], **settings(organism)}
+    run = organism.model.run(list(organism.inputs), interventions=[edit, keep], decode=False, **given)
+    found = dl.depth_lens(organism.model, list(organism.inputs), interventions=[edit], **given)
+    own = torch.stack([run[f"s{step:02d}/cond/-/velocity"] for step in range(STEPS)])
+    assert torch.equal(found.velocity, own)
+
+
 def test_edits_of_the_state_are_in_the_record_and_not_done_again(organism: Subject) -> None:
     """An edit between calls reaches a lens through the run, and beside a run it would reach nothing."""
     kept: list[Any] = []

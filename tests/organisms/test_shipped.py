@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dit_lens as dl
-from dit_lens.analysis.success import compare_guidance, evaluate, exchange_prompts, prompt_kinds
+from dit_lens.analysis.guidance import compare_guidance
+from dit_lens.analysis.prompts import exchange_prompts, prompt_kinds
+from dit_lens.analysis.success import evaluate
 from dit_lens.errors import InputError, StoreError
 from dit_lens.organisms import (
     load_organism,

@@ -115,6 +115,23 @@ def test_a_loaded_run_resumes_from_its_own_inputs(tmp_path: Path, organism: Subj
     assert torch.equal(organism.model.run(mazes, seeds, resume=dl.Resume(loaded, 1), **settings).latents, whole.latents)
 
 
+def test_an_input_may_have_an_id() -> None:
+    first, second = TINY[SEPARATE].inputs()
+    named = run(SEPARATE, [{**first, "id": "one"}, second], [0, 1])
+    assert [row.instance for row in named.rows] == ["one", second["prompt"]]
+    with pytest.raises(InputError, match="an input's id must be a string, got 3"):
+        run(SEPARATE, [{**first, "id": 3}], [0])
+
+
+def test_equal_pictures_are_one_whoever_holds_them() -> None:
+    """A picture that was loaded is another object than the one that was saved; its runs are the same."""
+    first, _ = TINY["wan2.1-i2v"].inputs()
+    copies = [{**first, "image": first["image"].copy()} for _ in range(2)]
+    shared, apart = (run("wan2.1-i2v", given, [0, 1]) for given in ([first, first], copies))
+    assert shared.content == apart.content
+    assert torch.equal(shared.latents, apart.latents)
+
+
 FRESH = """
 import sys, torch
 import dit_lens as dl

@@ -24,8 +24,9 @@ from dit_lens.tasks.evidence import (
 )
 
 NAMES = [*TASKS, "two-goal maze:4"]
-#: What every shipped task declares; the rest is in `MORE`. The features that need no search come later.
-ALL = set(EVIDENCE) - {"main_labels", "read_given", "alive", "search_free"}
+#: What every shipped task declares; the rest is in `MORE`. Dataclasses need no settings, and the features that need no
+#: search come later.
+ALL = set(EVIDENCE) - {"main_labels", "read_given", "alive", "settings", "search_free"}
 MORE = {
     "maze": {"main_labels", "read_given", "alive"},
     "two-goal maze:4": {"main_labels", "read_given", "alive"},

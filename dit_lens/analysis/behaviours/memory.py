@@ -67,7 +67,8 @@ class Peak:
     frame : int
         Latent frame.
     target : "position" or "colour"
-    step, readout : the place
+    site : str
+        The place, as a canonical string.
     skill, excess : Interval
         On the other half of the instances, n of them.
     accuracy : float
@@ -77,13 +78,16 @@ class Peak:
 
     frame: int
     target: str
-    step: int
-    readout: str
+    site: str
     skill: Interval
     excess: Interval
     accuracy: float
     controls: dict[str, float]
     n: int
+
+    @property
+    def step(self) -> int:
+        return Site.parse(self.site).step
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,8 @@ class WorkingMemory(Result):
 
     def _rows(self, frame: int, target: str, grid: ProbeGrid) -> Iterator[dict[str, Any]]:
         weights, n = bootstrap_weights(grid.groups, self.config.replicates, self.config.seed), grid.groups
-        for step, site in ((s, site) for s in grid.steps for site in grid.at(s)):
-            at = self._at(step, short_name(site), target, frame, "all")
+        for site in grid.sites:
+            at = self._at(site, target, frame, "all")
             scores = grid.scores_of(site, target)
             for control, of_control in scores.items():
                 accuracy = Interval(float(of_control.balanced_accuracy(weights)[0]), float("nan"), float("nan"))
@@ -150,7 +154,7 @@ class WorkingMemory(Result):
             yield at | {"control": "none"} | measured("excess", excess, n)
 
     def _peak_rows(self, peak: Peak) -> Iterator[dict[str, Any]]:
-        at = self._at(peak.step, peak.readout, peak.target, peak.frame, "half")
+        at = self._at(peak.site, peak.target, peak.frame, "half")
         yield at | {"control": "none"} | measured("skill", peak.skill, peak.n)
         yield at | {"control": "none"} | measured("excess", peak.excess, peak.n)
         known = Interval(peak.accuracy, float("nan"), float("nan"))
@@ -159,23 +163,25 @@ class WorkingMemory(Result):
             of_control = Interval(skill, float("nan"), float("nan"))
             yield at | {"control": control} | measured("skill", of_control, peak.n)
 
-    def _at(self, step: int, readout: str, target: str, frame: int, of: str) -> dict[str, Any]:
-        return {"step": step} | place_of(readout) | {"target": target, "latent_frame": frame, "of": of}
+    def _at(self, site: str, target: str, frame: int, of: str) -> dict[str, Any]:
+        return {
+            "step": Site.parse(site).step,
+            **place_of(short_name(site)),
+            "target": target,
+            "latent_frame": frame,
+            "of": of,
+        }
 
     def plot(self, axis: Axes | None = None, *, target: str = "colour", frame: int | None = None) -> Axes:
         """Skill above the best control, layers by steps, of one hidden frame (by default the one hidden most often)."""
         chosen, name = self.frames[0] if frame is None else frame, "skill above the best control"
         grid = self.grids[chosen, target]
-        one = np.ones((1, grid.groups))
-        rows = [
-            (step, short_name(site), float(grid.excess([site], target, one)[0, 0]))
-            for step in grid.steps
-            for site in grid.at(step)
-        ]
-        table = pd.DataFrame(rows, columns=["step", "readout", name])
+        excess = grid.excess(grid.sites, target, np.ones((1, grid.groups)))[0]
+        rows = [(Site.parse(s).step, short_name(s), float(x)) for s, x in zip(grid.sites, excess, strict=True)]
+        table = pd.DataFrame(rows, columns=["step", "place", name])
         # In order of depth: as words, "embed" would come last.
-        table["readout"] = pd.Categorical(table["readout"], list(dict.fromkeys(table["readout"])))
-        axis = heatmap(table, "readout", "step", name, axis, vmin=0, vmax=1)
+        table["place"] = pd.Categorical(table["place"], list(dict.fromkeys(table["place"])))
+        axis = heatmap(table, "place", "step", name, axis, vmin=0, vmax=1)
         axis.tick_params(axis="y", rotation=0)
         axis.set(ylabel="", title=f"{self.task}: {target} of the hidden object, latent frame {chosen}")
         return axis
@@ -183,7 +189,13 @@ class WorkingMemory(Result):
     def __str__(self) -> str:
         rows = []
         for p in self.peaks:
-            at = {"task": self.task, "latent frame": p.frame, "target": p.target, "step": p.step, "layer": p.readout}
+            at = {
+                "task": self.task,
+                "latent frame": p.frame,
+                "target": p.target,
+                "step": p.step,
+                "place": short_name(p.site),
+            }
             found = {"accuracy": p.accuracy, "skill": p.skill.value, **p.controls, "excess": str(p.excess)}
             rows.append(at | found | {"n": p.n, "shown": self.shown(p.frame, p.target)})
         return "working memory\n" + printed(pd.DataFrame(rows))
@@ -278,14 +290,4 @@ def _peak(grid: ProbeGrid, frame: int, target: str, config: BehaviourConfig) -> 
     excess = percentile_interval(grid.excess([site], target, report)[:, 0])
     accuracy = float(grid.scores_of(site, target)["none"].balanced_accuracy(report[:1])[0])
     controls = {name: float(values[0]) for name, values in grid.controls(site, target, report[:1]).items()}
-    return Peak(
-        frame,
-        target,
-        Site.parse(site).step,
-        short_name(site),
-        skill,
-        excess,
-        accuracy,
-        controls,
-        int((report[0] > 0).sum()),
-    )
+    return Peak(frame, target, site, skill, excess, accuracy, controls, int((report[0] > 0).sum()))

@@ -229,7 +229,8 @@ def perception_before_action(
     path, ends = known.answer_label, given_labels(task, instances, model.geometry(instances[0]).grid[0])
     if len(instances) < 4 * config.folds:
         raise EvidenceError(f"{task.name}: {len(instances)} instances are too few; need at least {4 * config.folds}")
-    chain = chain_of(model, task, config, chain, interventions)
+    others = tuple(interventions)
+    chain = chain_of(model, task, config, chain, others)
     data = collect(
         model,
         task,
@@ -238,7 +239,7 @@ def perception_before_action(
         labels=[*ends, path],
         seed=config.seed,
         batch=config.batch,
-        interventions=interventions,
+        interventions=others,
     )
     asked = next(iter(data.values())).labels
     runs, rows = np.arange(len(instances)), np.arange(asked[path].values.shape[1])

@@ -38,10 +38,12 @@ def probe_rows(
     return probe_grid(chosen, folds=folds, seed=seed)
 
 
-def place_of(readout: str) -> dict[str, int | str | None]:
-    """Layer and component of a readout: the residual stream after a block, or the embedding before the first."""
-    layer = readout.removeprefix("L")
-    return {"layer": int(layer), "component": "resid"} if layer.isdigit() else {"layer": None, "component": readout}
+def place_of(name: str) -> dict[str, int | str | None]:
+    """Layer and component, as columns, of a place by its short name: "embed", "L03", "L03 attn", "x0hat"."""
+    layer, _, component = name.removeprefix("L").partition(" ")
+    if layer.isdigit():
+        return {"layer": int(layer), "component": component or "resid"}
+    return {"layer": None, "component": name}
 
 
 def dealt(classes: NDArray[Any], folds: int) -> list[int]:

@@ -107,7 +107,9 @@ def _labels_by_role(model: VideoDiT, task: Task, config: LocalizeConfig) -> dict
 def _probe(model: VideoDiT, task: Task, config: LocalizeConfig, interventions: Sequence[Intervention]) -> ProbeGrid:
     instances = task.sample(config.probe_instances, seed=config.seed)
     steps: Select = sorted({config.step, *indices(config.probe_steps, model.geometry(instances[0]).steps, "step")})
-    data = collect(model, task, instances, Readout.of(steps=steps), seed=config.seed, decode=True)
+    data = collect(
+        model, task, instances, Readout.of(steps=steps), seed=config.seed, interventions=interventions, decode=True
+    )
     if config.permute:
         data = {step: _permuted(part) for step, part in data.items()}
     return probe_grid(data, folds=config.folds, seed=config.seed)
@@ -138,7 +140,7 @@ def _curves(
 
     def excess(role: str) -> Floats:
         # A label that is the same in every cell of the last latent frame has no probe.
-        probed = [name for name in roles[role] if probes.scores_of(probes.at(config.step)[0], name)]
+        probed = [name for name in roles[role] if any(probe.label == name for probe in probes.scores)]
         if not probed:
             names = ", ".join(roles[role])
             raise EvidenceError(

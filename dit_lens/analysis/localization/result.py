@@ -117,11 +117,7 @@ class Localization(Result):
         Columns: those of `SITE_COLUMNS` that apply, evidence ("probe", "patching", "lens"), label, role, control,
         measure, value, low, high, n.
         """
-        parts = {
-            "probe": self.probes.table.query("measure == 'skill'"),
-            "patching": self.patching.table,
-            "lens": self.lens.table,
-        }
+        parts = {"probe": self.probes.table, "patching": self.patching.table, "lens": self.lens.table}
         named = [part.astype(object).assign(evidence=name) for name, part in parts.items()]
         table = pd.concat(named, ignore_index=True)
         own = ["evidence", "label", "role", "control"]
@@ -184,7 +180,7 @@ class Localization(Result):
     def figures(self) -> dict[str, Figure]:
         """All pictures, by file name: the evidence, and where several steps were probed the labels it rests on."""
         made = {"evidence": plot_evidence(self.curves, self.verdict, self.patching, self.lens)}
-        if len({step for step, *_ in self.probes.scores}) > 1:
+        if len(self.probes.steps) > 1:
             made |= {f"probes-{label}": plot_probe_heatmap(self.probes, label) for label in self._every_label}
         return made
 

@@ -25,7 +25,8 @@ from dit_lens.runs.run import Run
 from dit_lens.runs.seeds import derive, row_seeds
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.answers import agreement
-from dit_lens.tasks.evidence import declares
+from dit_lens.tasks.base import Task
+from dit_lens.tasks.evidence import answers_of, declares, require, rules_of_answer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dit_lens.lens.tuned.tuned_lens import TunedLens
 
 _DIFFERENCE = "tuned - plain"
+_WHO = "compare_lenses"
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class LensComparison(Result):
     ----------
     samples : DataFrame
         Columns step, sigma, expert, branch, layer, kind, component, stream, task, lens ("plain" or "tuned"), instance,
-        seed, measure, value. Measures are those of `DepthLens.table`; where the answers were decoded ``strict`` and
-        ``total``, the task's score of the video; and for tasks whose answer can be read off a picture ``agreement``
+        seed, measure, value. Measures are those of `DepthLens.table`; where the answers were decoded, for
+        tasks that score videos ``strict`` and ``total``; and for tasks whose answer is read off a picture ``agreement``
         (intersection over union with the answer that this run finally draws) and ``legality`` (the task's first rule
         of a drawn answer).
     """
@@ -89,7 +91,7 @@ class LensComparison(Result):
 
 def compare_lenses(
     model: VideoDiT,
-    task: Any,
+    task: Task | Sequence[Task],
     tuned: TunedLens,
     *,
     instances: int | Sequence[Any] = 64,
@@ -169,7 +171,7 @@ def _check_held_out(tuned: TunedLens, ids: Sequence[str], seeds: Sequence[int]) 
 
 def _read(
     model: VideoDiT,
-    task: Any,
+    task: Task,
     run: Run,
     tuned: TunedLens,
     sites: Sites | None,
@@ -201,16 +203,19 @@ def _first_of_bands(tuned: TunedLens, run: Run) -> list[int]:
     return sorted(first.values())
 
 
-def _scores(task: Any, run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Floats]:
+def _scores(task: Task, run: Run, lens: DepthLens, model: VideoDiT) -> dict[str, Floats]:
     """What the task reads off the decoded answers, by measure: float (S L, B)."""
     instances, found = run.inputs, dict[str, list[Floats]]()
-    reads = declares(task, "read_answer", "judge_answer")
-    final: Any = task.read_answer(run.decoded[:, -1], instances).marks if reads else None
+    scores, reads = declares(task, "score"), declares(task, "read_answer", "judge_answer")
+    final = answers_of(task, run.decoded[:, -1], instances, who=_WHO).marks if reads else np.zeros(0, dtype=np.int64)
     for video in lens.decode(model).reshape(-1, *run.decoded.shape):
-        scores = task.score(video, instances)
-        shown = {"strict": scores.strict.astype(float), "total": scores.total}
+        shown = dict[str, Floats]()
+        if scores:
+            scored = require(task, "score", who=_WHO).score(video, instances)
+            shown |= {"strict": scored.strict.astype(float), "total": scored.total}
         if reads:
-            marks, rules = task.read_answer(video[:, -1], instances).marks, task.judge_answer(video[:, -1], instances)
+            marks = answers_of(task, video[:, -1], instances, who=_WHO).marks
+            rules = rules_of_answer(task, video[:, -1], instances, who=_WHO)
             shown |= {"agreement": agreement(marks, final), "legality": next(iter(rules.values()))}
         for measure, values in shown.items():
             found.setdefault(measure, []).append(values)

@@ -23,6 +23,7 @@ from dit_lens.runs.identity import versions
 from dit_lens.runs.inputs import gather
 from dit_lens.sites.select import indices
 from dit_lens.sites.sites import Sites
+from dit_lens.tasks.base import Task
 
 #: (band, layer).
 BandLayer = tuple[int, int]
@@ -32,7 +33,7 @@ Affine = tuple[Tensor, Tensor]
 
 def train_tuned_lens(
     model: VideoDiT,
-    task: Any,
+    task: Task | Sequence[Task],
     *,
     runs: int = 256,
     validation: int = 64,
@@ -65,11 +66,9 @@ def train_tuned_lens(
         raise EvidenceError(
             f"runs={runs}, validation={validation}: too few; need 2 of each for each of {len(tasks)} tasks"
         )
-    drawn = [
-        [i for t in tasks for i in t.sample(count // len(tasks), seed, split)]
-        for count, split in ((runs, "train"), (validation, "val"))
-    ]
-    return fit_tuned_lens(model, *drawn, sites=sites, recipe=recipe, branch=branch, seed=seed, **run_arguments)
+    train = [i for t in tasks for i in t.sample(runs // len(tasks), seed, "train")]
+    held_out = [i for t in tasks for i in t.sample(validation // len(tasks), seed, "val")]
+    return fit_tuned_lens(model, train, held_out, sites=sites, recipe=recipe, branch=branch, seed=seed, **run_arguments)
 
 
 def fit_tuned_lens(
@@ -128,16 +127,11 @@ def fit_tuned_lens(
     layers = [k for k in indices(sites.layers, model.layers, "layer") if k < model.layers - 1]
     if not layers:
         raise InputError(f"no layer to translate before the last, {model.layers - 1}; got layers {sites.layers!r}")
-    learned, judged = (
-        _moments(runs, part, bands, layers, what) for part, what in ((passes[0], "train"), (held_out, "validate"))
-    )
-    penalty, maps = _solved(runs, passes, bands, recipe, learned, judged)
-    some = passes[0][:: max(1, len(train) // len(validation))]
-    shown = {
-        "train": _velocity_errors(runs, some, bands, maps, "errors, train"),
-        "validation": _velocity_errors(runs, held_out, bands, maps, "errors, validation"),
-    }
-    moments = {"train": learned, "validation": judged}
+    parts = {"train": passes[0], "validation": held_out}
+    moments = {what: _moments(runs, part, bands, layers, what) for what, part in parts.items()}
+    penalty, maps = _solved(runs, passes, bands, recipe, moments)
+    parts["train"] = passes[0][:: max(1, len(train) // len(validation))]
+    shown = {what: _velocity_errors(runs, part, bands, maps, f"errors, {what}") for what, part in parts.items()}
     errors = [_entry(place, bands[place[0]], penalty[place], maps[place], moments, shown) for place in maps]
     record = Record(
         model_id=model.id,
@@ -163,12 +157,11 @@ def _solved(
     passes: Sequence[Seeded],
     bands: Sequence[NoiseBand],
     recipe: TunedLensRecipe,
-    learned: Mapping[BandLayer, ResidualSums],
-    judged: Mapping[BandLayer, ResidualSums],
+    moments: Mapping[str, Mapping[BandLayer, ResidualSums]],
 ) -> tuple[dict[BandLayer, Any], dict[BandLayer, Affine]]:
     """The penalty (None after gradient steps) and the translator of each place."""
-    _check_enough(learned, bands)
-    penalty, maps = _ridge(learned, judged, recipe.penalties)
+    _check_enough(moments["train"], bands)
+    penalty, maps = _ridge(moments["train"], moments["validation"], recipe.penalties)
     if recipe.objective == "residual":
         return penalty, maps
     zeros = {place: (torch.zeros_like(w), torch.zeros_like(b)) for place, (w, b) in maps.items()}

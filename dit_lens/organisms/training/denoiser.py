@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dit_lens.families.tiny.text import build_text_encoder
 from dit_lens.files.atomic import write_atomic
-from dit_lens.files.video import Video
 from dit_lens.model import VideoDiT
 from dit_lens.organisms.build import build_pipeline, build_transformer
 from dit_lens.organisms.training.data import Batches, Encoded, encoded_batches, source
@@ -141,7 +140,7 @@ class Trainer:
             task = source(kind, self.preset.config.frames)
             instances = task.sample(self.recipe.check_count, seed=0, split="val")
             runs = self.model.runs(instances, seed=0, progress=None)
-            scores = [task.score(cast(Video, run.frames), list(run.inputs)) for run in runs]
+            scores = [task.score(run.decoded, list(run.inputs)) for run in runs]
             strict, total = (np.concatenate([getattr(s, name) for s in scores]) for name in ("strict", "total"))
             found |= {f"{kind} solved": float(strict.mean()), f"{kind} score": float(total.mean())}
         self.trained.load_state_dict(kept, strict=False)

@@ -40,10 +40,9 @@ class RandomTwin(VideoDiT):
         super().__init__(_pipeline_like(model.pipeline, seed), defaults=model.defaults)
         self.twin_of = model.id
 
-    def require_own(self, run: Run) -> None:
-        """Raise `MadeForAnother` for a run that neither the model nor its twin made."""
-        if run.model_id != self.twin_of:
-            super().require_own(run)
+    def require_own(self, run: Run) -> str:
+        """Return the twin's own id; raise `MadeForAnother` for a run that neither the model nor its twin made."""
+        return self.id if run.model_id == self.twin_of else super().require_own(run)
 
 
 def _pipeline_like(pipeline: Any, seed: int) -> Any:

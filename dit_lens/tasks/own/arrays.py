@@ -38,7 +38,8 @@ def array_of(given: Any, what: str) -> NDArray[Any]:
 def read_labels(given: Mapping[str, Any], lead: tuple[int, ...], cell: int | None, name: str) -> dict[str, Label]:
     """Labels by name, their values with the ``lead`` axes made one.
 
-    Strings become classes with these names. Values with four axes are of cells where there are cells, else of tokens.
+    Strings become classes with these names. Values with four axes are of cells where there are cells, else of tokens. A
+    `Label` of the level "token" keeps it: (*lead, F, H, W) is of the video's tokens, (*lead, N) of the text's.
 
     Parameters
     ----------
@@ -66,12 +67,12 @@ def _label(key: str, given: Any, lead: tuple[int, ...], cell: int | None, name: 
     names, values = _classes(values, made.names)
     # The level by the number of axes, those in front made one.
     label = replace(made, name=key, values=values, names=names, level=None)
-    if label.level is None:
+    is_token = made.level == "token" or (label.level == "cell" and cell is None)
+    if label.level is None or (is_token and label.level == "clip"):
         axes = values.ndim - 1
         raise TaskError(
             f"{name}: label {key!r} has {axes} axes after the inputs; it may have 0 (clip), 1 (frames) or 3"
         )
-    is_token = label.level == "cell" and (cell is None or made.level == "token")
     return replace(label, level="token") if is_token else label
 
 

@@ -40,7 +40,7 @@ class Labelled(Own):
     >>> from dit_lens.tasks import Labelled, declared
     >>> task = Labelled(["a red ball", "a blue ball"], {"colour": ["red", "blue"]})
     >>> declared(task)
-    ('scene_labels',)
+    ('scene_labels', 'settings')
     >>> task.scene_labels(task.sample(2), latent_frames=5)["colour"].names
     ('blue', 'red')
     """

@@ -51,7 +51,7 @@ class Pairs(Own):
     >>> original.prompt, counterfactual.prompt
     ('a red ball', 'a blue ball')
     >>> task.pair(seed=0).variable, declared(task)
-    ('prompt', ('pairs',))
+    ('prompt', ('pairs', 'settings'))
     """
 
     def __init__(

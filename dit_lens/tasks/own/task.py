@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
+from dit_lens.files.digest import short_hash
 from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.tasks.base import Label, Split, generator, instance_of_each
@@ -71,6 +72,11 @@ class Own:
     @property
     def title(self) -> str:
         return self.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How many inputs, and a hash of what they are."""
+        return {"inputs": len(self.inputs), "content": short_hash([i.id.encode() for i in self.inputs])}
 
     @property
     def picture(self) -> tuple[int, int] | None:
@@ -173,7 +179,8 @@ def _taken(label: Label, rows: Ints, latent_frames: int, name: str) -> Label:
     TaskError
         Values of another number of latent frames than the model makes.
     """
-    if label.level != "clip" and label.values.shape[1] != latent_frames:
+    of_text = label.level == "token" and label.values.ndim == 2
+    if label.level != "clip" and not of_text and label.values.shape[1] != latent_frames:
         raise TaskError(
             f"{name}: label {label.name!r} has {label.values.shape[1]} latent frames, the model makes {latent_frames}"
         )

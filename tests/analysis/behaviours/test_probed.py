@@ -23,6 +23,7 @@ from dit_lens.analysis.behaviours.memory import hidden_frames
 from dit_lens.analysis.behaviours.probe_rows import dealt, split_weights
 from dit_lens.errors import EvidenceError
 from dit_lens.organisms import load_planted
+from dit_lens.probing.probe_grid import short_name
 from dit_lens.tasks import Maze, Permanence, TicTacToe
 from dit_lens.tasks.base import Label
 from tests.analysis.returned import check_result
@@ -60,7 +61,7 @@ def test_the_planted_model_remembers_from_its_planted_blocks_on(planted: Working
             assert rows.loc[(layer, "excess"), "low"] <= 0, (target, layer)
         assert rows.loc[(3, "excess"), "low"] > 0.1, target
         assert planted.shown(2, target)
-    assert {peak.readout for peak in planted.peaks if peak.frame == 2} <= {"L02", "L03", "L04", "L05"}
+    assert {short_name(peak.site) for peak in planted.peaks if peak.frame == 2} <= {"L02", "L03", "L04", "L05"}
 
 
 def test_every_control_is_in_the_table(planted: WorkingMemory, tmp_path: Path) -> None:
@@ -86,6 +87,13 @@ def test_every_control_is_in_the_table(planted: WorkingMemory, tmp_path: Path) -
 def test_random_weights_have_no_memory() -> None:
     config = replace(ONE_STEP, probe_steps=[0, 1])
     found = working_memory(dl.load_organism("puzzles", random=True), Permanence(), config)
+    assert not any(found.shown(*key) for key in found.grids), str(found)
+
+
+def test_without_the_planted_blocks_there_is_no_memory() -> None:
+    nothing = dl.Ablate(dl.Sites("delta", layers=[2, 3]))
+    model = load_planted("frames", "middle").model
+    found = working_memory(model, Permanence(), ONE_STEP, interventions=[nothing])
     assert not any(found.shown(*key) for key in found.grids), str(found)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import dit_lens as dl
+from dit_lens.analysis.localization.lens_curves import lens_curves
 from dit_lens.analysis.localization.localize import localize
 from dit_lens.analysis.localization.result import Localization, LocalizeConfig
 from dit_lens.analysis.localization.tables import layer_table
@@ -51,8 +52,10 @@ def test_permuted_labels_and_pairs_have_no_bands() -> None:
 def test_every_number_is_in_the_table_with_its_interval(trained: Localization) -> None:
     table = trained.table
     assert set(table["evidence"]) == {"probe", "patching", "lens"}
-    assert table[["value", "low", "high", "n"]].notna().all().all()
-    assert (table["low"] <= table["high"]).all()
+    assert table[["value", "n"]].notna().all().all()
+    # Accuracies are there to be read beside the skill, which has the interval.
+    bounded = table[~table["measure"].isin(["accuracy", "majority_accuracy"])]
+    assert (bounded["low"] <= bounded["high"]).all()
 
 
 def test_a_localization_is_a_result(trained: Localization, tmp_path: Path) -> None:
@@ -79,6 +82,14 @@ def test_printed_table_names_every_layer_and_band(trained: Localization) -> None
     assert list(table.index) == [f"L{k:02d}" for k in range(8)]
     assert "perception" in " ".join(table["band"])
     assert f"verdict: {trained.verdict}" in str(trained)
+
+
+def test_interventions_are_in_what_the_lens_reads(organism: Subject) -> None:
+    """Without any update every layer answers alike."""
+    nothing = dl.Ablate(dl.Sites("delta"))
+    found = lens_curves(organism.model, dl.tasks.Maze(4, lengths=(3, 8)), 3, interventions=[nothing], batch=2)
+    assert (np.ptp(found.agreement, axis=0) == 0).all()
+    assert (np.ptp(found.legality, axis=0) == 0).all()
 
 
 def test_a_task_without_the_labels_is_refused(organism: Subject) -> None:

@@ -415,6 +415,14 @@ def test_no_wrong_record_is_read(tmp_path: Path) -> None:
 # Both lenses side by side.
 
 
+def test_of_a_task_that_scores_nothing_only_the_lenses_are_compared() -> None:
+    mazes = TASK.sample(2)
+    own = dl.tasks.Labelled(mazes, {"steps": [maze.steps for maze in mazes]})
+    found = compare_lenses(small(), own, trained(), instances=2)
+    assert "velocity_cosine" in found.measures
+    assert not {"strict", "total", "agreement", "legality"} & set(found.measures)
+
+
 def test_the_comparison_is_of_held_out_runs_paired_by_run(tmp_path: Path) -> None:
     tuned, model = trained(), small()
     found = compare_lenses(model, TASK, tuned, instances=3, batch=2)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens.errors import EvidenceError, TaskError
+from dit_lens.errors import EvidenceError, InputError, TaskError
+from dit_lens.organisms.build import OrganismConfig, random_pipeline
 from dit_lens.tasks import Input, Label, Labelled, Maze, Pairs, declared, require
 from dit_lens.tasks.base import SPLITS
 from dit_lens.tasks.evidence import answer_masks, labels_of, on_grid, show_answer
@@ -82,19 +83,20 @@ def test_a_pair_says_in_what_it_differs(pairs: Any, variable: str) -> None:
 
 
 def test_everything_that_is_given_is_declared_and_nothing_else() -> None:
-    assert declared(Pairs(PROMPTS)) == ("pairs",)
+    assert declared(Pairs(PROMPTS)) == ("pairs", "settings")
     masks = np.ones((3, 2, 2), dtype=bool)
     labels = {"red": np.zeros((3, 2), bool), "where": np.zeros((3, 2, 5, 2, 2), bool)}
     full = Pairs(PROMPTS, truth=videos(3, 2), masks=masks, labels=labels, scorer=lambda f, i: [1] * len(f), cell=8)
     assert set(declared(full)) == {
-        "frames", "size", "cell", "pairs", "labels", "scene_labels", "answer_mask", "render", "score"
+        "frames", "size", "cell", "pairs", "labels", "scene_labels", "answer_mask", "render", "score", "settings"
     }  # fmt: skip
     assert (full.frames, full.size, full.cell, full.title) == (5, 2, 8, "pairs")
     for lacking in ("read_answer", "alive", "search_free"):
         with pytest.raises(EvidenceError, match=f"a test needs {lacking} .*task 'pairs' does not declare it"):
             require(full, lacking, who="a test")
     assert repr(full) == (
-        "Pairs('pairs', 6 inputs, has frames, size, cell, pairs, labels, scene_labels, answer_mask, render, score)"
+        "Pairs('pairs', 6 inputs, "
+        "has frames, size, cell, pairs, labels, scene_labels, answer_mask, render, score, settings)"
     )
 
 
@@ -241,11 +243,12 @@ def test_the_level_of_a_label_is_told_by_its_axes() -> None:
         "frame": np.zeros((2, 3), bool),
         "place": np.zeros((2, 3, 4, 4), int),
         "token": Label("x", "perception", np.zeros((2, 3, 8, 8)), level="token"),
+        "word": Label("x", "perception", np.zeros((2, 16), int), level="token"),
     }
     own = require(Labelled(["a", "b"], labels, cell=8), "labels", "scene_labels", who="a test")
-    found = labels_of(own, own.sample(2), 3)
+    found = own.labels(own.sample(2), 3) | own.scene_labels(own.sample(2), 3)
     assert {name: label.level for name, label in found.items()} == {
-        "place": "cell", "token": "token", "clip": "clip", "frame": "frame"
+        "place": "cell", "token": "token", "word": "token", "clip": "clip", "frame": "frame"
     }  # fmt: skip
     assert {label.name for label in found.values()} == set(labels)
     assert (found["token"].role, found["clip"].role) == ("perception", "given")
@@ -314,3 +317,42 @@ def test_inputs_can_be_run() -> None:
     drawn = task.sample(2)
     run = model.run(drawn, [0, 1], decode=False, stop_after=0)
     assert [row.instance for row in run.rows] == [i.id for i in drawn]
+
+
+# -- through probes ----------------------------------------------------------------------------------------------------
+
+
+def own_clips(**further: Any) -> Labelled:
+    clips = dl.tasks.Permanence().sample(24, seed=1)
+    exits = ["out" if clip.variables["out"] else "stays" for clip in clips]
+    return Labelled([{"prompt": c.prompt, "image": c.image} for c in clips], {"exit": exits}, **further)
+
+
+@pytest.fixture(scope="module")
+def small() -> dl.VideoDiT:
+    defaults = {"num_frames": 9, "max_sequence_length": 16, "num_inference_steps": 2}
+    return dl.VideoDiT(random_pipeline(OrganismConfig(layers=2)), defaults=defaults)
+
+
+CLIP = dl.Readout(dl.Sites("resid", steps=0), level="clip", controls=("input",))
+
+
+def test_inputs_with_labels_go_through_every_probe(small: dl.VideoDiT) -> None:
+    task = own_clips(name="exits", split=["train"] * 16 + ["test"] * 8)
+    grid = dl.probe_grid(dl.collect(small, task, 8, CLIP), folds=2)
+    assert set(grid.table["label"]) == {"exit"}
+    probes = dl.stream_probes(small, task, CLIP, train=16, test=8).probes
+    assert probes.card["task"] == {"name": "exits", "options": task.settings}
+    assert len(set(probes.card["train"]["ids"])) == 16
+
+
+def test_probes_that_need_splits_refuse_data_that_have_none(small: dl.VideoDiT) -> None:
+    with pytest.raises(TaskError, match="asked for 16 of split 'train'; there are 24 of test; split= says which"):
+        dl.stream_probes(small, own_clips(), CLIP, train=16, test=8)
+    with pytest.raises(InputError, match="a shipped task is named 'maze': give yours another name"):
+        dl.stream_probes(small, own_clips(name="maze"), CLIP, train=16, test=8)
+
+
+def test_cells_of_inputs_without_any_are_refused(small: dl.VideoDiT) -> None:
+    with pytest.raises(EvidenceError, match=r"needs size .* task 'labelled' does not declare it"):
+        dl.collect(small, own_clips(), 8, dl.Readout(dl.Sites("resid", steps=0)))
