@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _CHANGED = 25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GuidanceComparison(Result):
     """Strict success at several guidance scales, over the same instances and noise.
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _WHO = "patching_sweep"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PatchingSweep(Result):
     """Effects of patching one layer after the other.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptExchange(Result):
     """What happens when only the prompt is exchanged for its counterfactual.
 

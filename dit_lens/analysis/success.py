@@ -154,7 +154,7 @@ class TaskSuccess:
         return "; ".join([*parts, f"{self.seconds_per_sample:.2f} s per sample"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Result):
     """Strict success on every task that was asked for.
 

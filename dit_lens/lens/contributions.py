@@ -38,7 +38,7 @@ MEASURES = ("share", "cosine", "norm")
 _LARGEST_ERROR = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Contributions(Result):
     """What the parts of the residual stream add to the velocity, the final norm's scale frozen at the whole stream.
 

@@ -50,7 +50,7 @@ class Translator(Protocol):
     def __call__(self, residual: Tensor, layer: int, sigma: float, expert: str | None = None) -> Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DepthLens(Result):
     """What each layer's residual stream would answer if it were the last.
 

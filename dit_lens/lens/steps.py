@@ -41,7 +41,7 @@ MEASURES = ("cosine", "distance", "change")
 _NAME = "step_lens"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepLens(Result):
     """x0hat at the steps of a run, in the sampler's normalised latents.
 

@@ -90,7 +90,7 @@ class Steering:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CausalCheck(Result):
     """How score and depth lens move with the dose.
 

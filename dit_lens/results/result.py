@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
+from dit_lens.display.short import short_repr
 from dit_lens.files import saved
 from dit_lens.results.page import png_bytes, web_image
 
@@ -26,7 +27,8 @@ VALUE_COLUMNS = ("measure", "value", "low", "high", "n")
 class Result(ABC):
     """What an analysis found: a tidy table, a picture, and files of it.
 
-    Subclasses are frozen dataclasses whose fields are plain data: no model, no run, nothing that computes.
+    Subclasses are frozen dataclasses (``repr=False``) whose fields are plain data: no model, no run, nothing that
+    computes.
     """
 
     #: Of `to_json` and of the files of `save`; it grows when the fields of a result change their meaning.
@@ -40,6 +42,9 @@ class Result(ABC):
     @abstractmethod
     def plot(self, axis: Axes | None = None) -> Axes:
         """The picture of it, into the given Axes or those of a new figure."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def to_json(self) -> dict[str, Any]:
         """Kind, schema and table as JSON types; a number that is none, or infinite, is null."""

@@ -22,7 +22,7 @@ from dit_lens.results.plots import axes
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Small(Result):
     values: Tensor
     steps: tuple[int, ...]
@@ -73,6 +73,12 @@ def test_a_notebook_shows_the_picture_and_the_table() -> None:
     page = SMALL._repr_html_()
     assert page.startswith('<img alt="Small" src="data:image/png;base64,')
     assert "<th>measure</th>" in page
+
+
+def test_its_repr_is_a_line_whatever_it_holds() -> None:
+    assert repr(SMALL) == "Small(values=tensor(2,) float32, steps=(0, 3))"
+    classes = [Result, *Result.__subclasses__()]
+    assert all(kind.__repr__ is Result.__repr__ or "__repr__" in vars(kind) for kind in classes)
 
 
 def test_columns_have_one_order() -> None:

@@ -62,7 +62,7 @@ CHANGES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Correction(Result):
     """States of G instances along S steps.
 

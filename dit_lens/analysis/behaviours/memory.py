@@ -90,7 +90,7 @@ class Peak:
         return Site.parse(self.site).step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WorkingMemory(Result):
     """Probes of hidden frames.
 

@@ -103,7 +103,7 @@ class Onset:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PerceptionOrder(Result):
     """Onsets of ends and path, and the curves that they come from.
 

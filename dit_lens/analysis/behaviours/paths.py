@@ -47,7 +47,7 @@ _WHO = "multi_path"
 _SHARES = ("superposed", "readable")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MultiPath(Result):
     """Candidates of G instances along S steps.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BEHAVIOURS = ("working memory", "perception before action", "self-correction", "multi-path")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Survey(Result):
     """What was found on each task, by its title.
 

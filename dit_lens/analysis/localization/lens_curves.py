@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _WHO = "lens_curves"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LensCurves(Result):
     """Depth lens of one step over G task instances.
 

@@ -78,7 +78,7 @@ class LocalizeConfig:
         return replace(small, **changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Localization(Result):
     """The evidence and the verdict drawn from it.
 

@@ -34,7 +34,7 @@ BY_FRAME = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attention(Result):
     """What the chosen queries of one branch attend to.
 

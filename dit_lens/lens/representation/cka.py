@@ -72,7 +72,7 @@ class Features:
         return replace(self, values=self.values.to(dtype))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CKA(Result):
     """Linear CKA of every place of one reading against every place of another.
 

@@ -130,7 +130,7 @@ class PCABasis:
         return torch.cat([coordinates, length], dim=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PCAMap(Result):
     """A run in a basis.
 

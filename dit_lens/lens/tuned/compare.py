@@ -37,7 +37,7 @@ _DIFFERENCE = "tuned - plain"
 _WHO = "compare_lenses"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LensComparison(Result):
     """What both lenses show at every layer of held-out runs.
 
