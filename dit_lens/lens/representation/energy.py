@@ -70,11 +70,11 @@ class Energy(Result):
         Returns
         -------
         DataFrame with columns step, sigma, expert, branch, layer, kind, component, stream, on the grid latent_frame,
-        where there are regions region and control, then instance, seed, measure, value; measures are
-            energy : the mean over the tokens of each latent frame, of a text stream over all of its tokens
-            ratio : the mean in a region over the mean of the rest of the same latent frame, averaged over the latent
-                frames that have both; the control "permuted" gives each instance the region of the next one, to show
-                what the position on the grid alone would make of it
+        where there are regions region and control, then instance, seed, measure, value. "energy" is the mean over the
+        tokens of each latent frame, of a text stream over all of its tokens. "ratio" is the mean in a region over the
+        mean of the rest of the same latent frame, averaged over the latent frames that have both; the control
+        "permuted" gives each instance the region of the next one, to show what the position on the grid alone would
+        make of it.
 
         Raises
         ------
