@@ -157,7 +157,7 @@ CASES: dict[str, Case] = {
     "donor row that is not there": Case(DonorError, r"rows 0\.\.0", patch(donor_of("delta"), (1,), component="delta")),
     "donor tensor of another shape": Case(DonorError, r"\(1, 5, 4, 4, 7\)", patch(shaped(1, 5, 4, 4, 7))),
     "donor tensor of no shape": Case(DonorError, r"\(\)", patch(shaped())),
-    "donor of another kind": Case(DonorError, "Run or a tensor.*list", patch(lambda s: [1.0])),
+    "donor of another kind": Case(DonorError, "Run, a Replay or a tensor.*list", patch(lambda s: [1.0])),
     # What interventions return
     "wrong shape": Case(DonorError, r"Edit.*\(1, 1, 4, 4, 128\) at s00/cond/L00/resid.*\(1, 5, 4, 4, 128\)",
                         edit(smaller), before=False),

@@ -24,6 +24,7 @@ from dit_lens.organisms import (
     save_organism,
 )
 from dit_lens.organisms.build import OrganismConfig, random_pipeline
+from dit_lens.results.intervals import wilson
 from tests.subjects import Subject
 
 HOME = Path(dl.organisms.__file__).parent
@@ -123,14 +124,15 @@ def test_an_organism_survives_being_saved_in_half_precision(tmp_path: Path) -> N
 
 
 def test_the_shipped_model_solves_mazes_and_random_weights_do_not(shipped: Subject) -> None:
-    solved = evaluate(shipped.model, [dl.tasks.Maze()], count=60)[0]
-    lost = evaluate(load_organism("maze", random=True), [dl.tasks.Maze()], count=20)[0]
+    (solved,) = evaluate(shipped.model, dl.tasks.Maze(), 60).tasks
+    (lost,) = evaluate(load_organism("maze", random=True), dl.tasks.Maze(), 20).tasks
     assert solved.strict.low > 0.5
     assert solved.claimed
     assert lost.strict.value == 0
     assert not lost.claimed
     # What the autoencoder loses, no transformer can win back.
-    assert solved.reconstruction.value >= 0.95
+    assert solved.restored is not None
+    assert solved.restored.mean() >= 0.95
 
 
 def test_success_falls_with_path_length(shipped: Subject) -> None:
@@ -149,7 +151,7 @@ def test_success_falls_with_path_length(shipped: Subject) -> None:
 
 def test_a_claim_is_made_of_the_normalised_score() -> None:
     model, task = load_organism("puzzles"), dl.tasks.Permanence()
-    (result,) = evaluate(model, [task], count=40)
+    (result,) = evaluate(model, [task], 40).tasks
     assert result.normalised.value == pytest.approx((result.strict.value - result.floor) / (1 - result.floor))
     assert result.claimed == (result.normalised.low > 0.3)
     data = result.to_json()
@@ -160,16 +162,16 @@ def test_a_claim_is_made_of_the_normalised_score() -> None:
 def test_with_the_other_prompt_the_original_answer_is_lost_and_the_other_one_found() -> None:
     model, task = load_organism("puzzles"), dl.tasks.Permanence()
     assert prompt_kinds(task) == ["exit", "object"]
-    result = exchange_prompts(model, task, "exit", count=40)
-    assert result.swapped.value <= 0.05
-    assert result.followed.value > result.swapped.high
+    result = exchange_prompts(model, task, 40, kind="exit")
+    assert result.swapped.mean() <= 0.05
+    assert result.followed.mean() > wilson(int(result.swapped.sum()), 40).high
 
 
 def test_guidance_changes_videos() -> None:
-    result = compare_guidance(load_organism("puzzles"), dl.tasks.Permanence(), (1.0, 3.0), count=10)
-    assert result.changed[1.0] == 0
-    assert result.changed[3.0] > 0
-    assert result.strict[1.0].value <= 1
+    result = compare_guidance(load_organism("puzzles"), dl.tasks.Permanence(), 10, scales=(1.0, 3.0))
+    assert result.strict.shape == result.changed.shape == (2, 10)
+    assert not result.changed[0].any()
+    assert result.changed[1].any()
 
 
 def test_words_that_the_organism_does_not_know_are_refused() -> None:
