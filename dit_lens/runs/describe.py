@@ -64,7 +64,8 @@ class _Description:
         if isinstance(value, torch.Generator):
             return f"generator:{self.text(value.get_state())}"
         if isinstance(value, Mapping):
-            return f"{{{', '.join(f'{k}: {self.text(v)}' for k, v in sorted(value.items(), key=str))}}}"
+            items = sorted(value.items(), key=lambda item: repr(item[0]))  # no value is printed for its place
+            return f"{{{', '.join(f'{k}: {self.text(v)}' for k, v in items)}}}"
         if isinstance(value, list | tuple):
             return f"[{', '.join(map(self.text, value))}]"
         if isinstance(value, Set):

@@ -240,6 +240,14 @@ def test_circles_end_and_what_is_installed_is_not_entered() -> None:
     assert len(describe(dl.depth_lens)) < 60
 
 
+def test_no_value_of_a_mapping_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To print a tensor takes a hundred times as long as to hash it."""
+    given = {"b": torch.arange(3.0), "a": 1, dl.Site(0, "cond", 1, "resid"): torch.zeros(2)}
+    expected = describe(dict(reversed(given.items())))
+    monkeypatch.setattr(Tensor, "__repr__", lambda self: pytest.fail("a tensor was printed"))
+    assert describe(given) == expected
+
+
 SCRIPT = """
 import dit_lens as dl
 from dit_lens.runs.describe import describe
