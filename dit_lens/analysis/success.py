@@ -17,7 +17,7 @@ from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Bools, Floats, Ints
 from dit_lens.results.intervals import Interval, mean_interval, share
 from dit_lens.results.plots import axes, plot_success
-from dit_lens.results.result import VALUE_COLUMNS, Result
+from dit_lens.results.result import VALUE_COLUMNS, Result, json_value
 from dit_lens.tasks.base import Task
 from dit_lens.tasks.evidence import declares, require
 
@@ -28,18 +28,8 @@ if TYPE_CHECKING:
 CLAIM = 0.3
 
 
-def _unknown(value: float) -> Interval:
-    """A value whose interval nothing says."""
-    return Interval(value, float("nan"), float("nan"))
-
-
-def _number(value: float) -> float | None:
-    """JSON has no number that is none."""
-    return value if np.isfinite(value) else None
-
-
 def _rate_json(interval: Interval, name: str = "value") -> dict[str, float | None]:
-    value, low, high = map(_number, interval)
+    value, low, high = map(json_value, interval)
     return {name: value, "low": low, "high": high}
 
 
@@ -116,7 +106,7 @@ class TaskSuccess:
         """Rows of `Evaluation.table`."""
         found = [
             (None, None, "strict", self.strict, self.n),
-            (None, None, "floor", _unknown(self.floor), self.n),
+            (None, None, "floor", Interval.unknown(self.floor), self.n),
             (None, None, "normalised", self.normalised, self.n),
             (None, None, "score", mean_interval(self.scores), self.n),
             *((None, steps, "strict", share(right), len(right)) for steps, right in self.by_length.items()),
@@ -124,7 +114,7 @@ class TaskSuccess:
         ]
         if self.restored is not None:
             found.append((None, None, "autoencoder", share(self.restored), self.n))
-        found.append((None, None, "seconds_per_sample", _unknown(self.seconds_per_sample), self.n))
+        found.append((None, None, "seconds_per_sample", Interval.unknown(self.seconds_per_sample), self.n))
         return [(self.task, self.size, rule, steps, name, *x, n) for rule, steps, name, x, n in found]
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +124,7 @@ class TaskSuccess:
             for steps, right in self.by_length.items()
         ]
         return {"task": self.task, "size": self.size, **_rate_json(self.strict, "strict"), "n": self.n} | {
-            "floor": _number(self.floor),
+            "floor": json_value(self.floor),
             "normalised": _rate_json(self.normalised),
             "claimed": self.claimed,
             "by_steps": bins,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -18,6 +17,11 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+    @classmethod
+    def unknown(cls, value: float) -> Interval:
+        """A value of which nothing says how far it is off: its ends are NaN."""
+        return cls(value, float("nan"), float("nan"))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -76,30 +80,9 @@ def mean_interval(values: Floats, replicates: int = 1000, seed: int = 0) -> Inte
     0.500 [nan, nan]
     """
     if len(values) < 2:
-        return Interval(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"))
+        return Interval.unknown(float(values[0]) if len(values) else float("nan"))
     weights = bootstrap_weights(len(values), replicates, seed)
     return percentile_interval(weighted_means(values, weights))
-
-
-def mean_over_instances(
-    values: Floats, instances: Sequence[str] | pd.Series, replicates: int = 1000, seed: int = 0
-) -> tuple[Interval, int]:
-    """Mean over task instances of values (n,), the rows of one instance averaged first, and how many instances.
-
-    Parameters
-    ----------
-    values : float array of shape (n,)
-        NaN where a row has no value; an instance without any is left out.
-    instances : list of str, n of them
-
-    Examples
-    --------
-    >>> interval, count = mean_over_instances(np.array([1.0, 3.0, 4.0]), ["a", "a", "b"])
-    >>> interval.value, count
-    (3.0, 2)
-    """
-    means = np.asarray(pd.Series(values).groupby(np.asarray(instances)).mean().dropna(), dtype=np.float64)
-    return mean_interval(means, replicates, seed), len(means)
 
 
 def over_instances(samples: pd.DataFrame, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -153,18 +136,3 @@ def _mean_intervals(values: Floats, replicates: int, seed: int) -> list[Interval
         return [mean_interval(row) for row in values]
     replicated = weighted_means(values, bootstrap_weights(values.shape[1], replicates, seed))
     return [percentile_interval(column) for column in replicated.T]
-
-
-def means_over_instances(table: pd.DataFrame, by: Sequence[str], measure: str) -> pd.DataFrame:
-    """Means of a measure over task instances, seeds of one instance averaged first.
-
-    Returns
-    -------
-    DataFrame with columns ``by``, ``measure``, low, high (95 % bootstrap interval over instances, NaN for one alone)
-    and n instances
-    """
-    rows = []
-    for names, part in table.groupby(list(by), sort=False, dropna=False):
-        interval, count = mean_over_instances(part[measure].to_numpy(dtype=np.float64), part["instance"])
-        rows.append((*names, *interval, count))
-    return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "n"])

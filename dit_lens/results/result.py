@@ -49,7 +49,8 @@ class Result(ABC):
     def to_json(self) -> dict[str, Any]:
         """Kind, schema and table as JSON types; a number that is none, or infinite, is null."""
         rows = self.table.to_dict(orient="records")
-        return {"kind": type(self).__name__, "schema": self.schema, "table": [_plain(row) for row in rows]}
+        table = [{str(name): json_value(value) for name, value in row.items()} for row in rows]
+        return {"kind": type(self).__name__, "schema": self.schema, "table": table}
 
     def save(self, folder: str | Path) -> Path:
         """Write the result into a folder of its own: JSON and safetensors, whole or not at all.
@@ -80,10 +81,7 @@ class Result(ABC):
         return picture + self.table.head(20).to_html(index=False, float_format="{:.3g}".format)
 
 
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    """A row of a table as JSON types."""
-    found: dict[str, Any] = {}
-    for name, value in row.items():
-        value = value.item() if hasattr(value, "item") else value
-        found[str(name)] = None if isinstance(value, float) and not math.isfinite(value) else value
-    return found
+def json_value(value: Any) -> Any:
+    """A value of a table as JSON has it: a number that is none, or infinite, is null."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ from functools import cache
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.depth import MEASURES, depth_lens
 from dit_lens.lens.preview import Preview
 from dit_lens.probing.rows.random_weights import RandomTwin
-from dit_lens.results.intervals import mean_over_instances
+from dit_lens.results.intervals import over_instances
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.validation.witness import Subject as Family
@@ -156,11 +157,11 @@ def test_one_instance_has_no_interval(organism: Subject) -> None:
     assert (lens.table["n"] == 1).all()
     np.testing.assert_allclose(lens.table["value"], lens.samples["value"])
     # Of two instances, one with two seeds, the mean is of theirs and lies between the ends.
-    names, values = ["a", "a", "b", "c"], np.array([1.0, 3.0, 4.0, np.nan])
-    interval, count = mean_over_instances(values, names)
-    assert (interval.value, count) == (3.0, 2)
-    assert interval.low == 2
-    assert interval.high == 4
+    samples = {"instance": ["a", "a", "b", "c"], "seed": 0, "measure": "x", "value": [1.0, 3.0, 4.0, np.nan]}
+    (mean,) = over_instances(pd.DataFrame(samples)).itertuples()
+    assert (mean.value, mean.n) == (3.0, 2)
+    assert mean.low == 2
+    assert mean.high == 4
 
 
 def test_reading_changes_nothing(organism: Subject) -> None:

@@ -144,10 +144,10 @@ class WorkingMemory(Result):
             at = self._at(site, target, frame, "all")
             scores = grid.scores_of(site, target)
             for control, of_control in scores.items():
-                accuracy = Interval(float(of_control.balanced_accuracy(weights)[0]), float("nan"), float("nan"))
+                accuracy = Interval.unknown(float(of_control.balanced_accuracy(weights)[0]))
                 yield at | {"control": control} | measured("skill", percentile_interval(of_control.skill(weights)), n)
                 yield at | {"control": control} | measured("accuracy", accuracy, n)
-            chance = Interval(1 / np.count_nonzero(scores["none"].rows), float("nan"), float("nan"))
+            chance = Interval.unknown(1 / np.count_nonzero(scores["none"].rows))
             yield at | {"control": "majority"} | measured("skill", Interval(0.0, 0.0, 0.0), n)
             yield at | {"control": "majority"} | measured("accuracy", chance, n)
             excess = percentile_interval(grid.excess([site], target, weights)[:, 0])
@@ -157,10 +157,10 @@ class WorkingMemory(Result):
         at = self._at(peak.site, peak.target, peak.frame, "half")
         yield at | {"control": "none"} | measured("skill", peak.skill, peak.n)
         yield at | {"control": "none"} | measured("excess", peak.excess, peak.n)
-        known = Interval(peak.accuracy, float("nan"), float("nan"))
+        known = Interval.unknown(peak.accuracy)
         yield at | {"control": "none"} | measured("accuracy", known, peak.n)
         for control, skill in peak.controls.items():
-            of_control = Interval(skill, float("nan"), float("nan"))
+            of_control = Interval.unknown(skill)
             yield at | {"control": control} | measured("skill", of_control, peak.n)
 
     def _at(self, site: str, target: str, frame: int, of: str) -> dict[str, Any]:
