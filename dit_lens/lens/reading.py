@@ -11,7 +11,7 @@ from dit_lens.errors import SiteError
 from dit_lens.results.arrays import Floats
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.run import Run
-from dit_lens.sites.select import Select, indices
+from dit_lens.sites.select import Select, indices, is_all
 
 #: Noise level and expert of a step.
 Level = tuple[float, str | None]
@@ -103,7 +103,7 @@ def among(what: str, read: Sequence[int], wanted: Select) -> list[int]:
     SiteError
         One that was not read.
     """
-    if isinstance(wanted, str) and wanted == "all":
+    if is_all(wanted):
         return list(range(len(read)))
     chosen = indices(wanted, read[-1] + 1, what)
     if missing := [number for number in chosen if number not in read]:

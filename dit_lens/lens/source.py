@@ -17,7 +17,7 @@ from dit_lens.runs.call import Call
 from dit_lens.runs.replay import Replay
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.select import Select, indices, show
+from dit_lens.sites.select import indices, is_all, show
 from dit_lens.sites.site import LAYER_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
@@ -63,11 +63,6 @@ def require_sites(
         raise SiteError(f"{lens} does not tell heads apart, got heads {show(sites.heads)}")
     if not (is_all(sites.layers) or set(components) & set(LAYER_COMPONENTS)):
         raise SiteError(f"{lens} reads what belongs to no layer, got layers {show(sites.layers)}")
-
-
-def is_all(select: Select) -> bool:
-    """Whether a selection is the word "all"."""
-    return isinstance(select, str) and select == "all"
 
 
 def at_branch(sites: Sites, branch: str) -> Sites:

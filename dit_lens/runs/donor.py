@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -13,6 +14,7 @@ from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site, name_some
 
 
+@dataclass(eq=False, kw_only=True)
 class Donor:
     """What a `Run` and a `Replay` have in common: rows, and activations that were captured of them.
 
@@ -32,7 +34,7 @@ class Donor:
     rows: tuple[Row, ...]
     geometry: Geometry
     captures: dict[str, dict[Site, Tensor]]
-    text_valid: dict[str, Tensor]
+    text_valid: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, site: Site | str) -> Tensor:
         """The capture of one site, of shape (B, F, H, W, D) for the residual stream and (B, C, F, H, W) for latents.

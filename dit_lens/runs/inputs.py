@@ -86,9 +86,7 @@ def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
     InputError
         Nothing to run, inputs of unknown kind, or numbers of inputs and seeds that do not fit.
     """
-    given = listed_inputs(inputs)
-    seeds = _seeds(seed, len(given))
-    given = given * len(seeds) if len(given) == 1 else given
+    given, seeds = _matched(listed_inputs(inputs), seed)
     parsed = [_parse(item) for item in given] if len({id(g) for g in given}) > 1 else [_parse(given[0])] * len(given)
     images = [p[2] for p in parsed if p[2] is not None]
     if len(images) not in (0, len(parsed)):
@@ -143,10 +141,14 @@ def paired(inputs: Any, seed: int | Sequence[int]) -> list[tuple[Any, int]]:
     """
     given = listed_inputs(inputs)
     if not isinstance(seed, Iterable):
-        _seeds(seed, 1)  # refuses what is no seed
-        return list(zip(given, row_seeds(int(seed), len(given)), strict=True))
+        seed = row_seeds(_seeds(seed, 1)[0], len(given))
+    return list(zip(*_matched(given, seed), strict=True))
+
+
+def _matched(given: list[Any], seed: int | Sequence[int]) -> tuple[list[Any], list[int]]:
+    """Inputs and seeds of the same number: one input is that of every seed."""
     seeds = _seeds(seed, len(given))
-    return list(zip(given * len(seeds) if len(given) == 1 else given, seeds, strict=True))
+    return given * len(seeds) if len(given) == 1 else given, seeds
 
 
 def _is_single(inputs: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,12 @@ from dit_lens.families.registry import family_named
 from dit_lens.runs.call import Context
 from dit_lens.runs.donor import Donor
 from dit_lens.runs.identity import difference
-from dit_lens.runs.inputs import Row
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.run import Run
-from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Replay(Donor):
     """One denoising step of a recorded run, done again with other interventions; a donor as the run is.
 
@@ -48,18 +46,12 @@ class Replay(Donor):
         Where a text stream was met of which attention reads only some positions: which.
     """
 
-    id: str
-    model_id: str
-    rows: tuple[Row, ...]
-    geometry: Geometry
     step: int
     velocities: dict[str, Tensor]
     guided: Tensor
     x0hat: Tensor
     conditioning: dict[str, dict[str, Any]]
-    captures: dict[str, dict[Site, Tensor]]
     ledger: Ledger
-    text_valid: dict[str, Tensor] = field(default_factory=dict)
 
     __repr__ = short_repr
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,17 @@ from dit_lens.files import saved
 from dit_lens.files.video import FPS, Video, write_video
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.donor import Donor
-from dit_lens.runs.inputs import Row, plain_inputs
+from dit_lens.runs.inputs import plain_inputs
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.nest import moved
 from dit_lens.runs.rows import row_numbers, selected
 from dit_lens.runs.schedule import Schedule
-from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import Site
 
 #: Of the files of a saved run; it grows when the fields of a run change.
 _SCHEMA = 1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Run(Donor):
     """A finished generation of B rows: plain data, which can be pickled, copied and saved.
 
@@ -70,24 +68,18 @@ class Run(Donor):
         Where a text stream was met of which attention reads only some positions: which.
     """
 
-    id: str
-    model_id: str
     setup: Mapping[str, str]
     inputs: tuple[Any, ...]
-    rows: tuple[Row, ...]
     content: str
     frames: Video | None
     latents: Tensor
     family: str
     schedule: Schedule
-    geometry: Geometry
     settings: Mapping[str, Any]
-    captures: dict[str, dict[Site, Tensor]]
     calls: tuple[Call, ...]
     states: tuple[Tensor, ...]
     ledger: Ledger
     fixed: Fixed | None = None
-    text_valid: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.calls = tuple(replace(c, context=self._context) if c.context is None else c for c in self.calls)

@@ -56,6 +56,11 @@ def show(select: Select) -> str:
     return ",".join(map(str, select)) if isinstance(select, Iterable) else str(select)
 
 
+def is_all(select: Select) -> bool:
+    """Whether a selection is the word "all"."""
+    return isinstance(select, str) and select == "all"
+
+
 def to_json(select: Select) -> Any:
     """JSON types; predicates have none and raise `SiteError`."""
     if isinstance(select, slice):

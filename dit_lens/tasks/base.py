@@ -113,6 +113,22 @@ class Problem(Instance, Protocol):
     def steps(self) -> int: ...
 
 
+class Rendered:
+    """An instance whose task draws its true video, of which the first frame is what the model is given."""
+
+    task: Any
+
+    @property
+    def video(self) -> Video:
+        """The true video, uint8 of shape (T, height, width, 3)."""
+        return np.asarray(self.task.render([self])[0])
+
+    @property
+    def image(self) -> Image.Image:
+        """The first frame, which the model is given."""
+        return Image.fromarray(self.video[0])
+
+
 class Pair(NamedTuple):
     """Two instances that differ in one latent variable."""
 

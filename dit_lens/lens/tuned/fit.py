@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dit_lens.engine.gradients import frozen
 from dit_lens.errors import EvidenceError, InputError
-from dit_lens.lens.source import at_branch, is_all, replayed_arguments_of, require_sites, reusable
+from dit_lens.lens.source import at_branch, replayed_arguments_of, require_sites, reusable
 from dit_lens.lens.tuned.bands import NoiseBand, band_of, make_bands
 from dit_lens.lens.tuned.recipe import TunedLensRecipe
 from dit_lens.lens.tuned.runs import Runs, Seeded, StepReading
@@ -21,7 +21,7 @@ from dit_lens.model import VideoDiT
 from dit_lens.runs.describe import describe
 from dit_lens.runs.identity import versions
 from dit_lens.runs.inputs import gather
-from dit_lens.sites.select import indices
+from dit_lens.sites.select import indices, is_all
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.base import Task
 

@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from dit_lens.files.video import Video
 from dit_lens.results.arrays import Ints
+from dit_lens.tasks.base import Rendered
 from dit_lens.tasks.maze.boards import Boards, name_other, shortest_path_cells
 from dit_lens.tasks.maze.render import GOAL_NAMES
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class MazeInstance:
+class MazeInstance(Rendered):
     """One maze with a start, a goal (or two, of which the prompt names one), and one of its shortest paths.
 
     Attributes
@@ -79,16 +78,6 @@ class MazeInstance:
     def steps(self) -> int:
         """Moves on a shortest path."""
         return self.length
-
-    @property
-    def video(self) -> Video:
-        """The true video, uint8 of shape (T, height, width, 3)."""
-        return np.asarray(self.task.render([self])[0])
-
-    @property
-    def image(self) -> Image.Image:
-        """The first frame, which the model is given."""
-        return Image.fromarray(self.video[0])
 
     @property
     def length(self) -> int:

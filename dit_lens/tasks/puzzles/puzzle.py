@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.files.video import Video
@@ -33,6 +32,7 @@ from dit_lens.tasks.answers import Answers, hold
 from dit_lens.tasks.base import (
     Label,
     Pair,
+    Rendered,
     Split,
     check_frames,
     check_pixels,
@@ -52,7 +52,7 @@ Facts = dict[str, tuple[str, NDArray[Any]] | tuple[str, NDArray[Any], tuple[str,
 
 
 @dataclass(frozen=True, eq=False)
-class PuzzleInstance:
+class PuzzleInstance(Rendered):
     """One problem of a puzzle.
 
     Attributes
@@ -78,16 +78,6 @@ class PuzzleInstance:
     @property
     def prompt(self) -> str:
         return self.task.prompt(self.variables)
-
-    @property
-    def video(self) -> Video:
-        """The true video, uint8 of shape (T, height, width, 3)."""
-        return np.asarray(self.task.render([self])[0])
-
-    @property
-    def image(self) -> Image.Image:
-        """The first frame, which the model is given."""
-        return Image.fromarray(self.video[0])
 
     @property
     def answer(self) -> Hashable:
