@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,20 +12,20 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from dit_lens.engine.dispatcher import Body, Dispatcher, velocities
+from dit_lens.engine.dispatcher import Body, Dispatcher
 from dit_lens.engine.envoys import Tree
 from dit_lens.engine.gradients import Gradients, Metric, Watch, derive, detached, frozen, require_finite
-from dit_lens.engine.head_inputs import keeping_outputs, rows_of
 from dit_lens.engine.loan import holding, on_loan
+from dit_lens.engine.loop import ForBatch, for_batch, in_batches, require_batch
 from dit_lens.engine.modes import refuse_modes
 from dit_lens.engine.pipeline import drive
 from dit_lens.engine.plan import check_reached, check_stop, listed, make_plan
 from dit_lens.engine.read_out import read_out
+from dit_lens.engine.replaying import make_again
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.engine.vae import decode, encode, to_bytes, video_shape
-from dit_lens.errors import InputError, MadeForAnother, UnsupportedModel
+from dit_lens.errors import MadeForAnother, UnsupportedModel
 from dit_lens.families.at_hand import bringing
 from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
@@ -35,15 +34,11 @@ from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.identity import model_id, of_latents, replay_id, run_id, setup_of
 from dit_lens.runs.inputs import Inputs, gather, paired
-from dit_lens.runs.nest import moved
 from dit_lens.runs.replay import Replay, Resume
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select
 from dit_lens.sites.sites import Sites
-
-#: Makes the interventions of one batch from the inputs and the seeds of its rows.
-ForBatch = Callable[[list[Any], list[int]], Iterable[Intervention]]
 
 
 class VideoDiT:
@@ -267,27 +262,9 @@ class VideoDiT:
         InputError
             Before the first run: no inputs, numbers of inputs and seeds that do not fit, or a batch below 1.
         """
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise InputError(f"batch={batch!r}: need a whole number of at least 1")
-        rows = paired(inputs, seed)
-        if callable(interventions) and not hasattr(interventions, "sites"):  # no intervention that stands alone
-            return self._batches(rows, batch, progress, interventions, run_arguments)
-        same = listed(cast(Iterable[Intervention], interventions))
-        return self._batches(rows, batch, progress, lambda _inputs, _seeds: same, run_arguments)
-
-    def _batches(
-        self,
-        rows: Sequence[tuple[Any, int]],
-        batch: int,
-        progress: str | None,
-        make: ForBatch,
-        run_arguments: Mapping[str, Any],
-    ) -> Iterator[Run]:
-        with tqdm(total=len(rows), desc=progress, unit="run", disable=progress is None) as bar:
-            for start in range(0, len(rows), batch):
-                given, seeds = (list(part) for part in zip(*rows[start : start + batch], strict=True))
-                yield self.run(given, seeds, interventions=make(given, seeds), **run_arguments)
-                bar.update(len(seeds))
+        require_batch(batch)
+        run = partial(self.run, **run_arguments)
+        return in_batches(run, paired(inputs, seed), batch, progress, for_batch(interventions))
 
     def _generate(
         self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool
@@ -343,17 +320,8 @@ class VideoDiT:
         for tree in self._trees.values():
             tree.refresh()
         device = self.pipeline._execution_device
-        predicted: dict[str, Tensor] = {}
-        conditioning: dict[str, dict[str, Any]] = {}
         started = time.perf_counter()
-        for call in calls:
-            module: Any = self.experts[call.expert]
-            outputs: dict[str, Any] = {}
-            call = replace(call, args=moved(call.args, device), kwargs=moved(call.kwargs, device))
-            with keeping_outputs(module, self.architecture.conditioning, outputs):
-                output = dispatcher.run_call(call, module.forward, call.args, call.kwargs)
-            predicted |= velocities(call, output)
-            conditioning |= {b: rows_of(outputs, call.rows(b), call) for b in call.branches}
+        predicted, conditioning = make_again(dispatcher, calls, self.experts, device)
         dispatcher.require_fired()
         dispatcher.recorder.ledger.seconds = time.perf_counter() - started
         state, recorder = run.states[step].to(device), dispatcher.recorder
@@ -414,9 +382,6 @@ class VideoDiT:
             with torch.enable_grad(), frozen(self.experts.values()):
                 replay = self._replay(run, step, [*listed(interventions), watch], from_layer)
                 value = metric(replay)
-                if not isinstance(value, Tensor) or value.ndim:
-                    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    raise InputError(f"gradients: the metric must give a tensor of no shape, got {shape}")
                 found = derive(watch, value)
             require_finite(value, found)
             return Gradients(value.detach(), watch.activations, found, detached(replay))

@@ -12,9 +12,9 @@ from tests.pages import ROOT
 PACKAGE = Path(str(dit_lens.__file__)).parent
 SCRIPTS = [*ROOT.glob("examples/*.py"), *ROOT.glob("probes/*.py")]
 LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-#: Files whose loops are not over batches: the loop itself, and the checks of a family, which run rows alone to compare
+#: A file whose loops are not over batches: the checks of a family run rows alone to compare
 #: them with the batch.
-EXCEPTIONS = {"model.py", "validation/family_checks.py"}
+EXCEPTIONS = {"validation/family_checks.py"}
 
 
 def runs_in_loops(tree: ast.AST) -> Iterator[int]:

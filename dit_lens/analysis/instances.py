@@ -1,4 +1,4 @@
-"""What analyses share: instances and pairs by number or by hand, and interventions as far as a part of a run."""
+"""What analyses share: instances and pairs by number or by hand, and interventions as far as a run goes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from typing import Any
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import Site
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.evidence import require
-
-#: Components of the sampler's loop, which a replay of a denoiser call does not enter.
-_AROUND = ("latents", "guided")
 
 
 def drawn_instances(task: Task, instances: int | Sequence[Any], seed: int, *, who: str) -> list[Any]:
@@ -48,12 +44,3 @@ def drawn_pairs(task: Task, pairs: int | Sequence[Pair], seed: int, kind: str | 
 def until(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
     """The interventions that a run which stops after ``step`` meets."""
     return [i for i in interventions if any(site.step <= step for site in i.sites.resolve(geometry))]
-
-
-def inside(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
-    """The interventions that a replay of ``step`` meets; what stands around the denoiser is in the record already."""
-
-    def met(site: Site) -> bool:
-        return site.step == step and site.component not in _AROUND
-
-    return [i for i in interventions if any(map(met, i.sites.resolve(geometry)))]

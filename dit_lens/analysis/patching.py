@@ -23,7 +23,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dit_lens.analysis.instances import drawn_pairs, inside, until
+from dit_lens.analysis.instances import drawn_pairs, until
+from dit_lens.engine.plan import acting
 from dit_lens.errors import EvidenceError, SiteError
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
@@ -245,7 +246,7 @@ class _Pairs:
         geometry, found = self.model.geometry(self.pairs[0].original), []
         others = until(self.interventions, geometry, self.step)
         for run in self._both_sides("patching at one step", record=True, stop_after=self.step, interventions=others):
-            found.append(self._moved(run, inside(self.interventions, geometry, self.step)))
+            found.append(self._moved(run, acting(self.interventions, geometry, self.step)))
         moved, ways = (torch.cat(parts, dim=-5) for parts in zip(*found, strict=True))
         return _along(moved.flatten(2), (ways * self._mask(ways, geometry)).flatten(1)), run
 

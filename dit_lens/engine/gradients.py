@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.display.short import short_repr
-from dit_lens.errors import NotFinite
+from dit_lens.errors import InputError, NotFinite
 from dit_lens.interventions.base import At
 from dit_lens.runs.replay import Replay
 from dit_lens.sites.site import Site
@@ -55,7 +55,16 @@ class Watch:
 
 
 def derive(watch: Watch, value: Tensor) -> dict[Site, Tensor]:
-    """Derivatives of a scalar by every watched activation; zero where it does not depend on one."""
+    """Derivatives of a scalar by every watched activation; zero where it does not depend on one.
+
+    Raises
+    ------
+    InputError
+        The metric gave no scalar.
+    """
+    if not isinstance(value, Tensor) or value.ndim:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"gradients: the metric must give a tensor of no shape, got {shape}")
     if not value.requires_grad:
         return {site: torch.zeros_like(leaf) for site, leaf in watch.leaves.items()}
     found = torch.autograd.grad(value, list(watch.leaves.values()), allow_unused=True)

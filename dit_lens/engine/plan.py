@@ -58,6 +58,16 @@ def listed(interventions: Iterable[Intervention]) -> tuple[Intervention, ...]:
     raise InputError(f"interventions={interventions!r:.80}: need a list of interventions, if only of one")
 
 
+def is_within(site: Site, steps: Sequence[int]) -> bool:
+    """Whether a site lies within a denoiser call of some steps, not around it."""
+    return site.step in steps and site.branch is not None
+
+
+def acting(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
+    """The interventions that a replay of a step meets; what stands around its calls is in the record already."""
+    return [i for i in interventions if any(is_within(site, [step]) for site in i.sites.resolve(geometry))]
+
+
 def make_plan(interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:
     """Resolve every intervention's sites and let it refuse what cannot work.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.engine.plan import listed, make_plan
+from dit_lens.engine.plan import acting, is_within, listed, make_plan
 from dit_lens.errors import DidNotFire, InputError, SiteError
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
@@ -174,7 +174,7 @@ class Recorded:
         for step in steps:
             run.recorded(step)
         for planned in make_plan(found.interventions, run.geometry, run.rows):
-            if not any(_is_within(site, steps) for site in planned.sites):
+            if not any(is_within(site, steps) for site in planned.sites):
                 name, where = type(planned.intervention).__name__, planned.intervention.sites
                 raise DidNotFire(
                     f"{name} at [{where}] is within no denoiser call of the steps that are read, "
@@ -200,9 +200,7 @@ class Recorded:
 
         The record holds what the interventions did between calls.
         """
-        geometry = self.run.geometry
-        acting = [i for i in self.interventions if any(_is_within(s, [step]) for s in i.sites.resolve(geometry))]
-        return model.replay(self.run, step, [*acting, *captures])
+        return model.replay(self.run, step, [*acting(self.interventions, self.run.geometry, step), *captures])
 
     def clean(self, step: int, prediction: Tensor) -> Tensor:
         """x0hat of a prediction at a step: (B, C, F, H, W)."""
@@ -213,11 +211,6 @@ def is_finished(run: Run, step: int) -> bool:
     """Whether a step was recorded with all of its branches: a run may have been stopped within its last step."""
     calls = [call for call in run.calls if call.step == step and call.output is not None]
     return {branch for call in calls for branch in call.branches} == set(run.geometry.branches)
-
-
-def _is_within(site: Site, steps: Sequence[int]) -> bool:
-    """Whether a site lies within a denoiser call of some steps, not around it."""
-    return site.step in steps and site.branch is not None
 
 
 def captured(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.instances import drawn_instances, inside
+from dit_lens.analysis.instances import drawn_instances
+from dit_lens.engine.plan import acting
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.depth import depth_lens
 from dit_lens.model import VideoDiT
@@ -104,7 +105,7 @@ def lens_curves(
     given, others = drawn_instances(task, instances, seed, who=_WHO), tuple(interventions)
     shown, drawn = [], []
     for run in model.runs(given, seed, batch=batch, progress="depth lens", record=True, interventions=others):
-        here = inside(others, run.geometry, step)
+        here = acting(others, run.geometry, step)
         lens = depth_lens(model, run, sites=Sites(steps=step), interventions=here)
         shown.append(lens.decode(model, frames=-1)[0, :, :, 0])
         drawn.append(answers_of(task, run.decoded[:, -1], run.inputs, who=_WHO).marks)
