@@ -31,7 +31,7 @@ from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.patch import Patch
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Bools, Floats
-from dit_lens.results.intervals import mean_interval, wilson
+from dit_lens.results.intervals import mean_interval, share
 from dit_lens.results.plots import curves
 from dit_lens.results.result import VALUE_COLUMNS, Result
 from dit_lens.runs.run import Run
@@ -117,8 +117,7 @@ class PatchingSweep(Result):
             for measure, values in (("share", self.share[i]), ("unrelated_share", self.unrelated[i])):
                 rows.append((*at, *layer, *what, measure, *mean_interval(values), len(values)))
             if count := self.flips.shape[1]:
-                flipped = wilson(int(self.flips[i].sum()), count)
-                rows.append((None, None, None, *layer, *what, "flip_rate", *flipped, count))
+                rows.append((None, None, None, *layer, *what, "flip_rate", *share(self.flips[i]), count))
         columns = ["step", "sigma", "expert", "layer", "kind", "component", "stream", *VALUE_COLUMNS]
         return pd.DataFrame(rows, columns=columns).astype({"step": object, "expert": object})
 

@@ -38,7 +38,7 @@ from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Ints
-from dit_lens.results.intervals import Interval, mean_interval, wilson
+from dit_lens.results.intervals import Interval, mean_interval, share
 from dit_lens.results.plots import curves
 from dit_lens.results.result import Result
 from dit_lens.tasks.base import Task
@@ -107,15 +107,15 @@ class Correction(Result):
         return step_table(rows, self.sigmas, self.experts, task=self.task, judge=self.judge)
 
     def _state(self, step: int, of_step: Ints) -> list[dict[str, Any]]:
-        shares = {name: wilson(int((of_step == number).sum()), self.n) for number, name in enumerate(STATES)}
-        return [{"step": step, "span": "state"} | measured(name, share, self.n) for name, share in shares.items()]
+        shares = {name: share(of_step == number) for number, name in enumerate(STATES)}
+        return [{"step": step, "span": "state"} | measured(name, x, self.n) for name, x in shares.items()]
 
     def _changes(self, span: str, before: int, after: int) -> list[dict[str, Any]]:
         was, now = self.states[before], self.states[after]
         found = {name: (was == a) & (now == b) for name, (a, b) in CHANGES.items()} | {"stays": was == now}
-        shares = {name: wilson(int(x.sum()), self.n) for name, x in found.items()}
+        shares = {name: share(x) for name, x in found.items()}
         shares["net"] = mean_interval(found["wrong to right"].astype(float) - found["right to wrong"])
-        return [{"step": after, "span": span} | measured(name, share, self.n) for name, share in shares.items()]
+        return [{"step": after, "span": span} | measured(name, x, self.n) for name, x in shares.items()]
 
     def ever(self) -> dict[str, Interval]:
         """Shares of all instances over the whole chain, with Wilson's intervals.
@@ -131,7 +131,7 @@ class Correction(Result):
         first, last = self.first, self.states[-1]
         found["corrected"] = (first == _WRONG) & (last == _RIGHT)
         found["spoiled"] = (first == _RIGHT) & (last == _WRONG)
-        shares = {name: wilson(int(x.sum()), self.n) for name, x in found.items()}
+        shares = {name: share(x) for name, x in found.items()}
         return shares | {"net correction": mean_interval(found["corrected"].astype(float) - found["spoiled"])}
 
     @property

@@ -33,7 +33,7 @@ from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Bools, Floats
-from dit_lens.results.intervals import Interval, mean_interval, wilson
+from dit_lens.results.intervals import Interval, mean_interval, share
 from dit_lens.results.plots import curves
 from dit_lens.results.result import Result
 from dit_lens.tasks.base import Task
@@ -88,10 +88,9 @@ class MultiPath(Result):
 
     def ever(self) -> dict[str, Interval]:
         """Share of instances that are superposed at some step, and at the last (Wilson)."""
-        n = self.superposed.shape[1]
         return {
-            "at some step": wilson(int(self.superposed.any(axis=0).sum()), n),
-            "at the last step": wilson(int(self.superposed[-1].sum()), n),
+            "at some step": share(np.asarray(self.superposed.any(axis=0))),
+            "at the last step": share(self.superposed[-1]),
         }
 
     def plot(self, axis: Axes | None = None, *, measure: str = "alive") -> Axes:
@@ -103,7 +102,7 @@ class MultiPath(Result):
 
 
 def _interval(measure: str, values: Floats) -> Interval:
-    return wilson(int(values.sum()), len(values)) if measure in _SHARES else mean_interval(values)
+    return share(values == 1) if measure in _SHARES else mean_interval(values)
 
 
 def multi_path(
