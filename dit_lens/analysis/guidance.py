@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.instances import drawn_instances
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -19,6 +18,7 @@ from dit_lens.results.intervals import share
 from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result
 from dit_lens.tasks.base import Task
+from dit_lens.tasks.draw import draw_instances
 from dit_lens.tasks.evidence import require
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def compare_guidance(
     who, others = "compare_guidance", tuple(interventions)
     if not len(scales):
         raise EvidenceError(f"{who}: no scales were given; give some, such as 1, 2 and 4")
-    score, given = require(task, "score", who=who).score, drawn_instances(task, instances, seed, who=who)
+    score, given = require(task, "score", who=who).score, draw_instances(task, instances, seed, who=who)
     strict, changed = [], []
     of_scales = [
         model.runs(given, seed, batch=batch, progress=f"guidance {s:g}", interventions=others, guidance_scale=s)

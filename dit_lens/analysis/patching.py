@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dit_lens.analysis.instances import drawn_pairs, until
 from dit_lens.engine.plan import acting
 from dit_lens.errors import EvidenceError, SiteError
 from dit_lens.interventions.base import Intervention
@@ -40,6 +39,7 @@ from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import indices
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.base import Pair, Task
+from dit_lens.tasks.draw import draw_pairs
 from dit_lens.tasks.evidence import answer_masks, declares, on_grid, require, show_answer
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def patching_sweep(
     SiteError
         Not one component, stream and step, or a layer that the model does not have.
     """
-    given = drawn_pairs(task, pairs, seed, who=_WHO)
+    given = draw_pairs(task, pairs, seed, who=_WHO)
     given = [pair for pair, mask in zip(given, answer_masks(task, given, who=_WHO), strict=True) if mask.any()]
     if not given:
         raise EvidenceError(
@@ -202,6 +202,11 @@ def _one_step(sites: Sites, geometry: Geometry) -> int:
         )
     sites.resolve(geometry)
     return steps[0]
+
+
+def _until(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
+    """The interventions that a run which stops after ``step`` meets."""
+    return [i for i in interventions if any(site.step <= step for site in i.sites.resolve(geometry))]
 
 
 def _layers(sites: Sites, geometry: Geometry) -> list[int]:
@@ -243,7 +248,7 @@ class _Pairs:
     def movements(self) -> tuple[Floats, Run]:
         """Movement of x0hat along the directions of pairs, (3, L, P), and the last clean run."""
         geometry, found = self.model.geometry(self.pairs[0].original), []
-        others = until(self.interventions, geometry, self.step)
+        others = _until(self.interventions, geometry, self.step)
         for run in self._both_sides("patching at one step", record=True, stop_after=self.step, interventions=others):
             found.append(self._moved(run, acting(self.interventions, geometry, self.step)))
         moved, ways = (torch.cat(parts, dim=-5) for parts in zip(*found, strict=True))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.instances import drawn_pairs
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -20,6 +19,7 @@ from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result
 from dit_lens.runs.seeds import row_seeds
 from dit_lens.tasks.base import Pair, Task
+from dit_lens.tasks.draw import draw_pairs
 from dit_lens.tasks.evidence import require
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def exchange_prompts(
     who, others = "exchange_prompts", tuple(interventions)
     score = require(task, "score", "pairs", who=who).score
     kind = kind or next(iter(prompt_kinds(task)), None)
-    given = drawn_pairs(task, pairs, seed, kind, who=who)
+    given = draw_pairs(task, pairs, seed, kind, who=who)
     for pair in given:
         if not _same_picture(pair):
             kinds = ", ".join(prompt_kinds(task)) or "none"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.instances import drawn_instances
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -19,6 +18,7 @@ from dit_lens.results.intervals import Interval, mean_interval, share
 from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result, json_value
 from dit_lens.tasks.base import Task
+from dit_lens.tasks.draw import draw_instances
 from dit_lens.tasks.evidence import declares, require
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _evaluate(
     interventions: Sequence[Intervention],
     batch: int,
 ) -> TaskSuccess:
-    known, given = require(task, "score", who="evaluate"), drawn_instances(task, instances, seed, who="evaluate")
+    known, given = require(task, "score", who="evaluate"), draw_instances(task, instances, seed, who="evaluate")
     runs = model.runs(given, seed, batch=batch, progress=task.title, interventions=interventions)
     found = [(known.score(run.decoded, list(run.inputs)), run.ledger.seconds) for run in runs]
     scores, seconds = zip(*found, strict=True)

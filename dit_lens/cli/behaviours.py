@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+from dit_lens.cli.common import Commands, Printed, common_options, load, tasks_of
 
 if TYPE_CHECKING:
     from dit_lens.tasks import BoardTask
@@ -40,12 +40,10 @@ def _behaviours(options: argparse.Namespace) -> Printed:
 
 def _tasks(options: argparse.Namespace) -> list[BoardTask]:
     """The tasks that were asked for; by default each of the organism's that lists its candidates, at its first size."""
-    from dit_lens.organisms.load import organism_tasks
     from dit_lens.tasks import declares, task_named
 
     if options.tasks:
         return [task_named(name) for name in options.tasks]
-    folder = options.model if is_organism_folder(options.model) else None
-    tasks = organism_tasks(options.model.removeprefix(RANDOM), folder=folder)
+    tasks = tasks_of(options.model)
     first = {task.title: task for task in reversed(tasks) if declares(task, "alive")}
     return [task for task in tasks if first.get(task.title) is task]

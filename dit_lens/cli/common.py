@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from dit_lens.tasks import BoardTask
 
 #: Where commands are added. The class is generic for type checkers only.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -23,15 +26,17 @@ def common_options() -> argparse.ArgumentParser:
     return common
 
 
-def maze_options() -> argparse.ArgumentParser:
-    """The options of commands that let a model solve mazes."""
+def model_options() -> argparse.ArgumentParser:
+    """The options of commands that let a model solve a task."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--model",
         default="maze",
         help="shipped organism, random:NAME for its architecture with random weights, or a folder",
     )
-    options.add_argument("--size", type=int, default=5, help="cells a side of the mazes")
+    options.add_argument(
+        "--task", help="such as maze:6 or sort; by default the first that the model was trained on, or maze"
+    )
     return options
 
 
@@ -46,6 +51,32 @@ def load(name: str) -> Any:
     if is_organism_folder(name):
         return load_organism(folder=name)
     return VideoDiT(name) if "/" in name and name not in organism_names() else load_organism(name)
+
+
+def tasks_of(name: str) -> list[BoardTask]:
+    """The tasks that an organism was trained on, its default first.
+
+    Raises
+    ------
+    InputError
+        No such organism.
+    """
+    from dit_lens.organisms.load import organism_tasks
+
+    return organism_tasks(folder=name) if is_organism_folder(name) else organism_tasks(name.removeprefix(RANDOM))
+
+
+def task_of(options: argparse.Namespace) -> BoardTask:
+    """The task that ``--task`` names, or else the model's default; of a model that is no organism, the maze."""
+    from dit_lens.errors import InputError
+    from dit_lens.tasks import task_named
+
+    if options.task is not None:
+        return task_named(options.task)
+    try:
+        return tasks_of(options.model)[0]
+    except InputError:  # a pipeline of the user's own: no card says what it was trained on
+        return task_named("maze")
 
 
 def is_organism_folder(name: str) -> bool:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.cli.common import RANDOM, Commands, Printed, common_options, is_organism_folder, load
+from dit_lens.cli.common import Commands, Printed, common_options, load, tasks_of
 
 if TYPE_CHECKING:
     from dit_lens.tasks import BoardTask
@@ -47,14 +47,11 @@ def _evaluate(options: argparse.Namespace) -> Printed:
 
 def _tasks(options: argparse.Namespace) -> list[BoardTask]:
     """The tasks that were asked for, by default those of the organism."""
-    from dit_lens.organisms.load import organism_tasks
     from dit_lens.tasks import task_named
 
     if names := options.tasks or [f"maze:{size}" for size in options.sizes or ()]:
         return [task_named(name) for name in names]
-    if is_organism_folder(options.name):
-        return organism_tasks(folder=options.name)
-    return organism_tasks(options.name.removeprefix(RANDOM))
+    return tasks_of(options.name)
 
 
 def _sizes(tasks: Sequence[BoardTask], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_card import sites_of
 from dit_lens.probing.probe_grid import site_values
 from dit_lens.probing.probe_set import ProbeSet
-from dit_lens.probing.rows.collect import drawn
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 from dit_lens.results.plots import curves
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
@@ -39,6 +38,7 @@ from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks.base import Task
+from dit_lens.tasks.draw import draw_instances
 from dit_lens.tasks.evidence import Evidence, require
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def causal_check(
     if site.layer is not None and reads < site.layer:
         raise EvidenceError(f"lens_layer {reads} is before layer {site.layer}, which is steered")
     own = probes.direction(steering.label, site, steering.answer)
-    problems = drawn(task, instances, seed)
+    problems = draw_instances(task, instances, seed, who="causal_check")
     work = _Steered(model, scorer, steering, tokens or Tokens(), reads, listed(interventions), run_arguments)
     parts, last = [], None
     for run in model.runs(problems, seed, record=True, interventions=work.interventions, **run_arguments):

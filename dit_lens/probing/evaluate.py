@@ -16,12 +16,12 @@ from dit_lens.probing.fit.questions import Asked, donors
 from dit_lens.probing.fit.scores import GroupedScores, scores_by_group
 from dit_lens.probing.probe_grid import Probe, ProbeGrid, probes_of
 from dit_lens.probing.probe_set import ProbeSet
-from dit_lens.probing.rows.collect import drawn
 from dit_lens.probing.rows.data import Place, group_numbers, require_disjoint
 from dit_lens.probing.rows.readers import Visit
 from dit_lens.probing.rows.rows import Pool
 from dit_lens.probing.rows.targets import targets_of
 from dit_lens.tasks.base import Label, Task
+from dit_lens.tasks.draw import draw_instances
 
 
 def evaluate_probes(
@@ -59,7 +59,7 @@ def evaluate_probes(
         only.
     """
     probes.require(model)
-    problems = drawn(task, instances, seed)
+    problems = draw_instances(task, instances, seed, who="evaluate_probes")
     require_held_out(probes, problems, seed)
     visit = Visit(model, task, probes.readout(pool), problems[0], interventions, run_arguments)
     found = targets_of(task, problems, visit.rows, probes.labels)

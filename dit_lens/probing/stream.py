@@ -27,7 +27,6 @@ from dit_lens.probing.fit.questions import Asked, Question, ask, targets
 from dit_lens.probing.probe_card import SCHEMA, card_of_task
 from dit_lens.probing.probe_grid import ProbeGrid
 from dit_lens.probing.probe_set import ProbeSet
-from dit_lens.probing.rows.collect import drawn
 from dit_lens.probing.rows.data import Place, group_numbers, require_disjoint
 from dit_lens.probing.rows.readers import Visit
 from dit_lens.probing.rows.readout import Readout
@@ -38,6 +37,7 @@ from dit_lens.runs.run import Run
 from dit_lens.runs.seeds import derive
 from dit_lens.sites.site import Site
 from dit_lens.tasks.base import Label, Task
+from dit_lens.tasks.draw import draw_instances
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +109,10 @@ def stream_probes(
         A task whose settings cannot be saved with the probes.
     """
     card_of_task(task)
-    sides = {"train": drawn(task, train, seed, "train"), "test": drawn(task, test, seed, "test")}
+    sides = {
+        "train": draw_instances(task, train, seed, "train", who="stream_probes"),
+        "test": draw_instances(task, test, seed, "test", who="stream_probes"),
+    }
     require_disjoint(*([instance.id for instance in side] for side in sides.values()))
     changes = listed(run_arguments.pop("interventions", ()))
     visit = Visit(model, task, readout or Readout(), sides["train"][0], changes, run_arguments)

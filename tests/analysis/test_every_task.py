@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -121,10 +122,20 @@ def test_a_task_goes_through_or_is_refused_by_a_sentence(name: str, analysis: st
     if said is None:
         result = ANALYSES[analysis](task)
         assert set(result.table.columns) >= {"measure", "value", "low", "high", "n"}
+        assert str(result)
+        assert json.dumps(result.to_json(), allow_nan=False)
+        if len(result.table):  # a survey that skipped everything has nothing to draw
+            result.plot()
         return
     with pytest.raises(EvidenceError, match=said) as refusal:
         ANALYSES[analysis](task)
     assert "\n" not in str(refusal.value)
+
+
+def test_labels_that_no_probe_read_are_no_part_of_a_role(tmp_path: Path) -> None:
+    result = dl.localize(model(), dl.tasks.Sort(), SMALL)  # every bar is in its place in the last latent frame
+    assert "inverted" not in (*result.labels["reasoning"], *result.probes.labels)
+    assert result.report(tmp_path / "report.html").exists()
 
 
 def test_what_a_survey_skips_is_said() -> None:

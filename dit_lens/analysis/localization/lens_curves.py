@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dit_lens.analysis.instances import drawn_instances
 from dit_lens.engine.plan import acting
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.depth import depth_lens
@@ -22,6 +21,7 @@ from dit_lens.results.result import VALUE_COLUMNS, Result
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.answers import agreement
 from dit_lens.tasks.base import Task
+from dit_lens.tasks.draw import draw_instances
 from dit_lens.tasks.evidence import answers_of, require, rules_of_answer
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def lens_curves(
         The task does not say what a picture shows of the answer, or how right that is.
     """
     require(task, "read_answer", "judge_answer", who=_WHO)
-    given, others = drawn_instances(task, instances, seed, who=_WHO), tuple(interventions)
+    given, others = draw_instances(task, instances, seed, who=_WHO), tuple(interventions)
     shown, drawn = [], []
     for run in model.runs(given, seed, batch=batch, progress="depth lens", record=True, interventions=others):
         here = acting(others, run.geometry, step)

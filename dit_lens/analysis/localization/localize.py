@@ -62,6 +62,7 @@ def localize(
     config, limits, others = config or LocalizeConfig(), thresholds or Thresholds(), tuple(interventions)
     roles = _labels_by_role(model, task, config)
     probes = _probe(model, task, config, others)
+    roles = {role: _probed(role, names, probes) for role, names in roles.items()}
     patching = patching_sweep(
         model,
         task,
@@ -115,6 +116,15 @@ def _probe(model: VideoDiT, task: Task, config: LocalizeConfig, interventions: S
     return probe_grid(data, folds=config.folds, seed=config.seed)
 
 
+def _probed(role: str, names: Sequence[str], probes: ProbeGrid) -> tuple[str, ...]:
+    """The labels that have probes: one that is the same in every cell of the last latent frame has none."""
+    if not (found := tuple(name for name in names if name in probes.labels)):
+        raise EvidenceError(
+            f"{_WHO}: {role} label {', '.join(names)} never varies in the last latent frame; no probe reads it"
+        )
+    return found
+
+
 def _permuted(data: ProbeData) -> ProbeData:
     """Probe data in which every instance carries the labels of another one."""
     labels = {n: replace(label, values=np.roll(label.values, 1, axis=0)) for n, label in data.labels.items()}
@@ -139,14 +149,7 @@ def _curves(
     )
 
     def excess(role: str) -> Floats:
-        # A label that is the same in every cell of the last latent frame has no probe.
-        probed = [name for name in roles[role] if any(probe.label == name for probe in probes.scores)]
-        if not probed:
-            names = ", ".join(roles[role])
-            raise EvidenceError(
-                f"{_WHO}: {role} label {names} never varies in the last latent frame; no probe reads it"
-            )
-        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in probed]
+        above = [probes.excess(probes.at(config.step), name, of_probes, EXCESS_ABOVE) for name in roles[role]]
         return np.asarray(np.mean(above, axis=0))
 
     return Curves(

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.probing.rows.data import Place, ProbeData
@@ -18,7 +17,8 @@ from dit_lens.probing.rows.readers import Visit
 from dit_lens.probing.rows.readout import Readout
 from dit_lens.probing.rows.targets import targets_of
 from dit_lens.runs.run import Run
-from dit_lens.tasks.base import Label, Split, Task
+from dit_lens.tasks.base import Label, Task
+from dit_lens.tasks.draw import draw_instances
 
 
 def collect(
@@ -67,7 +67,7 @@ def collect(
     UnsupportedModel
         A source that this model cannot be given.
     """
-    problems = drawn(task, instances, seed)
+    problems = draw_instances(task, instances, seed, who="collect")
     visit = Visit(model, task, readout or Readout(), problems[0], interventions, run_arguments)
     targets = None if decode else targets_of(task, problems, visit.rows, labels)  # refused before anything runs
     found: dict[Place, list[NDArray[np.float32]]] = defaultdict(list)
@@ -110,24 +110,3 @@ def _data(
         position=every if "position" in visit.controls else None,
         random={p.site: x for p, x in features.items() if (p.step, p.control) == (step, "random")},
     )
-
-
-def drawn(
-    task: Task, instances: int | Sequence[Any], seed: int | Sequence[int] = 0, split: Split = "test"
-) -> list[Any]:
-    """Instances by number, drawn from a split of the task by the seed, or those that are given.
-
-    Raises
-    ------
-    EvidenceError
-        None of them, or a number of them with a seed for each row, which draws nothing.
-    """
-    if not isinstance(instances, int | np.integer):
-        found = list(instances)
-    elif isinstance(seed, Sequence):
-        raise EvidenceError(f"instances={instances} with a seed for each row: give the instances themselves")
-    else:
-        found = task.sample(int(instances), seed=seed, split=split) if instances > 0 else []
-    if not found:
-        raise EvidenceError(f"no instances of task {task.name!r} to probe; give a number of at least 1, or a list")
-    return found

@@ -1,0 +1,55 @@
+"""Instances and pairs of a task by number or by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dit_lens.errors import EvidenceError
+from dit_lens.tasks.base import Pair, Split, Task
+from dit_lens.tasks.evidence import require
+
+
+def draw_instances(
+    task: Task, instances: int | Sequence[Any], seed: int | Sequence[int] = 0, split: Split = "test", *, who: str
+) -> list[Any]:
+    """Instances by number, drawn from a split of the task by the seed, or those that are given.
+
+    Raises
+    ------
+    EvidenceError
+        None of them, or a number of them with a seed for each row, which draws nothing.
+    """
+    if not isinstance(instances, int | np.integer):
+        found = list(instances)
+    elif isinstance(seed, Sequence):
+        raise EvidenceError(f"{who} got instances={instances} with a seed for each row: give the instances themselves")
+    else:
+        found = task.sample(int(instances), seed=seed, split=split) if instances > 0 else []
+    return _some(found, "instances", task, who)
+
+
+def draw_pairs(
+    task: Task, pairs: int | Sequence[Pair], seed: int = 0, kind: str | None = None, *, who: str
+) -> list[Pair]:
+    """Pairs of the task's test split by their number, or those that are given.
+
+    Raises
+    ------
+    EvidenceError
+        None of them, or the task makes no pairs.
+    """
+    if not isinstance(pairs, int | np.integer):
+        found = [Pair(*pair) for pair in pairs]
+    else:
+        known = require(task, "pairs", who=who)
+        found = known.pairs(int(pairs), seed, kind) if pairs > 0 else []
+    return _some(found, "pairs", task, who)
+
+
+def _some(found: Sequence[Any], what: str, task: Task, who: str) -> list[Any]:
+    if not len(found):
+        raise EvidenceError(f"{who} needs {what} of task {task.name!r}: a number of at least 1, or a list; got none")
+    return list(found)
