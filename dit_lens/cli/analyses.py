@@ -54,7 +54,7 @@ def _steps(options: argparse.Namespace) -> Printed:
     instances = task.sample(count, seed=options.seed)
     run = model.run(instances, row_seeds(options.seed, count), record=True)
     lens, strict = step_lens(model, run), task.score(run.decoded, instances).strict
-    titles = [f"{i.steps} steps\n{'solved' if ok else 'failed'}" for i, ok in zip(instances, strict, strict=True)]
+    titles = [f"length {i.steps}\n{'solved' if ok else 'failed'}" for i, ok in zip(instances, strict, strict=True)]
     figure = plot_chain_of_steps(lens.decode(model), lens.sigmas, titles)
     path = write_atomic(options.out, png_bytes(figure))
     data = {

@@ -30,8 +30,8 @@ def _lens(options: argparse.Namespace) -> Printed:
     lens = depth_lens(model, run, sites=Sites(steps=slice(None, None, 3 if options.quick else 1)))
     reading, frames = lens.reading, lens.decode(model, frames=-1)[:, :, 0, 0].swapaxes(0, 1)
     sigmas = [run.sigmas[step] for step in reading.steps]
-    solved = "solved" if strict else "failed"
-    title = f"Depth lens: the last frame as each layer would answer it ({task.title}, {instance.steps} steps, {solved})"
+    what = f"{task.title} of length {instance.steps}, {'solved' if strict else 'failed'}"
+    title = f"Depth lens: the last frame as each layer would answer it ({what})"
     figure = plot_layers_by_steps(frames, reading.layers, reading.steps, sigmas, title)
     path = write_atomic(options.out, png_bytes(figure))
     data = {
@@ -42,7 +42,4 @@ def _lens(options: argparse.Namespace) -> Printed:
         "strict": strict,
         "instance": instance.id,
     }
-    return (
-        f"{path}: {len(frames)} layers x {len(sigmas)} steps of one {task.title} of {instance.steps} steps, {solved}",
-        data,
-    )
+    return f"{path}: {len(frames)} layers x {len(sigmas)} steps of one {what}", data
