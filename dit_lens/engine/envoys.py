@@ -7,17 +7,24 @@ transformer of 12 blocks all controllers together cost 0.7 ms a call, the ones o
 
 While a controller is on, it runs what stood in ``forward`` before: diffusers and accelerate keep the hooks there that
 load, move and cast weights.
+
+A walk through a call says what it waits for (`Ask`) and is given it in one of two ways. Where it may change the call
+(`Tree.trace`, `follow`) it runs as one of nnsight's workers: the model stands still at each value until the worker has
+seen it, and each value costs two switches of stacks. Where it only reads (`Tree.look`) nothing has to wait for it: the
+worker puts it where nnsight puts its own cache, which is called with a value as the model makes it, and is done before
+the first. So a call costs one handover, and still no value outlives the moment in which it is met.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnsight import NNsight
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from nnsight.intervention.source import STATE, Controller
 from torch import nn
 
@@ -25,6 +32,31 @@ Worker = Callable[[], None]
 
 #: Marks the ``forward`` that the active run puts on a transformer, above what stood there.
 ACTIVE = "_dit_lens_active"
+
+
+class Ask(NamedTuple):
+    """What a walk waits for.
+
+    Attributes
+    ----------
+    path : str
+        Of a module below the transformer; "" is the transformer.
+    what : "inputs", "output" or "skip"
+    value : Any
+        What to put there, where it is not to be read; of "skip", what the module gives back instead of running.
+    """
+
+    path: str
+    what: str
+    value: Any = None
+
+
+#: A walk through one call, which is sent each value that it asks to read.
+Asking = Generator[Ask, Any, None]
+
+
+class CalledInside(Exception):
+    """A module that a trace reads was called by what reads it."""
 
 
 class Tree:
@@ -104,7 +136,87 @@ class Tree:
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise error.__context__ from None
             raise
+        except ValueError as error:
+            if "cyclic parent chain" in str(error):  # greenlet's: a module called by the worker that waits for it
+                raise CalledInside from error
+            raise
         return returned[0]
+
+    def look(self, call: Callable[[], Any], asking: Asking, paths: Iterable[str]) -> Any:
+        """As `trace`, of a walk that only reads: it is told of each value where the model makes it.
+
+        Parameters
+        ----------
+        call : callable () -> output
+        asking : the walk
+        paths : of the modules that it may ask for, besides the transformer
+        """
+        onlooker = _Onlooker(asking, {path: self.at(path).path for path in ("", *paths)})
+
+        def looked() -> Any:
+            output = call()
+            onlooker.require_end()
+            return output
+
+        return self.trace(looked, [onlooker.join])
+
+
+class _Onlooker:
+    """Stands among nnsight's caches, which are called with every value they subscribe to, after all interventions."""
+
+    def __init__(self, asking: Asking, names: Mapping[str, str]) -> None:
+        self._asking, self._names = asking, names
+        self._ask: Ask | None = None
+        self._telling = False
+
+    def join(self) -> None:
+        """Runs as a worker, which ends before the model begins."""
+        self._ask = _told(self._asking, None)
+        Mediator.current("a walk").caches.append(self)
+
+    def subscriptions(self) -> dict[str, tuple[str, str]]:
+        ends = (("inputs", "input"), ("output", "output"))
+        return {f"{name}.{end}": (path, what) for path, name in self._names.items() for what, end in ends}
+
+    def observe_selected(self, place: tuple[str, str], value: Any) -> None:
+        if self._telling:
+            raise CalledInside
+        if self._ask is not None and self._ask[:2] == place:
+            self._telling = True
+            self._ask = _told(self._asking, value)
+            self._telling = False
+
+    def require_end(self) -> None:
+        if self._ask is not None:
+            raise OutOfOrderError(f"the model never came to the {self._ask.what} of {self._ask.path or 'it'}")
+
+
+def follow(asking: Asking, find: Callable[[str], Any]) -> None:
+    """Give a walk what it asks for, in a worker, which is parked until the model comes to it.
+
+    Parameters
+    ----------
+    asking : the walk
+    find : callable (path) -> envoy
+    """
+    ask = _told(asking, None)
+    while ask is not None:
+        envoy, answer = find(ask.path), None
+        if ask.what == "skip":
+            envoy.skip(ask.value)
+        elif ask.value is not None:
+            setattr(envoy, ask.what, ask.value)
+        else:
+            answer = getattr(envoy, ask.what)
+        ask = _told(asking, answer)
+
+
+def _told(asking: Asking, value: Any) -> Ask | None:
+    """Send a walk what it asked for; what it asks for next, None at its end."""
+    try:
+        return asking.send(value)
+    except StopIteration:
+        return None
 
 
 def module_of(envoy: Any) -> nn.Module:
@@ -113,8 +225,8 @@ def module_of(envoy: Any) -> nn.Module:
 
 
 def at(envoy: Any, path: str) -> Any:
-    """The envoy at a dotted path below another."""
-    for part in path.split("."):
+    """The envoy at a dotted path below another, which is itself at the path ""."""
+    for part in path.split(".") if path else ():
         envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
     return envoy
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dit_lens.engine.envoys import Ask, Asking
 from dit_lens.engine.plan import Planned
 from dit_lens.engine.recorder import Visitor
 from dit_lens.families.base import Block, Met, Reader, Term, all_valid, bind
@@ -112,25 +113,23 @@ class Walk:
         by_head = term.component == "attn" and any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
         return {*term.needs, *(term.head_needs if by_head else ())}
 
-    def __call__(self, envoy: Any, find: Callable[[str], Any]) -> None:
-        """Meet all sites; runs as one worker of the call's trace.
+    @property
+    def reads_only(self) -> bool:
+        """Whether nothing of the call is replaced or left out, so that nothing has to wait for the walk."""
+        return not self._first and all(planned.reads_only for planned, _ in self.visits)
 
-        Parameters
-        ----------
-        envoy : nnsight envoy of the transformer
-        find : callable (path) -> envoy
-        """
-        self._find = find
+    def __call__(self) -> Asking:
+        """Meet all sites: asks for one value of the call after the other, and is sent it."""
         if self._at:
-            self._offer_input(envoy)
+            yield from self._offer_input()
         for layer, (path, module, block) in enumerate(self.layers):
             if layer < self._first:
-                find(path).skip(self._recorded(block))
+                yield Ask(path, "skip", self._recorded(block))
                 self.blocks_run -= 1
             elif self._busy(layer):
-                self._block(find(path), module, block, layer)
+                yield from self._block(path, module, block, layer)
         if self._at:
-            self._offer_output(envoy)
+            yield from self._offer_output()
 
     def _recorded(self, block: Block) -> Any:
         """What a skipped block gives back: the recorded residual streams, for all branches of the call."""
@@ -142,49 +141,51 @@ class Walk:
             streams[stream.name] = torch.cat([r.to(device).flatten(1, -2) for r in rows])
         return _output(None, block, streams)
 
-    def _offer_input(self, envoy: Any) -> None:
+    def _offer_input(self) -> Asking:
         if self._wants(None, "model_input"):
-            args, kwargs = envoy.inputs
+            args, kwargs = yield Ask("", "inputs")
             changed = self._offer((None, "model_input", "video", None), kwargs["hidden_states"], latent=True)
             if changed is not None:
-                envoy.inputs = (args, {**kwargs, "hidden_states": changed})
+                yield Ask("", "inputs", (args, {**kwargs, "hidden_states": changed}))
 
-    def _offer_output(self, envoy: Any) -> None:
+    def _offer_output(self) -> Asking:
         if self._wants(None, "velocity"):
-            output = envoy.output
+            output = yield Ask("", "output")
             changed = self._offer((None, "velocity", "video", None), output[0], latent=True)
             if changed is not None:
-                envoy.output = (changed, *output[1:])
+                yield Ask("", "output", (changed, *output[1:]))
 
-    def _block(self, envoy: Any, module: nn.Module, block: Block, layer: int) -> None:
+    def _block(self, path: str, module: nn.Module, block: Block, layer: int) -> Asking:
         """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
         met, embedded = None, layer == 0 and bool(self._wants(None, "embed"))
         if self._terms(layer, block) or self._wants(layer, "delta") or embedded or self._reads_text(layer, block):
-            args, kwargs = envoy.inputs
+            args, kwargs = yield Ask(path, "inputs")
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
             if block.text_valid is not all_valid:
                 self._valid = block.text_valid(met)
             if embedded:
-                self._offer_embed(envoy, block, met, args, kwargs)
+                yield from self._offer_embed(path, block, met, args, kwargs)
             if self._bypassed(layer):
-                return self._skip(envoy, block, layer, met)
-        pending = self._offer_terms(block, layer, met) if met is not None else {}
+                yield Ask(path, "skip", self._left_out(block, layer, met))
+                return
+        pending: dict[str, Tensor] = {}
+        if met is not None:
+            yield from self._offer_terms(block, layer, met, pending)
         if pending or self._wants(layer, "delta", "resid"):
-            self._offer_block_output(envoy, block, layer, met, pending)
-        return None
+            yield from self._offer_block_output(path, block, layer, met, pending)
 
     def _reads_text(self, layer: int, block: Block) -> bool:
         """Whether a text stream is wanted of which attention reads only some positions."""
         return block.text_valid is not all_valid and any(place[2] != "video" for place in self._at.get(layer, ()))
 
-    def _offer_embed(self, envoy: Any, block: Block, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _offer_embed(self, path: str, block: Block, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asking:
         """Offer what the first block is given; edits go to the block and to what is met of it."""
         for stream in block.streams:
             changed = self._offer((None, "embed", stream.name, None), met.arguments[stream.argument])
             if changed is not None:
                 place = list(met.arguments).index(stream.argument)
                 args, kwargs = _replaced(args, kwargs, place - 1, stream.argument, changed)
-                envoy.inputs = (args, kwargs)
+                yield Ask(path, "inputs", (args, kwargs))
                 met.arguments[stream.argument] = changed
 
     def _bypassed(self, layer: int) -> bool:
@@ -200,8 +201,8 @@ class Walk:
         visits = self._visits((layer, "delta", stream, None))
         return [_bypass_in([p for p, site in visits if site.branch == branch]) for branch in self.call.branches]
 
-    def _skip(self, envoy: Any, block: Block, layer: int, met: Met) -> None:
-        """Answer a bypassed block with its own input."""
+    def _left_out(self, block: Block, layer: int, met: Met) -> Any:
+        """What a bypassed block gives back: its own input."""
         self.blocks_run -= 1
         streams = {}
         for stream in block.streams:
@@ -210,40 +211,41 @@ class Walk:
             changed = self._offer((layer, "resid", stream.name, None), before)
             streams[stream.name] = before if changed is None else changed
         streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
-        envoy.skip(_output(None, block, streams))
+        return _output(None, block, streams)
 
-    def _offer_terms(self, block: Block, layer: int, met: Met) -> dict[str, Tensor]:
-        """Meet the block's terms; returns what their edits add to each stream, for the block's output."""
-        terms, pending = self._terms(layer, block), dict[str, Tensor]()
+    def _offer_terms(self, block: Block, layer: int, met: Met, pending: dict[str, Tensor]) -> Asking:
+        """Meet the block's terms; what their edits add to each stream waits in ``pending`` for the block's output."""
+        terms = self._terms(layer, block)
         for term in (t for t in terms if not t.needs):
             self._offer_term(term, layer, met, pending)
         absent = block.absent(met.arguments)
         events = [e for e in self._events(layer, block) if e not in absent]
         for event in events:
-            path, _, what = event.rpartition(".")
-            inner = self._find(f"{self.layers[layer][0]}.{path}")
+            path, _, what = f"{self.layers[layer][0]}.{event}".rpartition(".")
             if what == "input":
-                met.see(event, self._read(inner, [r for r in block.readers if r.event == event], pending, met))
+                readers = [r for r in block.readers if r.event == event]
+                met.see(event, (yield from self._read(path, readers, pending, met)))
             else:
-                met.see(event, inner.output)
+                met.see(event, (yield Ask(path, "output")))
             for term in (t for t in terms if self._complete(t, layer, event, events)):
                 self._offer_term(term, layer, met, pending)
-        return pending
 
     def _complete(self, term: Term, layer: int, event: str, events: Sequence[str]) -> bool:
         """Whether ``event`` is the last one that a term waits for, of those that come."""
         return event == max(self._needs(term, layer).intersection(events), key=events.index, default=None)
 
-    def _read(self, inner: Any, readers: Sequence[Reader], pending: Mapping[str, Tensor], met: Met) -> Any:
+    def _read(
+        self, path: str, readers: Sequence[Reader], pending: Mapping[str, Tensor], met: Met
+    ) -> Generator[Ask, Any, Any]:
         """A module's first argument, after what earlier edits add to the streams that it reads."""
-        args, kwargs = inner.inputs
+        args, kwargs = yield Ask(path, "inputs")
         for reader in (r for r in readers if r.stream in pending):
             given = args[reader.argument] if isinstance(reader.argument, int) else kwargs[reader.argument]
             part = reader.part(met.video_tokens)
             changed = given.clone()
             changed[:, part] = _added(given[:, part], pending[reader.stream])
             args, kwargs = _replaced(args, kwargs, reader.argument, reader.argument, changed)
-            inner.inputs = (args, kwargs)
+            yield Ask(path, "inputs", (args, kwargs))
         return args[0] if args else next(iter(kwargs.values()))
 
     def _offer_term(self, term: Term, layer: int, met: Met, pending: dict[str, Tensor]) -> None:
@@ -268,9 +270,9 @@ class Walk:
             pending[place[2]] = pending[place[2]] + difference if place[2] in pending else difference
 
     def _offer_block_output(
-        self, envoy: Any, block: Block, layer: int, met: Met | None, pending: Mapping[str, Tensor]
-    ) -> None:
-        output, streams, changed_any = envoy.output, {}, False
+        self, path: str, block: Block, layer: int, met: Met | None, pending: Mapping[str, Tensor]
+    ) -> Asking:
+        output, streams, changed_any = (yield Ask(path, "output")), {}, False
         bypassed = {stream.name: None not in self._bypasses(layer, stream.name) for stream in block.streams}
         for stream in block.streams:
             after = given = output if stream.element is None else output[stream.element]
@@ -291,7 +293,7 @@ class Walk:
             assert met is not None
             streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
         if changed_any:
-            envoy.output = _output(output, block, streams)
+            yield Ask(path, "output", _output(output, block, streams))
 
     def _offer(self, place: SiteInCall, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
         """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
