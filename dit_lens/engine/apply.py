@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from dit_lens.engine.envoys import at, follow, module_of
-from dit_lens.engine.plan import Planned
+from dit_lens.engine.plan import Planned, dressed
 from dit_lens.engine.recorder import ActiveCall, Recorder, Visitor
-from dit_lens.engine.traversal import Walk, dressed
+from dit_lens.engine.traversal import Walk
 from dit_lens.errors import InputError, SiteError
 from dit_lens.families.registry import family_named
 from dit_lens.interventions.base import Intervention, check

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from dit_lens.engine.envoys import ACTIVE, CalledInside, Tree, follow
-from dit_lens.engine.plan import Planned
+from dit_lens.engine.plan import Planned, dressed
 from dit_lens.engine.recorder import ActiveCall, Copies, Recorder, Visitor
 from dit_lens.engine.sampler import Sampler
-from dit_lens.engine.traversal import Enough, Walk, dressed
+from dit_lens.engine.traversal import Enough, Walk
 from dit_lens.errors import DidNotFire, InputError, PipelineBusy
 from dit_lens.families.base import Architecture
 from dit_lens.families.registry import family_named

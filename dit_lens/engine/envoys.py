@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-call, no-any-return, attr-defined, assignment"
+# mypy: disable-error-code="no-untyped-call, no-any-return, attr-defined, assignment, misc"
 """The one boundary to nnsight: a tree of envoys that costs nothing while no run is active.
 
 nnsight replaces the ``forward`` of every module by a controller. A `Tree` takes those controllers off again as soon as
@@ -9,18 +9,19 @@ While a controller is on, it runs what stood in ``forward`` before: diffusers an
 load, move and cast weights.
 
 A walk through a call says what it waits for (`Ask`) and is given it in one of two ways. Where it may change the call
-(`Tree.trace`, `follow`) it runs as one of nnsight's workers: the model stands still at each value until the worker has
-seen it, and each value costs two switches of stacks. Where it only reads (`Tree.look`) nothing has to wait for it: the
-worker puts it where nnsight puts its own cache, which is called with a value as the model makes it, and is done before
-the first. So a call costs one handover, and still no value outlives the moment in which it is met.
+(`Tree.trace`, `follow`) it is one of nnsight's workers: the model stands still at each value until the worker has seen
+it, and each value costs two switches of stacks. Where it only reads (`Tree.look`) the model waits for nothing: the walk
+stands where nnsight's own cache stands, among what is called with a value as the model makes it. So a call costs no
+switch at all, and still no value outlives the moment in which it is met.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 from nnsight import NNsight
@@ -81,6 +82,7 @@ class Tree:
         before = {path: _take_off(module) for path, module in self.modules.items()}
         self.envoy: Any = NNsight(self.transformer)
         self._envoys: dict[str, Any] = {}
+        self._named: dict[tuple[str, ...], dict[str, tuple[str, str]]] = {}
         self._controllers = {path: _take_off(module) for path, module in self.modules.items()}
         for path, module in self.modules.items():
             module.__dict__.update(before[path])
@@ -105,19 +107,27 @@ class Tree:
             self._envoys[path] = at(self.envoy, path)
         return self._envoys[path]
 
-    def attached(self, paths: Iterable[str] | None) -> ExitStack:
-        """Controllers on the modules at ``paths`` (None: on all), until the stack is closed."""
-        with ExitStack() as stack:
-            for path in self.modules if paths is None else ["", *paths]:
-                module, controller = self.modules[path], self._controllers[path]
-                before = _take_off(module)
-                stack.callback(module.__dict__.update, before)
-                stack.callback(_take_off, module)
-                module.__dict__.update(controller)
-                beneath = _beneath(module, before.get("forward"))
-                if beneath is not None:
-                    stack.callback(_run_body(controller[STATE], beneath))
-            return stack.pop_all()
+    @contextmanager
+    def attached(self, paths: Iterable[str] | None) -> Iterator[None]:
+        """Controllers on the modules at ``paths`` (None: on all) and on the transformer, until the context is left."""
+        undo: list[Callable[[], object]] = []
+        try:
+            for path in self.modules if paths is None else ("", *paths):
+                self._attach(self.modules[path], self._controllers[path], undo)
+            yield
+        finally:
+            for step in reversed(undo):
+                step()
+
+    def _attach(self, module: nn.Module, controller: Mapping[str, Any], undo: list[Callable[[], object]]) -> None:
+        before = _take_off(module)
+        if before:
+            undo.append(partial(module.__dict__.update, before))
+        undo.append(partial(_take_off, module))
+        module.__dict__.update(controller)
+        beneath = _beneath(module, before["forward"]) if "forward" in before else None
+        if beneath is not None:
+            undo.append(_run_body(controller[STATE], beneath))
 
     def trace(self, call: Callable[[], Any], workers: Sequence[Worker]) -> Any:
         """Run ``call`` as one nnsight trace, every worker in an invoke of its own; returns what it returned."""
@@ -151,37 +161,53 @@ class Tree:
         asking : the walk
         paths : of the modules that it may ask for, besides the transformer
         """
-        onlooker = _Onlooker(asking, {path: self.at(path).path for path in ("", *paths)})
+        onlooker = _Onlooker(asking, self._places(tuple(paths)))
+        interleaver = self.envoy.interleaver
+        interleaver.mediators.append(onlooker)
+        try:
+            # What a trace runs once it has taken its ``with`` block apart, which here is none.
+            output = self.envoy.interleave(call)
+        finally:
+            interleaver.cancel()
+        onlooker.require_end()
+        return output
 
-        def looked() -> Any:
-            output = call()
-            onlooker.require_end()
-            return output
+    def _places(self, paths: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+        """What `Ask` calls the inputs and outputs of modules, by nnsight's names for them."""
+        if paths not in self._named:
+            names = {path: self.at(path).path for path in ("", *paths)}
+            ends = (("inputs", "input"), ("output", "output"))
+            self._named[paths] = {f"{name}.{end}": (path, what) for path, name in names.items() for what, end in ends}
+        return self._named[paths]
 
-        return self.trace(looked, [onlooker.join])
 
+class _Onlooker(Mediator):
+    """A worker that never waits: it stands among nnsight's caches, which are called after all interventions.
 
-class _Onlooker:
-    """Stands among nnsight's caches, which are called with every value they subscribe to, after all interventions."""
+    Parameters
+    ----------
+    asking : the walk
+    places : dict from nnsight's names of what the walk may ask for to (path, what)
+    """
 
-    def __init__(self, asking: Asking, names: Mapping[str, str]) -> None:
-        self._asking, self._names = asking, names
+    def __init__(self, asking: Asking, places: dict[str, tuple[str, str]]) -> None:
+        super().__init__(None, {}, {})
+        self._asking, self._places = asking, places
         self._ask: Ask | None = None
         self._telling = False
 
-    def join(self) -> None:
-        """Runs as a worker, which ends before the model begins."""
+    def start(self, interleaver: Any = None) -> None:
+        self.interleaver, self.caches = interleaver, [self]
         self._ask = _told(self._asking, None)
-        Mediator.current("a walk").caches.append(self)
 
     def subscriptions(self) -> dict[str, tuple[str, str]]:
-        ends = (("inputs", "input"), ("output", "output"))
-        return {f"{name}.{end}": (path, what) for path, name in self._names.items() for what, end in ends}
+        return self._places
 
     def observe_selected(self, place: tuple[str, str], value: Any) -> None:
         if self._telling:
             raise CalledInside
-        if self._ask is not None and self._ask[:2] == place:
+        ask = self._ask
+        if ask is not None and ask.path == place[0] and ask.what == place[1]:
             self._telling = True
             self._ask = _told(self._asking, value)
             self._telling = False

@@ -49,10 +49,8 @@ class Recorder:
             self._pinned.append((site, tensor))
         else:
             self.require_finite(tensor, site)
-        store = self.captures.setdefault(name, {})
-        if site in store:
+        if self.captures.setdefault(name, {}).setdefault(site, tensor) is not tensor:
             raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
-        store[site] = tensor
         if not tensor.is_inference():
             self._versions.append((site, tensor, tensor._version))
         self.ledger.captured_bytes += tensor.numel() * tensor.element_size()

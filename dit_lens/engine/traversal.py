@@ -19,6 +19,11 @@ from dit_lens.runs.call import Call, Context
 from dit_lens.runs.replay import Resume
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 
+_MODEL_INPUT, _EMBED, _VELOCITY = (frozenset({component}) for component in ("model_input", "embed", "velocity"))
+_TERMS = frozenset({"head", *TERM_COMPONENTS})
+#: Components of a block for which its inputs must be met, and its output.
+_OF_INPUTS, _OF_OUTPUT = _TERMS | {"delta"}, frozenset({"delta", "resid"})
+
 #: Where an activation can be met within a call: layer, component, stream, head.
 SiteInCall = tuple[int | None, str, str, int | None]
 
@@ -58,14 +63,20 @@ class Walk:
         self.layers = self.architecture.layers(self.module)
         self.blocks_run = len(self.layers)
         self._at: dict[int | None, dict[SiteInCall, list[tuple[Planned, Site]]]] = {}
+        self._components: dict[int | None, set[str]] = {}
         self._left = 0
         for planned, sites in self.visits:
             for site in sites:
                 place = (site.layer, site.component, site.stream, site.head)
                 self._at.setdefault(site.layer, {}).setdefault(place, []).append((planned, site))
+                self._components.setdefault(site.layer, set()).add(site.component)
                 self._left += 1
+        self._bypassing = any(planned.skips for planned, _ in self.visits)
         self._met: dict[str, Any] = {"model": self.module, "token_sigma": token_sigma(self.call)}
         self._valid: Tensor | None = None
+
+    def _wanted(self, layer: int | None, components: frozenset[str]) -> bool:
+        return not components.isdisjoint(self._components.get(layer, ()))
 
     def _wants(self, layer: int | None, *components: str) -> list[SiteInCall]:
         return [place for place in self._at.get(layer, ()) if place[1] in components]
@@ -88,12 +99,14 @@ class Walk:
         return self.resume.layer if self.resume is not None else 0
 
     def _busy(self, layer: int) -> bool:
-        return layer in self._at or (layer == 0 and bool(self._wants(None, "embed")))
+        return layer in self._at or (layer == 0 and self._wanted(None, _EMBED))
 
     def _terms(self, layer: int, block: Block) -> list[Term]:
         """The terms of a block that are wanted, whole or by head."""
+        if not self._wanted(layer, _TERMS):
+            return []
         wanted = {("attn" if c == "head" else c, s) for _, c, s, _ in self._wants(layer, "head", *TERM_COMPONENTS)}
-        return [t for t in block.terms if (t.component, t.stream) in wanted] if wanted else []
+        return [t for t in block.terms if (t.component, t.stream) in wanted]
 
     def _events(self, layer: int, block: Block) -> list[str]:
         """The events of a block that must be met: what the wanted terms need, and the readers of what they may edit."""
@@ -142,14 +155,14 @@ class Walk:
         return _output(None, block, streams)
 
     def _offer_input(self) -> Asking:
-        if self._wants(None, "model_input"):
+        if self._wanted(None, _MODEL_INPUT):
             args, kwargs = yield Ask("", "inputs")
             changed = self._offer((None, "model_input", "video", None), kwargs["hidden_states"], latent=True)
             if changed is not None:
                 yield Ask("", "inputs", (args, {**kwargs, "hidden_states": changed}))
 
     def _offer_output(self) -> Asking:
-        if self._wants(None, "velocity"):
+        if self._wanted(None, _VELOCITY):
             output = yield Ask("", "output")
             changed = self._offer((None, "velocity", "video", None), output[0], latent=True)
             if changed is not None:
@@ -157,8 +170,8 @@ class Walk:
 
     def _block(self, path: str, module: nn.Module, block: Block, layer: int) -> Asking:
         """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
-        met, embedded = None, layer == 0 and bool(self._wants(None, "embed"))
-        if self._terms(layer, block) or self._wants(layer, "delta") or embedded or self._reads_text(layer, block):
+        met, embedded = None, layer == 0 and self._wanted(None, _EMBED)
+        if embedded or self._wanted(layer, _OF_INPUTS) or self._reads_text(layer, block):
             args, kwargs = yield Ask(path, "inputs")
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
             if block.text_valid is not all_valid:
@@ -171,7 +184,7 @@ class Walk:
         pending: dict[str, Tensor] = {}
         if met is not None:
             yield from self._offer_terms(block, layer, met, pending)
-        if pending or self._wants(layer, "delta", "resid"):
+        if pending or self._wanted(layer, _OF_OUTPUT):
             yield from self._offer_block_output(path, block, layer, met, pending)
 
     def _reads_text(self, layer: int, block: Block) -> bool:
@@ -198,6 +211,8 @@ class Walk:
 
     def _bypasses(self, layer: int, stream: str) -> list[int | None]:
         """For each branch the place, in the list of interventions, of what takes a block's whole update away."""
+        if not self._bypassing:
+            return [None]
         visits = self._visits((layer, "delta", stream, None))
         return [_bypass_in([p for p, site in visits if site.branch == branch]) for branch in self.call.branches]
 
@@ -301,8 +316,9 @@ class Walk:
         whole, edited = tensor, False
         for planned, site in visits:
             rows = self.call.rows(site.branch or "")
+            own = whole if len(self.call.branches) == 1 else whole[rows]
             valid = {"text_valid": self._valid[rows]} if place[2] != "video" and self._valid is not None else {}
-            shaped = self._shaped(whole[rows], place[2], latent)
+            shaped = self._shaped(own, place[2], latent)
             new = self.visitor.deliver(planned, site, shaped, **self._met, **valid)
             self._left -= 1
             if new is not None:
@@ -343,19 +359,6 @@ def _bypass_in(planned: Sequence[Planned]) -> int | None:
         if p.skips and p.intervention.sites.tokens.is_all and all(q.skips or q.reads_only for q in planned[place:]):
             return place
     return None
-
-
-def dressed(sites: Sequence[Site], call: Call) -> list[Site]:
-    """Sites with what rides along: the call's noise level and expert."""
-    along = {"sigma": call.sigma, "alpha": call.alpha, "expert": call.expert}
-    return [_copy(site, along) for site in sites]
-
-
-def _copy(site: Site, changes: Mapping[str, Any]) -> Site:
-    """As `dataclasses.replace`, a fifth of its time: in every call of a run there is one for each site."""
-    copy = object.__new__(Site)
-    copy.__dict__.update(site.__dict__, **changes)
-    return copy
 
 
 def token_sigma(call: Call) -> Tensor | None:
