@@ -49,7 +49,10 @@ class Recorder:
             self._pinned.append((site, tensor))
         else:
             self.require_finite(tensor, site)
-        if self.captures.setdefault(name, {}).setdefault(site, tensor) is not tensor:
+        store = self.captures.setdefault(name, {})
+        known = len(store)
+        store.setdefault(site, tensor)  # a site's hash is dear: one for asking and storing
+        if len(store) == known:
             raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
         if not tensor.is_inference():
             self._versions.append((site, tensor, tensor._version))
