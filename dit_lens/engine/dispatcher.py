@@ -205,11 +205,11 @@ class Dispatcher:
 
     def _traced(self, tree: Tree, walk: Walk, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call as one trace: of the walk, and of the body in an invoke of its own."""
-        paths = walk.touched()
-        with tree.attached(None if self.body is not None else paths):
+        stops = walk.stops()
+        with tree.attached(None if self.body is not None else dict.fromkeys(path for path, _ in stops)):
             run = partial(tree.modules[""].forward, *args, **kwargs)
             if self.body is None and walk.reads_only:
-                return tree.look(run, walk(), paths)
+                return tree.look(run, walk(), stops)
             workers = [partial(follow, walk(), tree.at)]
             if self.body is not None:
                 workers.append(partial(self.body, self._shown(call, args), tree.envoy))

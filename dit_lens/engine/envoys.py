@@ -42,13 +42,13 @@ class Ask(NamedTuple):
     ----------
     path : str
         Of a module below the transformer; "" is the transformer.
-    what : "inputs", "output" or "skip"
+    end : "inputs", "output" or "skip"
     value : Any
         What to put there, where it is not to be read; of "skip", what the module gives back instead of running.
     """
 
     path: str
-    what: str
+    end: str
     value: Any = None
 
 
@@ -82,7 +82,7 @@ class Tree:
         before = {path: _take_off(module) for path, module in self.modules.items()}
         self.envoy: Any = NNsight(self.transformer)
         self._envoys: dict[str, Any] = {}
-        self._named: dict[tuple[str, ...], dict[str, tuple[str, str]]] = {}
+        self._named: dict[tuple[tuple[str, str], ...], dict[str, tuple[str, str]]] = {}
         self._controllers = {path: _take_off(module) for path, module in self.modules.items()}
         for path, module in self.modules.items():
             module.__dict__.update(before[path])
@@ -109,10 +109,10 @@ class Tree:
 
     @contextmanager
     def attached(self, paths: Iterable[str] | None) -> Iterator[None]:
-        """Controllers on the modules at ``paths`` (None: on all) and on the transformer, until the context is left."""
+        """Controllers on the modules at ``paths`` (None: on all), until the context is left."""
         undo: list[Callable[[], object]] = []
         try:
-            for path in self.modules if paths is None else ("", *paths):
+            for path in self.modules if paths is None else paths:
                 self._attach(self.modules[path], self._controllers[path], undo)
             yield
         finally:
@@ -152,33 +152,31 @@ class Tree:
             raise
         return returned[0]
 
-    def look(self, call: Callable[[], Any], asking: Asking, paths: Iterable[str]) -> Any:
+    def look(self, call: Callable[[], Any], asking: Asking, stops: tuple[tuple[str, str], ...]) -> Any:
         """As `trace`, of a walk that only reads: it is told of each value where the model makes it.
 
         Parameters
         ----------
         call : callable () -> output
         asking : the walk
-        paths : of the modules that it may ask for, besides the transformer
+        stops : path and end of all that it may ask for
         """
-        onlooker = _Onlooker(asking, self._places(tuple(paths)))
-        interleaver = self.envoy.interleaver
+        onlooker, interleaver = _Onlooker(asking, self._names(stops)), self.envoy.interleaver
         interleaver.mediators.append(onlooker)
         try:
-            # What a trace runs once it has taken its ``with`` block apart, which here is none.
-            output = self.envoy.interleave(call)
+            with interleaver:  # all that a trace does once it has taken its ``with`` block apart, which here is none
+                output = call()
         finally:
             interleaver.cancel()
         onlooker.require_end()
         return output
 
-    def _places(self, paths: tuple[str, ...]) -> dict[str, tuple[str, str]]:
-        """What `Ask` calls the inputs and outputs of modules, by nnsight's names for them."""
-        if paths not in self._named:
-            names = {path: self.at(path).path for path in ("", *paths)}
-            ends = (("inputs", "input"), ("output", "output"))
-            self._named[paths] = {f"{name}.{end}": (path, what) for path, name in names.items() for what, end in ends}
-        return self._named[paths]
+    def _names(self, stops: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, str]]:
+        """Stops by nnsight's names for them."""
+        if stops not in self._named:
+            named = {f"{self.at(path).path}.{end.removesuffix('s')}": (path, end) for path, end in stops}
+            self._named[stops] = named
+        return self._named[stops]
 
 
 class _Onlooker(Mediator):
@@ -187,12 +185,12 @@ class _Onlooker(Mediator):
     Parameters
     ----------
     asking : the walk
-    places : dict from nnsight's names of what the walk may ask for to (path, what)
+    stops : dict from nnsight's names of what the walk may ask for to (path, end)
     """
 
-    def __init__(self, asking: Asking, places: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, asking: Asking, stops: dict[str, tuple[str, str]]) -> None:
         super().__init__(None, {}, {})
-        self._asking, self._places = asking, places
+        self._asking, self._stops = asking, stops
         self._ask: Ask | None = None
         self._telling = False
 
@@ -201,20 +199,20 @@ class _Onlooker(Mediator):
         self._ask = _told(self._asking, None)
 
     def subscriptions(self) -> dict[str, tuple[str, str]]:
-        return self._places
+        return self._stops
 
-    def observe_selected(self, place: tuple[str, str], value: Any) -> None:
+    def observe_selected(self, stop: tuple[str, str], value: Any) -> None:
         if self._telling:
             raise CalledInside
         ask = self._ask
-        if ask is not None and ask.path == place[0] and ask.what == place[1]:
+        if ask is not None and ask.path == stop[0] and ask.end == stop[1]:
             self._telling = True
             self._ask = _told(self._asking, value)
             self._telling = False
 
     def require_end(self) -> None:
         if self._ask is not None:
-            raise OutOfOrderError(f"the model never came to the {self._ask.what} of {self._ask.path or 'it'}")
+            raise OutOfOrderError(f"the model never came to the {self._ask.end} of {self._ask.path or 'it'}")
 
 
 def follow(asking: Asking, find: Callable[[str], Any]) -> None:
@@ -228,12 +226,12 @@ def follow(asking: Asking, find: Callable[[str], Any]) -> None:
     ask = _told(asking, None)
     while ask is not None:
         envoy, answer = find(ask.path), None
-        if ask.what == "skip":
+        if ask.end == "skip":
             envoy.skip(ask.value)
         elif ask.value is not None:
-            setattr(envoy, ask.what, ask.value)
+            setattr(envoy, ask.end, ask.value)
         else:
-            answer = getattr(envoy, ask.what)
+            answer = getattr(envoy, ask.end)
         ask = _told(asking, answer)
 
 

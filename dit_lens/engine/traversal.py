@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dit_lens.engine.envoys import Ask, Asking
 from dit_lens.engine.plan import Planned
 from dit_lens.engine.recorder import Visitor
+from dit_lens.engine.values import output_of, replaced
 from dit_lens.families.base import Block, Met, Reader, Term, all_valid, bind
 from dit_lens.interventions.shapes import wide
 from dit_lens.runs.call import Call, Context
@@ -23,6 +24,9 @@ _MODEL_INPUT, _EMBED, _VELOCITY = (frozenset({component}) for component in ("mod
 _TERMS = frozenset({"head", *TERM_COMPONENTS})
 #: Components of a block for which its inputs must be met, and its output.
 _OF_INPUTS, _OF_OUTPUT = _TERMS | {"delta"}, frozenset({"delta", "resid"})
+
+#: What `Ask` calls the end of a module that an event names.
+_END = {"input": "inputs", "output": "output"}
 
 #: Where an activation can be met within a call: layer, component, stream, head.
 SiteInCall = tuple[int | None, str, str, int | None]
@@ -71,6 +75,8 @@ class Walk:
                 self._at.setdefault(site.layer, {}).setdefault(place, []).append((planned, site))
                 self._components.setdefault(site.layer, set()).add(site.component)
                 self._left += 1
+        #: Whether nothing of the call is replaced or left out, so that nothing has to wait for the walk.
+        self.reads_only = not self._first and all(planned.reads_only for planned, _ in self.visits)
         self._bypassing = any(planned.skips for planned, _ in self.visits)
         self._met: dict[str, Any] = {"model": self.module, "token_sigma": token_sigma(self.call)}
         self._valid: Tensor | None = None
@@ -84,14 +90,17 @@ class Walk:
     def _visits(self, place: SiteInCall) -> list[tuple[Planned, Site]]:
         return self._at.get(place[0], {}).get(place, [])
 
-    def touched(self) -> list[str]:
-        """Paths of the modules that the walk reads or edits."""
-        touched = dict[str, None]()
+    def stops(self) -> tuple[tuple[str, str], ...]:
+        """Path and end ("inputs", "output", "skip") of all that the walk may ask for, edits of it left out."""
+        stops = [("", "inputs"), ("", "output")]
         for k, (path, _, block) in enumerate(self.layers):
-            if k < self._first or self._busy(k):
-                touched[path] = None
-                touched |= {f"{path}.{event.rpartition('.')[0]}": None for event in self._events(k, block)}
-        return list(touched)
+            if k < self._first:
+                stops.append((path, "skip"))
+            elif self._busy(k):
+                stops += [(path, "inputs")] if self._needs_inputs(k, block) else []
+                stops += [(f"{path}.{module}", _END[end]) for module, _, end in map(_split, self._events(k, block))]
+                stops.append((path, "output"))
+        return tuple(stops)
 
     @property
     def _first(self) -> int:
@@ -126,11 +135,6 @@ class Walk:
         by_head = term.component == "attn" and any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
         return {*term.needs, *(term.head_needs if by_head else ())}
 
-    @property
-    def reads_only(self) -> bool:
-        """Whether nothing of the call is replaced or left out, so that nothing has to wait for the walk."""
-        return not self._first and all(planned.reads_only for planned, _ in self.visits)
-
     def __call__(self) -> Asking:
         """Meet all sites: asks for one value of the call after the other, and is sent it."""
         if self._at:
@@ -152,7 +156,7 @@ class Walk:
             rows = [self.resume.residual(b, stream.name) for b in self.call.branches]
             device = self.call.kwargs["hidden_states"].device
             streams[stream.name] = torch.cat([r.to(device).flatten(1, -2) for r in rows])
-        return _output(None, block, streams)
+        return output_of(None, block, streams)
 
     def _offer_input(self) -> Asking:
         if self._wanted(None, _MODEL_INPUT):
@@ -171,7 +175,7 @@ class Walk:
     def _block(self, path: str, module: nn.Module, block: Block, layer: int) -> Asking:
         """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
         met, embedded = None, layer == 0 and self._wanted(None, _EMBED)
-        if embedded or self._wanted(layer, _OF_INPUTS) or self._reads_text(layer, block):
+        if self._needs_inputs(layer, block):
             args, kwargs = yield Ask(path, "inputs")
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
             if block.text_valid is not all_valid:
@@ -187,6 +191,10 @@ class Walk:
         if pending or self._wanted(layer, _OF_OUTPUT):
             yield from self._offer_block_output(path, block, layer, met, pending)
 
+    def _needs_inputs(self, layer: int, block: Block) -> bool:
+        embedded = layer == 0 and self._wanted(None, _EMBED)
+        return embedded or self._wanted(layer, _OF_INPUTS) or self._reads_text(layer, block)
+
     def _reads_text(self, layer: int, block: Block) -> bool:
         """Whether a text stream is wanted of which attention reads only some positions."""
         return block.text_valid is not all_valid and any(place[2] != "video" for place in self._at.get(layer, ()))
@@ -197,7 +205,7 @@ class Walk:
             changed = self._offer((None, "embed", stream.name, None), met.arguments[stream.argument])
             if changed is not None:
                 place = list(met.arguments).index(stream.argument)
-                args, kwargs = _replaced(args, kwargs, place - 1, stream.argument, changed)
+                args, kwargs = replaced(args, kwargs, place - 1, stream.argument, changed)
                 yield Ask(path, "inputs", (args, kwargs))
                 met.arguments[stream.argument] = changed
 
@@ -226,7 +234,7 @@ class Walk:
             changed = self._offer((layer, "resid", stream.name, None), before)
             streams[stream.name] = before if changed is None else changed
         streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
-        return _output(None, block, streams)
+        return output_of(None, block, streams)
 
     def _offer_terms(self, block: Block, layer: int, met: Met, pending: dict[str, Tensor]) -> Asking:
         """Meet the block's terms; what their edits add to each stream waits in ``pending`` for the block's output."""
@@ -236,8 +244,8 @@ class Walk:
         absent = block.absent(met.arguments)
         events = [e for e in self._events(layer, block) if e not in absent]
         for event in events:
-            path, _, what = f"{self.layers[layer][0]}.{event}".rpartition(".")
-            if what == "input":
+            path, _, end = _split(f"{self.layers[layer][0]}.{event}")
+            if end == "input":
                 readers = [r for r in block.readers if r.event == event]
                 met.see(event, (yield from self._read(path, readers, pending, met)))
             else:
@@ -259,7 +267,7 @@ class Walk:
             part = reader.part(met.video_tokens)
             changed = given.clone()
             changed[:, part] = _added(given[:, part], pending[reader.stream])
-            args, kwargs = _replaced(args, kwargs, reader.argument, reader.argument, changed)
+            args, kwargs = replaced(args, kwargs, reader.argument, reader.argument, changed)
             yield Ask(path, "inputs", (args, kwargs))
         return args[0] if args else next(iter(kwargs.values()))
 
@@ -288,6 +296,9 @@ class Walk:
         self, path: str, block: Block, layer: int, met: Met | None, pending: Mapping[str, Tensor]
     ) -> Asking:
         output, streams, changed_any = (yield Ask(path, "output")), {}, False
+        if self.reads_only:
+            self._show_block_output(output, block, layer, met)
+            return
         bypassed = {stream.name: None not in self._bypasses(layer, stream.name) for stream in block.streams}
         for stream in block.streams:
             after = given = output if stream.element is None else output[stream.element]
@@ -308,7 +319,14 @@ class Walk:
             assert met is not None
             streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
         if changed_any:
-            yield Ask(path, "output", _output(output, block, streams))
+            yield Ask(path, "output", output_of(output, block, streams))
+
+    def _show_block_output(self, output: Any, block: Block, layer: int, met: Met | None) -> None:
+        for stream in block.streams:
+            after = output if stream.element is None else output[stream.element]
+            if met is not None and self._visits(delta := (layer, "delta", stream.name, None)):
+                self._offer(delta, after - met.arguments[stream.argument])
+            self._offer((layer, "resid", stream.name, None), after)
 
     def _offer(self, place: SiteInCall, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
         """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
@@ -353,6 +371,11 @@ class Walk:
         return pack(activation, self.context.latent) if latent else activation.flatten(1, -2)
 
 
+def _split(event: str) -> tuple[str, str, str]:
+    """Path of the module, a dot, and "input" or "output"."""
+    return event.rpartition(".")
+
+
 def _bypass_in(planned: Sequence[Planned]) -> int | None:
     """The first of a list that bypasses every token and behind which nothing but bypasses edits; None without one."""
     for place, p in enumerate(planned):
@@ -374,24 +397,3 @@ def token_sigma(call: Call) -> Tensor | None:
 def _added(stream: Tensor, difference: Tensor) -> Tensor:
     """Sum in float32 at least, rounded once to the stream's own dtype."""
     return (wide(stream) + difference).to(stream.dtype)
-
-
-def _output(output: Any, block: Block, streams: Mapping[str, Tensor]) -> Any:
-    """A block's output with the given streams replaced; made anew where there is none."""
-    everything = (*block.streams, *block.carried)
-    if block.streams[0].element is None:
-        return streams[block.streams[0].name]
-    elements = list(output) if output is not None else [None] * len(everything)
-    for stream in (s for s in everything if s.name in streams):
-        assert stream.element is not None
-        elements[stream.element] = streams[stream.name]
-    return tuple(elements)
-
-
-def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str, name: int | str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Call arguments with one replaced, by position where it was given so and by name otherwise."""
-    if isinstance(place, int) and place < len(args):
-        return (*args[:place], value, *args[place + 1 :]), kwargs
-    return args, {**kwargs, str(name): value}

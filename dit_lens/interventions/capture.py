@@ -13,7 +13,7 @@ from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import NAMED, Reduce, is_of_this_module, takes_at
-from dit_lens.interventions.shapes import one_of_each, part_shape
+from dit_lens.interventions.shapes import one_of_each, part_shape, shares_memory
 from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
@@ -65,9 +65,7 @@ class Capture:
         reduced = self._reduced(activation, at)
         kept = _moved(reduced.detach(), self.to)
         # An activation is the live tensor; without a copy a later edit in place would reach into the capture.
-        if kept.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
-            kept = kept.clone()
-        at.keep(self.name, kept)
+        at.keep(self.name, kept.clone() if shares_memory(kept, activation) else kept)
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
         """Try the reductions of this package on tensors without data."""
