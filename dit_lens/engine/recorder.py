@@ -66,9 +66,9 @@ class Recorder:
         if not tensor.is_floating_point():
             return
         # One sum answers for all values: it is finite only where they are, unless it overflows itself.
-        values = tensor.detach()
+        values = tensor.detach() if tensor.requires_grad else tensor
         total = values.sum(dtype=torch.float32) if tensor.dtype in _NARROW else values.sum()
-        if total.device.type != "cpu":
+        if not total.is_cpu:
             self._unread.append((site, total))
         elif not math.isfinite(total):
             self._refuse(site, int((~torch.isfinite(tensor)).sum()))

@@ -63,7 +63,7 @@ class Capture:
 
     def __call__(self, activation: Tensor, at: At) -> None:
         reduced = self._reduced(activation, at)
-        kept = _moved(reduced.detach(), self.to)
+        kept = _moved(reduced.detach() if reduced.requires_grad else reduced, self.to)
         # An activation is the live tensor; without a copy a later edit in place would reach into the capture.
         at.keep(self.name, kept.clone() if shares_memory(kept, activation) else kept)
 

@@ -88,11 +88,11 @@ def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = F
     half : bool
         Rounded to half precision, so that the last bit of another machine's cosine does not count.
     """
-    yield "".join([f"{name} {tensor.dtype} {tuple(tensor.shape)};" for name, tensor in found.items()]).encode()
+    yield "".join([name + _kind(tensor.dtype, tensor.shape) for name, tensor in found.items()]).encode()
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in found.values():
         for plain in (tensor.data,) if type(tensor) in _PLAIN else _inner(tensor):
-            if plain.device.type != "meta" and not plain.is_quantized and plain.layout is torch.strided:
+            if not plain.is_meta and not plain.is_quantized and plain.layout is torch.strided:
                 sample = plain.reshape(-1) if whole else _sample(plain)
                 groups.setdefault((plain.device, plain.dtype), []).append(sample)
     for parts in groups.values():
@@ -101,6 +101,11 @@ def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = F
             values = joined.half() if half and joined.is_floating_point() else joined
             # A copy of its own: a single value may have a stride that forbids to view it as bytes.
             yield values.cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
+
+
+@cache
+def _kind(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f" {dtype} {tuple(shape)};"
 
 
 _PLAIN = (Tensor, nn.Parameter)
