@@ -177,10 +177,10 @@ class Visitor:
         def keep(name: str, tensor: Tensor) -> None:
             self.recorder.keep(site, name, tensor.clone() if shares_memory(tensor, part) else tensor)
 
-        given = [_Unchanged(part), *(_Unchanged(t) for t in met.values() if isinstance(t, Tensor))]
+        given, carried = _Unchanged(part), [_Unchanged(t) for t in met.values() if isinstance(t, Tensor)]
         new = intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
-        if not all(given):
-            self._refuse_change(planned, site, "the activation" if not given[0] else "what `at` carries")
+        if not given or not all(carried):
+            self._refuse_change(planned, site, "what `at` carries" if given else "the activation")
         if new is None:
             return None
         return tokens.put(activation, self._replacement(planned, site, part, new), site.component)
@@ -211,6 +211,8 @@ class Visitor:
 
 class _Unchanged:
     """Whether a tensor is what it was: by torch's count of its changes, where none is kept by its values."""
+
+    __slots__ = ("_before", "_counts", "_tensor")
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._counts = tensor, not tensor.is_inference()

@@ -330,18 +330,18 @@ class Walk:
 
     def _offer(self, place: SiteInCall, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
         """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
-        visits = self._visits(place)
+        visits, branches = self._visits(place), self.call.branches
         whole, edited = tensor, False
         for planned, site in visits:
-            rows = self.call.rows(site.branch or "")
-            own = whole if len(self.call.branches) == 1 else whole[rows]
+            # A call of one branch need not be cut.
+            rows = slice(None) if len(branches) == 1 else self.call.rows(site.branch or "")
+            shaped = self._shaped(whole if len(branches) == 1 else whole[rows], place[2], latent)
             valid = {"text_valid": self._valid[rows]} if place[2] != "video" and self._valid is not None else {}
-            shaped = self._shaped(own, place[2], latent)
             new = self.visitor.deliver(planned, site, shaped, **self._met, **valid)
             self._left -= 1
             if new is not None:
                 flat = self._packed(new, latent)
-                if len(self.call.branches) == 1:
+                if len(branches) == 1:
                     whole = flat
                 else:
                     whole = whole if edited else whole.clone()
