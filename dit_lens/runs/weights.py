@@ -12,14 +12,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 
-def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """A module and those within it, by path. Every run asks, so it must be quick."""
-    left = [("", module)]
+    found, left = list[tuple[str, nn.Module]](), [("", module)]
     while left:
-        path, module = left.pop()
-        yield path, module
-        children = module.__dict__["_modules"].items()
-        left.extend((f"{path}{name}.", child) for name, child in children if child is not None)
+        found.append(left.pop())
+        path, module = found[-1]
+        if children := module.__dict__["_modules"]:
+            left += [(f"{path}{name}.", child) for name, child in children.items() if child is not None]
+    return found
 
 
 def tensors(module: nn.Module, *, computed: bool = False) -> dict[str, Tensor]:
