@@ -177,10 +177,14 @@ class Visitor:
         def keep(name: str, tensor: Tensor) -> None:
             self.recorder.keep(site, name, tensor.clone() if shares_memory(tensor, part) else tensor)
 
-        given, carried = _Unchanged(part), [_Unchanged(t) for t in met.values() if isinstance(t, Tensor)]
+        before = _state(part)
+        carried = [(t, _state(t)) for t in met.values() if isinstance(t, Tensor)]
         new = intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
-        if not given or not all(carried):
-            self._refuse_change(planned, site, "what `at` carries" if given else "the activation")
+        if _changed(part, before):
+            self._refuse_change(planned, site, "the activation")
+        for tensor, state in carried:
+            if _changed(tensor, state):
+                self._refuse_change(planned, site, "what `at` carries")
         if new is None:
             return None
         return tokens.put(activation, self._replacement(planned, site, part, new), site.component)
@@ -209,16 +213,10 @@ class Visitor:
         return replacement
 
 
-class _Unchanged:
-    """Whether a tensor is what it was: by torch's count of its changes, where none is kept by its values."""
+def _state(tensor: Tensor) -> int | Tensor:
+    """What tells whether a tensor is changed: torch's count of its changes, where none is kept its values."""
+    return tensor.clone() if tensor.is_inference() else tensor._version
 
-    __slots__ = ("_before", "_counts", "_tensor")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._counts = tensor, not tensor.is_inference()
-        self._before = tensor._version if self._counts else tensor.clone()
-
-    def __bool__(self) -> bool:
-        if self._counts:
-            return self._tensor._version == self._before
-        return torch.equal(self._tensor, self._before)  # type: ignore[arg-type]
+def _changed(tensor: Tensor, state: int | Tensor) -> bool:
+    return not torch.equal(tensor, state) if isinstance(state, Tensor) else tensor._version != state
