@@ -39,8 +39,8 @@ class Outcome:
     ----------
     cell, batch : int
     values : dict from metric to R numbers; empty where the cell failed
-    error : str
-        Why it failed; empty where it did not.
+    error : str or None
+        Why it failed.
     sigma, expert : of the cell's step
     blocks : int
         Block forwards, each of one row of one branch, that were computed for it.
@@ -49,7 +49,7 @@ class Outcome:
     cell: int
     batch: int
     values: dict[str, tuple[float, ...]]
-    error: str
+    error: str | None
     sigma: float
     expert: str | None
     blocks: int
@@ -261,7 +261,7 @@ class _Lab:
             found[metric.name] = metric(moved, rows=len(self.batch))
         return found
 
-    def _outcome(self, cell: Cell, values: dict[str, Floats], blocks: int, error: str = "") -> Outcome:
+    def _outcome(self, cell: Cell, values: dict[str, Floats], blocks: int, error: str | None = None) -> Outcome:
         run = self._clean
         kept = {name: tuple(map(float, found)) for name, found in values.items()}
         return Outcome(

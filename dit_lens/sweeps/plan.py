@@ -22,7 +22,7 @@ from dit_lens.interventions.shapes import part_shape
 from dit_lens.model import VideoDiT
 from dit_lens.runs.describe import describe
 from dit_lens.runs.identity import versions
-from dit_lens.runs.inputs import Row, gather
+from dit_lens.runs.inputs import gather
 from dit_lens.runs.seeds import row_seeds
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
@@ -352,6 +352,8 @@ def plan_sweep(
     grid = swept(intervention, over, geometry)
     cells = _cells(grid, geometry, pairs=isinstance(given[0], Pair))
     group = intervention.group if isinstance(intervention, Merge) else 1
+    if group > 1 and isinstance(given[0], Pair):
+        raise InputError("Merge merges seeds of one instance; the two sides of a pair are two")
     batches = _batches(given, seed, rows_at_once, group, _receiver(intervention))
     plan = SweepPlan(model, task, measured, tuple(cells), tuple(batches), rows_at_once, base, others, geometry)
     _require(plan)
@@ -423,13 +425,11 @@ def _name(instance: Any) -> str:
 def _require(plan: SweepPlan) -> None:
     """Refuse, before anything runs, cells that no run could take."""
     batch = plan.batches[0]
-    rows = tuple(Row(unit, seed) for unit, seed in zip(batch.units, batch.seeds, strict=True))
+    rows = gather(list(batch.instances), list(batch.seeds)).rows
     for cell in plan.cells:
         if plan.layers_read and cell.intervention is not None and not plan._within_one_step(cell):
             where = cell.intervention.sites
             raise InputError(f"{cell}: a metric at a layer is of one step, inside the denoiser; it is at {where}")
-        if isinstance(cell.intervention, Merge) and plan.batches[0].pairs is not None:
-            raise InputError("Merge merges seeds of one instance; the two sides of a pair are two")
         if cell.intervention is not None and not (
             isinstance(cell.intervention, Patch) and cell.intervention.donor == "pair"
         ):

@@ -19,7 +19,7 @@ from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import over_instances
 from dit_lens.results.plots import curves, heatmap
-from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result, json_value
+from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
 from dit_lens.sites.select import show
 from dit_lens.sites.sites import Sites
 from dit_lens.sweeps.axes import SITE_AXES, Cell, Label
@@ -31,7 +31,7 @@ from dit_lens.tasks.base import Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Columns before the address: what kind of cell it is, and its address in one string.
+#: Columns after the address: what kind of cell it is, and its address in one string.
 _OWN = ("cell", "site")
 
 
@@ -46,14 +46,14 @@ class Point:
         The canonical string of its one site, or its selection in words; empty where nothing is done.
     columns : dict from column to label
         Its address and its values of the axes.
-    error : str
-        Why it failed; empty where it did not.
+    error : str or None
+        Why it failed.
     """
 
     cell: str
     site: str
     columns: Mapping[str, Label | None]
-    error: str = ""
+    error: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,11 +134,13 @@ class Sweep(Result):
     def table(self) -> pd.DataFrame:
         """Means over units, with 95 % bootstrap intervals; rows of one unit are averaged first.
 
-        Columns: cell, site, those of the address that apply, the other axes, measure, value, low, high, n (units). A
+        Columns: those of the address that apply, cell, site, the other axes, measure, value, low, high, n (units). A
         cell that failed has no value.
         """
         found = over_instances(self.samples.astype({n: object for n in self._columns}))
-        return found[[*_OWN, *self._columns, *VALUE_COLUMNS]]
+        known = [name for name in self._columns if name in SITE_COLUMNS]
+        own = [name for name in self._columns if name not in SITE_COLUMNS]
+        return found[[*known, *_OWN, *own, *VALUE_COLUMNS]]
 
     def __str__(self) -> str:
         shown = self.table.drop(columns="site").round(3)
@@ -179,8 +181,7 @@ class Sweep(Result):
 
     def to_json(self) -> dict[str, Any]:
         """As of every result, with ``cells`` (the rows of the table), ``plan`` and ``errors``."""
-        rows = self.table.to_dict(orient="records")
-        cells = [{str(name): json_value(value) for name, value in row.items()} for row in rows]
+        data = super().to_json()
         plan = {
             "forwards": self.planned.forwards,
             "naive_forwards": self.planned.naive_forwards,
@@ -188,7 +189,7 @@ class Sweep(Result):
             "bytes": self.planned.bytes,
         }
         errors = [{"site": self.points[i].site, "error": error} for i, error in self.errors.items()]
-        return super().to_json() | {"cells": cells, "plan": plan, "errors": errors}
+        return data | {"cells": data["table"], "plan": plan, "errors": errors}
 
 
 def sweep(
@@ -313,7 +314,7 @@ def _result(plan: SweepPlan, done: Mapping[tuple[int, int], Outcome], seconds: f
         task=plan.task.title,
         axes=_axes(plan),
         measures=names,
-        points=tuple(_point(plan, cell, of_step[cell.step], errors.get(cell.number, "")) for cell in plan.cells),
+        points=tuple(_point(plan, cell, of_step[cell.step], errors.get(cell.number)) for cell in plan.cells),
         values=values,
         units=tuple(unit for batch in plan.batches for unit in batch.units),
         seeds=tuple(seed for batch in plan.batches for seed in batch.seeds),
@@ -340,7 +341,7 @@ def _axes(plan: SweepPlan) -> tuple[str, ...]:
     return tuple(SITE_AXES.get(name, name) for name in swept.labels)
 
 
-def _point(plan: SweepPlan, cell: Cell, outcome: Outcome, error: str) -> Point:
+def _point(plan: SweepPlan, cell: Cell, outcome: Outcome, error: str | None) -> Point:
     along: dict[str, Label | None] = {"step": cell.step, "sigma": outcome.sigma, "expert": outcome.expert}
     if cell.intervention is None:
         return Point(cell.kind, "", along)
