@@ -161,7 +161,8 @@ class VideoDiT:
         resume : Resume, optional
             Take the first steps, and at one step the first blocks, from an earlier run's record.
         **pipeline_arguments
-            Passed to the pipeline (``height``, ``width``, ``num_frames``, ``negative_prompt`` ...).
+            Passed to the pipeline (``height``, ``width``, ``num_frames``, ``negative_prompt`` ...). ``latents``, the
+            first state, has a row for each row of the run, in the layout of the pipeline.
 
         Raises
         ------
@@ -239,7 +240,8 @@ class VideoDiT:
     ) -> Iterator[Run]:
         """Generate from many inputs, ``batch`` rows at a time.
 
-        A run's ``inputs`` are those of its rows. The pipeline is free for other runs until the next one is asked for.
+        A run's ``inputs`` are those of its rows. The pipeline is free for other runs until the next one is asked for; a
+        run that is refused, as by `PipelineBusy`, is made when it is asked for again.
 
         Parameters
         ----------
@@ -255,16 +257,17 @@ class VideoDiT:
         interventions : iterable of Intervention, or callable (inputs, seeds) -> iterable of Intervention
             The same for every run, or made for each from the inputs and seeds of its rows.
         **run_arguments
-            As in `run`.
+            As in `run`. Those with an entry for each row (``latents``, a list of ``negative_prompt`` ...) are of all
+            rows, and each run is given its own.
 
         Raises
         ------
         InputError
-            Before the first run: no inputs, numbers of inputs and seeds that do not fit, or a batch below 1.
+            Before the first run: no inputs, numbers of inputs, seeds and entries that do not fit, or a batch below 1.
         """
         require_batch(batch)
-        run = partial(self.run, **run_arguments)
-        return in_batches(run, paired(inputs, seed), batch, progress, for_batch(interventions))
+        rows = paired(inputs, seed)
+        return in_batches(self.run, rows, batch, progress, for_batch(interventions), run_arguments)
 
     def _generate(
         self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool

@@ -313,6 +313,8 @@ class Architecture:
     unpack, pack : callable (tensor, latent shape) -> tensor
         From the layout of the sampler's state, the denoiser's input and output to (B, C, F, H, W) and back; the number
         of channels is the tensor's own.
+    packs_given : bool
+        Whether the pipeline is given ``latents=`` as (B, C, F, H, W) and packs them itself.
     refuse : callable (pipeline, settings) -> reason, or None
         What the family cannot do.
     fixed : callable (pipeline, prepared) -> Fixed or None
@@ -352,6 +354,7 @@ class Architecture:
     scales: Callable[[Any, Settings, str | None], dict[str, float]] = guidance_scale_alone
     unpack: Callable[[Tensor, Latent], Tensor] = as_it_is
     pack: Callable[[Tensor, Latent], Tensor] = as_it_is
+    packs_given: bool = False
     refuse: Callable[[Any, Settings], str | None] = no_refusal
     fixed: Callable[[Any, tuple[Any, ...]], Fixed | None] = nothing_fixed
     fixed_frames: Callable[[Any, Settings], tuple[int, ...]] = no_frames

@@ -15,13 +15,11 @@ from dit_lens.families.base import Fixed
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.call import Call
 from dit_lens.runs.inputs import gather
+from dit_lens.runs.per_row import rows_of
 from dit_lens.sites.site import Site
 
 if TYPE_CHECKING:
     from dit_lens.runs.run import Run
-
-#: Arguments of pipelines that may have an entry for each row.
-_PER_ROW = ("negative_prompt", "latents", "embeds", "attention_mask")
 
 
 def row_numbers(rows: Sequence[int], count: int) -> list[int]:
@@ -56,7 +54,7 @@ def selected(run: Run, rows: list[int]) -> Run:
         content=gather(list(inputs), [row.seed for row in kept]).content,
         frames=None if run.frames is None else run.frames[rows],
         latents=run.latents[rows],
-        settings={name: _setting(name, value, rows, count) for name, value in run.settings.items()},
+        settings=rows_of(run.settings, rows),
         captures={name: _captures(name, found, rows, count) for name, found in run.captures.items()},
         calls=tuple(_call(call, rows, count) for call in run.calls),
         states=tuple(state[rows] for state in run.states),
@@ -98,11 +96,3 @@ def _captures(name: str, found: Mapping[Site, Tensor], rows: Sequence[int], coun
             shape, called = tuple(tensor.shape), f" of the name {name!r}" if name else ""
             raise InputError(f"select: the capture of {site}{called} has shape {shape}, and not {count} rows")
     return {site: tensor[list(rows)] for site, tensor in found.items()}
-
-
-def _setting(name: str, value: Any, rows: Sequence[int], count: int) -> Any:
-    if not any(part in name for part in _PER_ROW):
-        return value
-    if isinstance(value, list | tuple) and len(value) == count:
-        return type(value)(value[row] for row in rows)
-    return _where(count, rows)(value)
