@@ -20,7 +20,7 @@ from dit_lens.engine.loan import holding, on_loan
 from dit_lens.engine.loop import ForBatch, for_batch, in_batches, require_batch
 from dit_lens.engine.modes import refuse_modes
 from dit_lens.engine.pipeline import drive
-from dit_lens.engine.plan import check_reached, check_stop, listed, make_plan
+from dit_lens.engine.plan import check_reached, check_stop, edits_of, listed, make_plan, require_within
 from dit_lens.engine.read_out import read_out
 from dit_lens.engine.replaying import make_again
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
@@ -225,6 +225,7 @@ class VideoDiT:
             states=tuple(recorder.states),
             ledger=recorder.ledger,
             fixed=context.fixed,
+            edited=edits_of(plan, body, resume, geometry),
             text_valid=recorder.text_valid,
         )
 
@@ -284,7 +285,8 @@ class VideoDiT:
     def replay(self, run: Run, step: int, interventions: Iterable[Intervention] = (), *, from_layer: int = 0) -> Replay:
         """Do one denoising step of a recorded run again, alone, with other interventions.
 
-        Without interventions the velocities are the run's, bit for bit.
+        Without interventions the velocities are the run's, bit for bit, if none acted within its calls (`Run.edited`).
+        Those that acted between its calls are in the recorded states.
 
         Parameters
         ----------
@@ -299,6 +301,8 @@ class VideoDiT:
         ------
         InputError, MadeForAnother
             The run was not made with ``record=True``, has no such step, or is of another model.
+        SiteError
+            An intervention at ``latents`` or ``guided`` of this step, which lie between denoiser calls.
         """
 
         def work() -> Replay:
@@ -314,6 +318,7 @@ class VideoDiT:
         context: Context = calls[0].context
         interventions = listed(interventions)
         plan = make_plan(interventions, run.geometry, run.rows)
+        require_within(plan, [step])
         own_name = replay_id(run.id, step, interventions, from_layer)
         resume = Resume(run, step, from_layer) if from_layer else None
         if resume is not None:

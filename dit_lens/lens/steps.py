@@ -227,7 +227,7 @@ def _of_run(model: VideoDiT, run: Run, sites: Sites, run_arguments: Mapping[str,
     """From the record: nothing is computed by the model."""
     if "interventions" in run_arguments:
         raise InputError("interventions= beside a run: a step lens of a run reads its record; make the run under them")
-    recorded = Recorded.of(model, run, sites, run_arguments)
+    recorded = Recorded.of(model, run, sites, {**run_arguments, "interventions": ()})  # no step is done again
     steps = recorded.steps(sites)
     if unfinished := [step for step in steps if not is_finished(run, step)]:
         raise InputError(f"step {unfinished[0]} of this run was not finished; choose steps before it")

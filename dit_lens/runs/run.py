@@ -19,6 +19,7 @@ from dit_lens.files import saved
 from dit_lens.files.video import FPS, Video, write_video
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.donor import Donor
+from dit_lens.runs.edits import Edit, named
 from dit_lens.runs.inputs import plain_inputs
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.nest import moved
@@ -26,7 +27,7 @@ from dit_lens.runs.rows import row_numbers, selected
 from dit_lens.runs.schedule import Schedule
 
 #: Of the files of a saved run; it grows when the fields of a run change.
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(eq=False, kw_only=True)
@@ -64,6 +65,8 @@ class Run(Donor):
     ledger : Ledger
     fixed : Fixed or None
         What the pipeline puts into its final latents.
+    edited : tuple of Edit
+        What changed the run besides its inputs and settings: interventions that do not only read, and a body.
     text_valid : dict from branch to bool Tensor of shape (B, N)
         Where a text stream was met of which attention reads only some positions: which.
     """
@@ -80,6 +83,7 @@ class Run(Donor):
     states: tuple[Tensor, ...]
     ledger: Ledger
     fixed: Fixed | None = None
+    edited: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         self.calls = tuple(replace(c, context=self._context) if c.context is None else c for c in self.calls)
@@ -91,11 +95,12 @@ class Run(Donor):
     def __repr__(self) -> str:
         recorded = f", {len(self.states)} states recorded" if self.states else ""
         captures = {name: len(sites) for name, sites in self.captures.items()}
+        edited = f"\n    made under interventions at {named(self.edited)}" if self.edited else ""
         frames = "not decoded" if self.frames is None else f"frames {self.frames.shape}"
         return (
             f"Run({self.id}: {len(self.rows)} rows, {self.geometry.steps} steps of {self.family} {self.model_id}\n"
             f"    {frames}, rows {short(tuple((row.instance, row.seed) for row in self.rows))}\n"
-            f"    captures by name {short(captures)}{recorded})"
+            f"    captures by name {short(captures)}{recorded}{edited})"
         )
 
     @property

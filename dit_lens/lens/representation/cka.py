@@ -174,7 +174,7 @@ def cka_features(
         Bytes that `cka` may take for them. Every pair of places is compared too: fewer steps or layers spare both.
     **run_arguments
         Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
-        which its steps are read.
+        which its steps are read: a run that was made under some needs them, or [] for none.
 
     Raises
     ------

@@ -267,7 +267,7 @@ def pca_map(
         Tokens of each row, layer and step that the basis is fitted on, one random subset for all; None for every one.
     **run_arguments
         Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
-        which its steps are read.
+        which its steps are read: a run that was made under some needs them, or [] for none.
 
     Raises
     ------
