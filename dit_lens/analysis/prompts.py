@@ -17,6 +17,7 @@ from dit_lens.results.arrays import Bools
 from dit_lens.results.intervals import share
 from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result
+from dit_lens.runs.inputs import seen_bytes
 from dit_lens.runs.seeds import row_seeds
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_pairs
@@ -129,4 +130,4 @@ def prompt_kinds(task: Task) -> list[str]:
 
 def _same_picture(pair: Pair) -> bool:
     one, other = (side.image for side in pair)
-    return one is other or (one is not None and other is not None and one.tobytes() == other.tobytes())
+    return one is other or (one is not None and other is not None and seen_bytes(one) == seen_bytes(other))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dit_lens.errors import InputError, UnsupportedModel
 from dit_lens.families.base import Architecture, Block, Settings
 from dit_lens.families.common import spatial_factor, temporal_factor
-from dit_lens.runs.inputs import Inputs
+from dit_lens.runs.inputs import Inputs, kept
 from dit_lens.runs.per_row import require_entries
 from dit_lens.sites.geometry import Geometry, Layer, Pixels
 
@@ -51,7 +51,8 @@ def gather_settings(
     if inputs.rows:
         require_entries(settings, len(inputs.rows))
         _check_latents(pipeline, architecture, settings, len(inputs.rows))
-    return settings
+    own: dict[str, Any] = kept(settings, {})
+    return own
 
 
 def _check_latents(pipeline: Any, architecture: Architecture, settings: Settings, count: int) -> None:

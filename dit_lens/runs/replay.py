@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,12 @@ class Resume:
         return f"Resume(run={self.run.id}, step={self.step}, layer={self.layer})"
 
     def check(
-        self, model_id: str, setup: Mapping[str, str], content: str, context: Context, settings: Mapping[str, Any]
+        self,
+        model_id: str,
+        setup: Mapping[str, str],
+        content: Sequence[str],
+        context: Context,
+        settings: Mapping[str, Any],
     ) -> None:
         """Refuse a record that is not of this run.
 
@@ -102,7 +107,7 @@ class Resume:
             raise InputError(f"resume: the record was made with another {part} than the pipeline has now")
         if run.rows != context.rows:
             raise InputError(f"resume: the record has rows {run.rows}, this run {context.rows}")
-        if run.content != content:
+        if run.content != tuple(content):
             raise InputError("resume: the record is of other prompts or pictures, though its rows have these names")
         if run.geometry.branches != geometry.branches:
             raise InputError(f"resume: the record has branches {run.geometry.branches}, this run {geometry.branches}")

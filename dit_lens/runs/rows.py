@@ -14,7 +14,6 @@ from dit_lens.errors import InputError
 from dit_lens.families.base import Fixed
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.call import Call
-from dit_lens.runs.inputs import gather
 from dit_lens.runs.per_row import rows_of
 from dit_lens.sites.site import Site
 
@@ -45,13 +44,12 @@ def row_numbers(rows: Sequence[int], count: int) -> list[int]:
 def selected(run: Run, rows: list[int]) -> Run:
     """The run of these rows."""
     count = len(run.rows)
-    inputs, kept = tuple(run.inputs[r] for r in rows), tuple(run.rows[r] for r in rows)
     return replace(
         run,
         id=short_hash([run.id.encode(), repr(rows).encode()]),
-        inputs=inputs,
-        rows=kept,
-        content=gather(list(inputs), [row.seed for row in kept]).content,
+        inputs=tuple(run.inputs[r] for r in rows),
+        rows=tuple(run.rows[r] for r in rows),
+        content=tuple(run.content[r] for r in rows),
         frames=None if run.frames is None else run.frames[rows],
         latents=run.latents[rows],
         settings=rows_of(run.settings, rows),

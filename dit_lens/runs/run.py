@@ -43,10 +43,10 @@ class Run(Donor):
     setup : dict from part of the pipeline ("scheduler", "text_encoder", "pipeline" ...) to its hash
         Without the parts that only decode: what the latents depend on besides the transformers' weights.
     inputs : tuple, B of them
-        What each row was given: a task instance, a prompt or a mapping.
+        What each row was given: a task instance, a prompt or a copy of a mapping.
     rows : tuple of Row, B of them
-    content : str
-        Hash of the prompts and pictures.
+    content : tuple of str, B of them
+        Hash of the prompt and picture of each row.
     frames : uint8 array of shape (B, T, height, width, 3), or None where the run was not decoded
     latents : Tensor of shape (B, C, F, H, W)
         The sampler's state where the run ended.
@@ -55,7 +55,7 @@ class Run(Donor):
         alpha and sigma of every step, and x0hat from a state and a prediction.
     geometry : Geometry
     settings : dict
-        All arguments of the pipeline.
+        All arguments of the pipeline; tensors and lists are copies.
     captures : dict from capture name to dict from Site to Tensor
     calls : tuple of Call
         With arguments and output where the run was made with ``record=True``.
@@ -73,7 +73,7 @@ class Run(Donor):
 
     setup: Mapping[str, str]
     inputs: tuple[Any, ...]
-    content: str
+    content: tuple[str, ...]
     frames: Video | None
     latents: Tensor
     family: str

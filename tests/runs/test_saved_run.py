@@ -124,6 +124,32 @@ def test_an_input_may_have_an_id() -> None:
         run(SEPARATE, [{**first, "id": 3}], [0])
 
 
+def test_two_inputs_of_one_id_are_refused() -> None:
+    first, second = TINY[SEPARATE].inputs()
+    with pytest.raises(InputError, match="two inputs with another prompt or picture have the id 'one'"):
+        run(SEPARATE, [{**first, "id": "one"}, {**second, "id": "one"}], [0, 1])
+    run(SEPARATE, [{**first, "id": "one"}, {**first, "id": "one"}], [0, 1], stop_after=0)
+
+
+def test_a_run_keeps_what_it_was_given() -> None:
+    """A mapping, a picture or a tensor that the caller changes afterwards is not the run's."""
+    first, _ = TINY["wan2.1-i2v"].inputs()
+    given = {**first, "image": first["image"].copy(), "id": "one"}
+    geometry = model_of("wan2.1-i2v").geometry(given, **TINY["wan2.1-i2v"].settings)
+    latents = torch.randn(1, *geometry.shapes["latents"])
+    made = run("wan2.1-i2v", [given], [0], latents=latents, record=True)
+    same = {"latents": latents.clone()}
+    given["prompt"] = "the circle"
+    given["image"].putpixel((0, 0), (255, 0, 0))
+    latents.zero_()
+    assert made.inputs[0]["prompt"] == first["prompt"]
+    assert made.inputs[0]["image"] == first["image"]
+    for record in (made, made.select([0])):
+        run("wan2.1-i2v", made.inputs, [0], resume=dl.Resume(record, 1), **same)
+        with pytest.raises(InputError, match="the record is of other prompts or pictures"):
+            run("wan2.1-i2v", [given], [0], resume=dl.Resume(record, 1), **same)
+
+
 def test_equal_pictures_are_one_whoever_holds_them() -> None:
     """A picture that was loaded is another object than the one that was saved; its runs are the same."""
     first, _ = TINY["wan2.1-i2v"].inputs()
