@@ -39,7 +39,7 @@ from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks.base import Task
 from dit_lens.tasks.draw import draw_instances
-from dit_lens.tasks.evidence import Evidence, require
+from dit_lens.tasks.evidence import Evidence, require, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +50,7 @@ _PAIRED = "probe - random"
 #: Columns of the tables, between those of the site and the values.
 _OWN = ("label", "answer", "source", "direction", "dose")
 _REPLICATES = 1000
+_WHO = "causal_check"
 
 
 @dataclass(frozen=True)
@@ -226,14 +227,14 @@ def causal_check(
         "cond" and the video.
     """
     probes.require(model)
-    scorer = require(task, "score", who="causal_check")
+    scorer = require(task, "score", who=_WHO)
     site, reads = Site.parse(steering.site), range(model.layers)[steering.lens_layer]
     if (site.branch, site.stream) != ("cond", "video"):
         raise EvidenceError(f"{site}: the depth lens reads the branch 'cond' of the video; steer there")
     if site.layer is not None and reads < site.layer:
         raise EvidenceError(f"lens_layer {reads} is before layer {site.layer}, which is steered")
     own = probes.direction(steering.label, site, steering.answer)
-    problems = draw_instances(task, instances, seed, who="causal_check")
+    problems = draw_instances(task, instances, seed, who=_WHO)
     work = _Steered(model, scorer, steering, tokens or Tokens(), reads, listed(interventions), run_arguments)
     parts, last = [], None
     for run in model.runs(problems, seed, record=True, interventions=work.interventions, **run_arguments):
@@ -305,8 +306,8 @@ class _Steered:
         self, run: Run, steered: Run, lens: Tensor, still: Tensor, dose: float, way: str, draw: int
     ) -> pd.DataFrame:
         problems = list(run.inputs)
-        scores = self.task.score(steered.decoded, problems)
-        of_lens = self.task.score(self.model.decode(lens), problems)
+        scores = scores_of(self.task, steered.decoded, problems, who=_WHO)
+        of_lens = scores_of(self.task, self.model.decode(lens), problems, who=_WHO)
         cosine = torch.nn.functional.cosine_similarity(lens.flatten(1).double(), still.flatten(1).double())
         values = (scores.total, scores.strict.astype(np.float64), of_lens.total, cosine.cpu().numpy())
         return pd.DataFrame(
