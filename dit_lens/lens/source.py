@@ -54,6 +54,7 @@ def require_sites(
     SiteError
         Names what was given and what is read.
     """
+    require_selection(lens, sites)
     if wrong := [c for c in sites.components if c not in components]:
         raise SiteError(f"{lens} reads {', '.join(components)}; {wrong[0]!r} is none of them")
     if streams is not None and sites.stream not in streams:
@@ -66,6 +67,17 @@ def require_sites(
         raise SiteError(f"{lens} reads what belongs to no layer, got layers {show(sites.layers)}")
 
 
+def require_selection(lens: str, sites: Any) -> None:
+    """Refuse what is no `Sites`.
+
+    Raises
+    ------
+    SiteError
+    """
+    if not isinstance(sites, Sites):
+        raise SiteError(f"{lens} needs sites=Sites(...), got {sites!r:.80}")
+
+
 def at_branch(sites: Sites, branch: str) -> Sites:
     """The sites of the one branch that a lens reads.
 
@@ -74,8 +86,9 @@ def at_branch(sites: Sites, branch: str) -> Sites:
     InputError
         Several branches.
     SiteError
-        The sites name another.
+        The sites are none, or name another branch.
     """
+    require_selection("a lens", sites)
     if not isinstance(branch, str) or branch == "all":
         raise InputError(f"branch={branch!r}: name one, such as 'cond'; a lens reads one branch at a time")
     if sites.branches not in ("all", branch, (branch,)):

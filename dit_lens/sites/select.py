@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from dit_lens.display.short import short
 from dit_lens.errors import SiteError
 
 #: Everything ("all"), one (negative counts from the end), a slice, several, or a predicate on the index.
@@ -34,6 +38,24 @@ def indices(select: Select, size: int, what: str) -> list[int]:
     if not chosen:
         raise SiteError(f"{what}s {show(select)} select nothing; {valid}")
     return chosen
+
+
+def plain(select: Any, what: str) -> Any:
+    """A selection in which arrays of whole numbers are tuples and numpy's whole numbers are Python's.
+
+    Raises
+    ------
+    SiteError
+        An array of something else.
+    """
+    if isinstance(select, np.integer):
+        return int(select)
+    if not isinstance(select, np.ndarray | Tensor):
+        return select
+    array = np.asarray(select.cpu() if isinstance(select, Tensor) else select)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise SiteError(f"{what}={short(select)}: need a list of whole numbers; where a mask holds are its flatnonzero")
+    return tuple(array.tolist()) if array.ndim else int(array)
 
 
 def _index(index: Any, size: int, what: str, valid: str) -> int:

@@ -256,3 +256,9 @@ def test_what_lies_between_calls_is_refused_where_a_step_is_done_again(organism:
     under = organism.model.run(list(organism.inputs), interventions=[MIXED, keep], decode=False, **given)
     found = dl.depth_lens(organism.model, list(organism.inputs), interventions=[MIXED], **given)
     assert torch.equal(found.velocity[1], under["s01/cond/-/velocity"])
+
+
+@pytest.mark.parametrize("given", [None, "resid", dl.Tokens()])
+def test_sites_that_are_none_are_refused(lens: str, organism: Subject, given: Any) -> None:
+    with pytest.raises(SiteError, match=r"needs sites=Sites\(...\), got "):
+        read(lens, organism, organism.inputs[0], sites=given)
