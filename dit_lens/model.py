@@ -25,7 +25,7 @@ from dit_lens.engine.read_out import read_out
 from dit_lens.engine.replaying import make_again
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.engine.vae import decode, encode, to_bytes, video_shape
-from dit_lens.errors import MadeForAnother, UnsupportedModel
+from dit_lens.errors import InputError, MadeForAnother, UnsupportedModel
 from dit_lens.families.at_hand import bringing
 from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
@@ -34,7 +34,7 @@ from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.identity import model_id, of_latents, replay_id, run_id, setup_of
 from dit_lens.runs.inputs import Inputs, gather, paired
-from dit_lens.runs.replay import Replay, Resume
+from dit_lens.runs.replay import Replay, Resume, place
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select
@@ -115,7 +115,17 @@ class VideoDiT:
         return model_id(self.experts.values(), whole=True)
 
     def require_own(self, run: Run) -> str:
-        """Return the model's own id; raise `MadeForAnother` for a run of other weights, adapters or another model."""
+        """Return the model's own id.
+
+        Raises
+        ------
+        InputError
+            What is no run.
+        MadeForAnother
+            A run of other weights, adapters or another model.
+        """
+        if not isinstance(run, Run):
+            raise InputError(f"expected a Run, as model.run makes it, got {type(run).__name__}")
         if run.model_id != (own_id := self.id):
             raise MadeForAnother(f"the run was made by model {run.model_id}, this is {own_id}")
         return own_id
@@ -185,6 +195,8 @@ class VideoDiT:
         plan = make_plan(interventions, geometry, gathered.rows)
         check_stop(stop_after, geometry, plan)
         if resume is not None:
+            if not isinstance(resume, Resume):
+                raise InputError(f"resume needs a Resume, such as Resume(run, step=3), got {type(resume).__name__}")
             resume.check(own_id, setup, gathered.content, context, settings)
             check_reached(resume, plan)
         dispatcher = Dispatcher(
@@ -203,7 +215,7 @@ class VideoDiT:
         own_name = run_id(
             own_id, whole_setup, gathered, settings, [dispatcher.scales, *interventions, body, stop_after, resume]
         )
-        frames = self._generate(dispatcher, gathered, settings, decode and stop_after is None)
+        frames, ended = self._generate(dispatcher, gathered, settings, decode and stop_after is None)
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
@@ -226,6 +238,7 @@ class VideoDiT:
             ledger=recorder.ledger,
             fixed=context.fixed,
             edited=edits_of(plan, body, resume, geometry),
+            ended=ended and (isinstance(stop_after, str | None) or stop_after == geometry.steps - 1),
             text_valid=recorder.text_valid,
         )
 
@@ -272,15 +285,15 @@ class VideoDiT:
 
     def _generate(
         self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool
-    ) -> Video | None:
-        """Drive the pipeline through every step; the frames, where they are to be decoded."""
+    ) -> tuple[Video | None, bool]:
+        """Drive the pipeline; the frames, where they are to be decoded, and whether it came back by itself."""
         at_once = self.architecture.decodes_batches or len(inputs.rows) == 1
         make = partial(drive, self.pipeline, dispatcher, inputs, settings, decode and at_once)
         output = on_loan(self.pipeline, self._trees.values(), make, sampling=True)
         dispatcher.require_fired()
         if not decode:
-            return None
-        return to_bytes(np.asarray(output)) if at_once else self.decode(cast(Tensor, dispatcher.latents))
+            return None, output is not None
+        return to_bytes(np.asarray(output)) if at_once else self.decode(cast(Tensor, dispatcher.latents)), True
 
     def replay(self, run: Run, step: int, interventions: Iterable[Intervention] = (), *, from_layer: int = 0) -> Replay:
         """Do one denoising step of a recorded run again, alone, with other interventions.
@@ -312,7 +325,7 @@ class VideoDiT:
         return on_loan(self.pipeline, self._trees.values(), work)
 
     def _replay(self, run: Run, step: int, interventions: Iterable[Intervention], from_layer: int) -> Replay:
-        own_id = self.require_own(run)
+        own_id, step, from_layer = self.require_own(run), place("step", step), place("from_layer", from_layer)
         calls = run.recorded(step)
         refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled(), pipeline=self.pipeline)
         context: Context = calls[0].context

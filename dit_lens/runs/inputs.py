@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.seeds import row_seeds
+from dit_lens.sites.select import whole
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _is_single(inputs: Any) -> bool:
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     try:
-        seeds = [index(s) for s in seed] if isinstance(seed, Iterable) else [index(seed)] * count
+        seeds = [whole(s) for s in seed] if isinstance(seed, Iterable) else [whole(seed)] * count
     except TypeError:
         raise InputError(f"a seed must be a whole number, or one per row; got {seed!r}") from None
     if not seeds or (count > 1 and len(seeds) != count):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from dit_lens.families.base import Fixed
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.call import Call
 from dit_lens.runs.per_row import rows_of
+from dit_lens.sites.select import whole
 from dit_lens.sites.site import Site
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def row_numbers(rows: Sequence[int], count: int) -> list[int]:
         None, one that the run does not have, or one twice.
     """
     try:
-        numbers = [index(row) for row in rows]
+        numbers = [whole(row) for row in rows]
     except TypeError as error:
-        raise InputError(f"select({rows!r:.80}): need a list of row numbers") from error
+        raise InputError(f"select({rows!r:.80}): need a list of row numbers, such as [0, 2]") from error
     if not numbers or not all(-count <= n < count for n in numbers):
         raise InputError(f"select({numbers}): the run has rows 0..{count - 1}; name at least one")
     numbers = [n % count for n in numbers]

@@ -67,6 +67,8 @@ class Run(Donor):
         What the pipeline puts into its final latents.
     edited : tuple of Edit
         What changed the run besides its inputs and settings: interventions that do not only read, and a body.
+    ended : bool
+        Whether the sampler made its last step, so ``latents`` are clean; not where ``stop_after`` left the loop before.
     text_valid : dict from branch to bool Tensor of shape (B, N)
         Where a text stream was met of which attention reads only some positions: which.
     """
@@ -84,6 +86,7 @@ class Run(Donor):
     ledger: Ledger
     fixed: Fixed | None = None
     edited: tuple[Edit, ...] = ()
+    ended: bool = True
 
     def __post_init__(self) -> None:
         self.calls = tuple(replace(c, context=self._context) if c.context is None else c for c in self.calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,6 +41,18 @@ def indices(select: Select, size: int, what: str) -> list[int]:
     return chosen
 
 
+def whole(value: Any) -> int:
+    """A whole number, be it of Python, numpy or torch; a truth is none.
+
+    Raises
+    ------
+    TypeError
+    """
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+        raise TypeError(f"{value!r} is no number")
+    return operator.index(value)
+
+
 def plain(select: Any, what: str) -> Any:
     """A selection in which arrays of whole numbers are tuples and numpy's whole numbers are Python's.
 
@@ -59,11 +72,13 @@ def plain(select: Any, what: str) -> Any:
 
 
 def _index(index: Any, size: int, what: str, valid: str) -> int:
-    if isinstance(index, bool) or not hasattr(index, "__index__"):
-        raise SiteError(f"{what} {index!r} is no whole number; {valid}")
-    if not -size <= index < size:
+    try:
+        number = whole(index)
+    except TypeError as error:
+        raise SiteError(f"{what} {index!r} is no whole number; {valid}") from error
+    if not -size <= number < size:
         raise SiteError(f"no {what} {index}; {valid}")
-    return int(index) % size
+    return number % size
 
 
 def show(select: Select) -> str:
