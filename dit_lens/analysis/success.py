@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dit_lens.display.short import short_repr
 from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
@@ -71,6 +72,8 @@ class TaskSuccess:
     floor: float
     restored: Bools | None
     seconds_per_sample: float
+
+    __repr__ = short_repr
 
     @property
     def n(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dit_lens.display.short import short_repr
+
 #: Token grid (F, H, W).
 Grid = tuple[int, int, int]
 #: Shape (C, F, H, W) of one row of the sampler's state.
@@ -81,6 +83,8 @@ class Met:
     arguments: dict[str, Any]
     video_tokens: int
     _events: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     def __getitem__(self, event: str) -> Any:
         """What was seen at an event: "path.output" is a module's output, "path.input" its first argument."""
@@ -245,6 +249,8 @@ class Fixed:
 
     mask: Tensor
     value: Tensor
+
+    __repr__ = short_repr
 
     def __call__(self, state: Tensor) -> Tensor:
         """A state or an estimate (B, C, F, H, W) as the pipeline leaves it."""

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dit_lens.analysis.behaviours.config import BehaviourConfig
+from dit_lens.display.short import short_repr
 from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
@@ -48,6 +49,8 @@ class Chain:
     sigmas: tuple[float, ...]
     experts: tuple[str | None, ...]
     interventions: tuple[Intervention, ...] = ()
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if not isinstance(self.frames, np.ndarray) or self.frames.dtype != np.uint8 or self.frames.ndim != 6:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.reduce import Reduce, token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
@@ -61,6 +62,8 @@ class Features:
     unit: str
     tokens: tuple[int, ...]
     reading: Reading
+
+    __repr__ = short_repr
 
     @property
     def count(self) -> int:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import token_mean, tokens
@@ -57,6 +58,8 @@ class PCABasis:
     fitted_on: int
     layer_scale: str
     reading: Reading
+
+    __repr__ = short_repr
 
     def project(self, activation: Tensor, layer: int) -> Tensor:
         """Coordinates of tokens (..., D) of a layer: (..., k), in float32 at least.
