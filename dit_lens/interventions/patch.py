@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,8 +92,10 @@ class Patch:
         return cls("rows", sites, rows=row, mode=mode, weight=weight)
 
     def __post_init__(self) -> None:
-        if self.rows is not None and not isinstance(self.rows, int):
-            object.__setattr__(self, "rows", row_numbers("Patch", self.rows))
+        if self.rows is not None:
+            several = isinstance(self.rows, Iterable)
+            numbers = row_numbers("Patch", self.rows if several else [self.rows])
+            object.__setattr__(self, "rows", numbers if several else numbers[0])
         require_choice("Patch", "mode", self.mode, _MODES)
         require_choice("Patch", "pair", self.pair, ("step", "sigma"))
         require_number("Patch", "weight", self.weight)

@@ -36,7 +36,7 @@ from dit_lens.sweeps.metrics import Metric, Moved
 from dit_lens.sweeps.sweep import Sweep, sweep
 from dit_lens.tasks.base import Scores, Task
 from dit_lens.tasks.draw import draw_instances
-from dit_lens.tasks.evidence import require
+from dit_lens.tasks.evidence import require, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,7 @@ _PAIRED = "probe - random"
 #: Columns of the tables, between those of the site and the values.
 _OWN = ("label", "answer", "source", "direction", "dose")
 _REPLICATES = 1000
+_WHO = "causal_check"
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,15 @@ def causal_check(
         "cond" and the video.
     """
     probes.require(model)
-    score = require(task, "score", who="causal_check").score
+    require(task, "score", who=_WHO)
+    score = partial(scores_of, task, who=_WHO)
     site, reads = Site.parse(steering.site), range(model.layers)[steering.lens_layer]
     if (site.branch, site.stream) != ("cond", "video"):
         raise EvidenceError(f"{site}: the depth lens reads the branch 'cond' of the video; steer there")
     if site.layer is not None and reads < site.layer:
         raise EvidenceError(f"lens_layer {reads} is before layer {site.layer}, which is steered")
     own = probes.direction(steering.label, site, steering.answer)
-    problems = draw_instances(task, instances, seed, who="causal_check")
+    problems = draw_instances(task, instances, seed, who=_WHO)
     others = {name: value for name, value in run_arguments.items() if name not in ("batch", "progress")}
     first = model.run(problems[:1], 0, stop_after=max(probes.steps), decode=False, **others)
     probes.require_run(first)
@@ -251,7 +253,7 @@ def causal_check(
         **run_arguments,
     )
     if found.errors:
-        raise EvidenceError(f"causal_check: {next(iter(found.errors.values()))}")
+        raise EvidenceError(f"{_WHO}: {next(iter(found.errors.values()))}")
     return CausalCheck(
         steering, reads, probes.source, first.sigmas[site.step], first.experts[site.step], _samples(found)
     )

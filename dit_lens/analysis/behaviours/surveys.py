@@ -16,6 +16,7 @@ from dit_lens.analysis.behaviours.correction import Correction, Judge, correctio
 from dit_lens.analysis.behaviours.memory import WorkingMemory, working_memory
 from dit_lens.analysis.behaviours.order import MEASURES, PerceptionOrder, perception_before_action
 from dit_lens.analysis.behaviours.paths import MultiPath, paths_of
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError, TaskError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -144,7 +145,7 @@ def survey(
     """
     given, asked = [*tasks] if isinstance(tasks, Sequence) else [tasks], _Asked(config or BehaviourConfig())
     for task in given:
-        asked.all_of(model, task, tuple(interventions))
+        asked.all_of(model, task, listed(interventions))
     return asked.survey()
 
 

@@ -26,7 +26,7 @@ from dit_lens.runs.seeds import derive, row_seeds
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.answers import agreement
 from dit_lens.tasks.base import Task
-from dit_lens.tasks.evidence import answers_of, declares, require, rules_of_answer
+from dit_lens.tasks.evidence import answers_of, declares, rules_of_answer, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,7 +211,7 @@ def _scores(task: Task, run: Run, lens: DepthLens, model: VideoDiT) -> dict[str,
     for video in lens.decode(model).reshape(-1, *run.decoded.shape):
         shown = dict[str, Floats]()
         if scores:
-            scored = require(task, "score", who=_WHO).score(video, instances)
+            scored = scores_of(task, video, instances, who=_WHO)
             shown |= {"strict": scored.strict.astype(float), "total": scored.total}
         if reads:
             marks = answers_of(task, video[:, -1], instances, who=_WHO).marks
