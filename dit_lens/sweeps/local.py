@@ -24,8 +24,9 @@ from dit_lens.runs.run import Run
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sweeps.axes import Cell
+from dit_lens.sweeps.batches import Batch
 from dit_lens.sweeps.metrics import Moved, Sides
-from dit_lens.sweeps.plan import Batch, Start, SweepPlan
+from dit_lens.sweeps.plan import Start, SweepPlan
 from dit_lens.sweeps.rows import FromPartners, on_rows
 
 _ESTIMATE, _LENS = "sweep x0hat", "sweep lens"

@@ -6,14 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, prod
+from math import prod
 from typing import Any
-
-import numpy as np
 
 from dit_lens.display.short import short_repr
 from dit_lens.engine.plan import listed, make_plan
-from dit_lens.errors import EvidenceError, InputError
+from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.merge import Merge
@@ -23,47 +21,17 @@ from dit_lens.model import VideoDiT
 from dit_lens.runs.describe import describe
 from dit_lens.runs.identity import versions
 from dit_lens.runs.inputs import gather
-from dit_lens.runs.seeds import row_seeds
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell, swept
+from dit_lens.sweeps.batches import Batch, batches_of, units_of
 from dit_lens.sweeps.metrics import Metric, metrics_of
 from dit_lens.sweeps.rows import Identity
 from dit_lens.tasks.base import Pair, Task
-from dit_lens.tasks.draw import draw_instances, draw_pairs
 
 _WHO = "sweep"
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Rows that are run at once: data that can be pickled.
-
-    Attributes
-    ----------
-    number : int
-    instances, seeds : tuple, one of each row
-    units : tuple of str
-        What each row counts for: its instance, or the first of its pair.
-    pairs : tuple of Pair, or None
-        Where the rows are the sides of pairs, each original before its counterfactual, both from the same noise.
-    counted : tuple of bool
-        Rows whose values count: of merged seeds only those that are merged into.
-    """
-
-    number: int
-    instances: tuple[Any, ...]
-    seeds: tuple[int, ...]
-    units: tuple[str, ...]
-    pairs: tuple[Pair, ...] | None
-    counted: tuple[bool, ...]
-
-    __repr__ = short_repr
-
-    def __len__(self) -> int:
-        return len(self.instances)
 
 
 @dataclass(frozen=True, order=True)
@@ -346,38 +314,17 @@ def plan_sweep(
         raise InputError(f"{wrong[0]}= is set by a sweep itself: omit it")
     if isinstance(rows_at_once, bool) or not isinstance(rows_at_once, int) or rows_at_once < 1:
         raise InputError(f"batch={rows_at_once!r}: need a whole number of at least 1")
-    given = _units(task, intervention, measured, instances, seed)
+    given = units_of(task, intervention, measured, instances, seed)
     first = given[0].original if isinstance(given[0], Pair) else given[0]
     geometry = model.geometry(first, **others)
     grid = swept(intervention, over, geometry)
     cells = _cells(grid, geometry, pairs=isinstance(given[0], Pair))
-    group = intervention.group if isinstance(intervention, Merge) else 1
-    if group > 1 and isinstance(given[0], Pair):
-        raise InputError("Merge merges seeds of one instance; the two sides of a pair are two")
-    batches = _batches(given, seed, rows_at_once, group, _receiver(intervention))
+    if isinstance(intervention, Merge) and (rows := {"group", "receiver"}.intersection(over)):
+        raise InputError(f"over {min(rows)}: it says which rows there are; make a sweep for each value")
+    batches = batches_of(given, seed, rows_at_once, intervention)
     plan = SweepPlan(model, task, measured, tuple(cells), tuple(batches), rows_at_once, base, others, geometry)
     _require(plan)
     return plan
-
-
-def _units(
-    task: Task, intervention: Any, metrics: Sequence[Metric], instances: Any, seed: int | Sequence[int]
-) -> list[Any]:
-    """Pairs where something needs them or they were given, else instances."""
-    patches = isinstance(intervention, Patch) and isinstance(intervention.donor, str) and intervention.donor == "pair"
-    counted = isinstance(instances, int | np.integer)
-    if counted and (patches or any(metric.pairs for metric in metrics)):
-        if isinstance(seed, Sequence):
-            raise EvidenceError(f"instances={instances} with a seed for each: give the pairs themselves")
-        return draw_pairs(task, instances, seed, who=_WHO)
-    given = draw_instances(task, instances, seed, who=_WHO)
-    are_pairs = [isinstance(unit, tuple) and len(unit) == 2 for unit in given]
-    if any(are_pairs) != all(are_pairs):
-        raise EvidenceError("a sweep is of instances or of pairs, not of both")
-    needs = [m.name for m in metrics if m.pairs] + (["Patch('pair', ...)"] if patches else [])
-    if not all(are_pairs) and needs:
-        raise EvidenceError(f"{needs[0]} needs pairs: give a number, or instances=task.pairs(n), not instances")
-    return [Pair(*unit) for unit in given] if all(are_pairs) else given
 
 
 def _cells(grid: Sequence[tuple[Any, Any]], geometry: Geometry, *, pairs: bool) -> list[Cell]:
@@ -388,38 +335,6 @@ def _cells(grid: Sequence[tuple[Any, Any]], geometry: Geometry, *, pairs: bool) 
     identity: tuple[Any, ...] = ("identity", last[0], Identity(grid[0][1].sites), {})
     rest = [("swept", step, made, labels) for step, (labels, made) in zip(last, grid, strict=True)]
     return [Cell(number, *cell) for number, cell in enumerate([*plain, identity, *rest])]
-
-
-def _receiver(intervention: Any) -> int | None:
-    """The row of each group that counts where seeds are merged; None where all do."""
-    receiver = intervention.receiver if isinstance(intervention, Merge) else "all"
-    return receiver if isinstance(receiver, int) else None
-
-
-def _batches(
-    given: Sequence[Any], seed: int | Sequence[int], rows_at_once: int, group: int, receiver: int | None
-) -> list[Batch]:
-    """Units in batches of about one size, none of more rows than are run at once."""
-    width = 2 if isinstance(given[0], Pair) else group
-    seeds = row_seeds(seed, len(given) * group) if not isinstance(seed, Sequence) else list(seed)
-    if len(seeds) != len(given) * group:
-        raise InputError(f"{len(seeds)} seeds for {len(given)} units of {group} seeds each")
-    count = ceil(len(given) * width / max(rows_at_once, width))
-    found = []
-    for number, part in enumerate(np.array_split(np.arange(len(given)), count)):
-        units, own = [given[i] for i in part], [seeds[i * group + k] for i in part for k in range(group)]
-        paired = isinstance(units[0], Pair)
-        rows = [side for unit in units for side in (unit if paired else [unit] * group)]
-        names = [_name(unit.original if paired else unit) for unit in units for _ in range(width)]
-        counted = [receiver is None or row % group == receiver for row in range(len(rows))]
-        noise = [seed for seed in own for _ in range(2)] if paired else own
-        pairs = tuple(units) if paired else None
-        found.append(Batch(number, tuple(rows), tuple(noise), tuple(names), pairs, tuple(counted)))
-    return found
-
-
-def _name(instance: Any) -> str:
-    return gather(instance, 0).rows[0].instance
 
 
 def _require(plan: SweepPlan) -> None:

@@ -149,6 +149,7 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[DitLensError], str]] = {
     "merged sides": (
         dl.Merge(SITES, group=2), {"layers": [1]}, {"instances": TASK.pairs(1)}, InputError, "Merge merges seeds",
     ),
+    "other rows": (dl.Merge(SITES, group=2), {"group": [2, 4]}, {}, InputError, "says which rows there are"),
     "no batch": (dl.Ablate(SITES), {"layers": [1]}, {"batch": 0}, InputError, "batch=0"),
     "what it sets itself": (dl.Ablate(SITES), {"layers": [1]}, {"record": True}, InputError, "set by a sweep itself"),
     "a lens of two steps": (
@@ -210,19 +211,23 @@ def test_pairs_that_do_not_differ_have_no_way(organism: Subject) -> None:
     st.lists(st.sampled_from([0, 1, 2, 3, (0, 1), (2, 3), (0, 2)]), min_size=1, max_size=4, unique=True),
     st.lists(st.floats(0, 2), min_size=1, max_size=3, unique=True),
     st.integers(1, 9),
+    st.booleans(),
 )
-def test_a_grid_is_every_combination_once_however_it_is_batched(layers: Any, doses: list[float], batch: int) -> None:
+def test_a_grid_is_every_combination_once_however_it_is_batched(
+    layers: Any, doses: list[float], batch: int, paired: bool
+) -> None:
     model = subject_of("organism").model
     noise = dl.Noise(dl.Sites("resid", steps=0), "add")
+    units, width = (TASK.pairs(5), 2) if paired else (TASK.sample(3), 1)
     plan = dl.plan_sweep(
-        model, TASK, noise, {"layers": layers, "dose": doses}, "distance", instances=TASK.sample(3), batch=batch
+        model, TASK, noise, {"layers": layers, "dose": doses}, "distance", instances=units, batch=batch
     )
     grid = [cell for cell in plan.cells if cell.kind == "swept"]
     assert len({tuple(cell.labels.items()) for cell in grid}) == len(grid) == len(layers) * len(doses)
-    assert sum(map(len, plan.batches)) == 3
-    assert len({seed for b in plan.batches for seed in b.seeds}) == 3
+    assert sum(map(len, plan.batches)) == len(units) * width
+    assert len({seed for b in plan.batches for seed in b.seeds}) == len(units)
     for b in plan.batches:
-        assert len(b) <= batch
+        assert len(b) <= max(batch, width)
         groups = plan.groups(plan.cells, len(b))
         assert sorted(c.number for g in groups for c in g) == [c.number for c in plan.cells if c.intervention]
         assert all(len(g) * len(b) <= max(batch, len(b)) for g in groups)
