@@ -235,6 +235,7 @@ class VideoDiT:
             captures=recorder.captures,
             calls=tuple(recorder.calls),
             states=tuple(recorder.states),
+            prepared=recorder.prepared,
             ledger=recorder.ledger,
             fixed=context.fixed,
             edited=edits_of(plan, body, resume, geometry),

@@ -39,7 +39,7 @@ from dit_lens.sweeps.metrics import Metric
 from dit_lens.sweeps.sweep import Sweep, sweep
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_pairs
-from dit_lens.tasks.evidence import answer_masks, declares, require
+from dit_lens.tasks.evidence import answer_masks, declares, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -250,11 +250,10 @@ class _Pairs:
         if not declares(self.task, "score"):
             return [False] * len(self.pairs)
         sides, seeds = [side for pair in self.pairs for side in pair], [s for s in self.seeds for _ in range(2)]
-        score = require(self.task, "score", who=_WHO).score
         runs = self.model.runs(
             sides, seeds, batch=2 * self.batch, progress="clean runs of pairs", interventions=self.interventions
         )
-        strict = np.concatenate([score(run.decoded, list(run.inputs)).strict for run in runs])
+        strict = np.concatenate([scores_of(self.task, run.decoded, run.inputs, who=_WHO).strict for run in runs])
         return [bool(one and other) for one, other in strict.reshape(-1, 2)]
 
     @property

@@ -253,7 +253,7 @@ def causal_check(
         **run_arguments,
     )
     if found.errors:
-        raise EvidenceError(f"causal_check: {next(iter(found.errors.values()))}")
+        raise EvidenceError(f"{_WHO}: {next(iter(found.errors.values()))}")
     return CausalCheck(
         steering, reads, probes.source, first.sigmas[site.step], first.experts[site.step], _samples(found)
     )

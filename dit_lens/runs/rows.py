@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_lens.errors import InputError
 from dit_lens.families.base import Fixed
 from dit_lens.files.digest import short_hash
-from dit_lens.runs.call import Call
+from dit_lens.runs.call import Call, Prepared
 from dit_lens.runs.per_row import rows_of
 from dit_lens.sites.select import whole
 from dit_lens.sites.site import Site
@@ -56,6 +56,8 @@ def selected(run: Run, rows: list[int]) -> Run:
         captures={name: _captures(name, found, rows, count) for name, found in run.captures.items()},
         calls=tuple(_call(call, rows, count) for call in run.calls),
         states=tuple(state[rows] for state in run.states),
+        prepared=run.prepared
+        and Prepared(tuple(map(_where(count, rows), run.prepared.rest)), run.prepared.generators[rows]),
         fixed=run.fixed and Fixed(*(_where(count, rows)(t) for t in (run.fixed.mask, run.fixed.value))),
         text_valid={branch: valid[rows] for branch, valid in run.text_valid.items()},
     )

@@ -17,7 +17,7 @@ from dit_lens.errors import InputError
 from dit_lens.families.base import Fixed
 from dit_lens.files import saved
 from dit_lens.files.video import FPS, Video, write_video
-from dit_lens.runs.call import Call, Context
+from dit_lens.runs.call import Call, Context, Prepared
 from dit_lens.runs.donor import Donor
 from dit_lens.runs.edits import Edit, named
 from dit_lens.runs.inputs import plain_inputs
@@ -62,6 +62,9 @@ class Run(Donor):
     states : tuple of Tensor of shape (B, C, F, H, W)
         The sampler's state before each step, where the run was made with ``record=True``, else empty. A run that was
         stopped after a step has the state before the next one too.
+    prepared : Prepared or None
+        What the pipeline made of pictures and seeds, where the run was made with ``record=True``: a run that resumes
+        from this one does not make it again.
     ledger : Ledger
     fixed : Fixed or None
         What the pipeline puts into its final latents.
@@ -86,6 +89,7 @@ class Run(Donor):
     ledger: Ledger
     fixed: Fixed | None = None
     edited: tuple[Edit, ...] = ()
+    prepared: Prepared | None = None
     ended: bool = True
 
     def __post_init__(self) -> None:
@@ -190,6 +194,7 @@ class Run(Donor):
             captures=moved(self.captures, device),
             calls=tuple(replace(call, context=None) for call in calls),
             states=moved(self.states, device),
+            prepared=self.prepared and replace(self.prepared, rest=moved(self.prepared.rest, device)),
             fixed=fixed,
             text_valid=moved(self.text_valid, device),
         )

@@ -16,7 +16,7 @@ from dit_lens.files.video import Video
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
 from dit_lens.tasks.base import Pair, Task
-from dit_lens.tasks.evidence import answer_masks, declares, on_grid, require, show_answer
+from dit_lens.tasks.evidence import answer_masks, declares, on_grid, require, scores_of, show_answer
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Scored:
         if self.what == "donor_answer":
             partners = [instances[row ^ 1] for row in range(len(instances))]
             return show_answer(self.task, frames, partners, who="donor_answer").astype(np.float64)
-        scores = require(self.task, "score", who=self.what).score(frames, list(instances))
+        scores = scores_of(self.task, frames, instances, who=self.what)
         return np.asarray(scores.strict if self.what == "strict" else scores.total, dtype=np.float64)
 
 
