@@ -20,7 +20,7 @@ from dit_lens.results.intervals import Interval, mean_interval, share
 from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result, json_value
 from dit_lens.tasks.base import Task
-from dit_lens.tasks.draw import draw_instances
+from dit_lens.tasks.draw import draw_instances, listed_tasks
 from dit_lens.tasks.evidence import declares, require, scores_of
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ def evaluate(
     EvidenceError
         A task that scores no videos, or a list of instances for several tasks.
     """
-    given: list[Any] = [*tasks] if isinstance(tasks, list | tuple) else [tasks]
-    others = listed(interventions)
+    given, others = listed_tasks(tasks, who=_WHO), listed(interventions)
     if len(given) != 1 and not isinstance(instances, int):
         raise EvidenceError(f"evaluate: a list of instances goes with one task, got {len(given)}; give their number")
     for task in given:

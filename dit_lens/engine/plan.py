@@ -86,9 +86,9 @@ class _Within:
         check(self.whole, sites, geometry, rows)
 
 
-def acting(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
-    """What a replay of a step meets of interventions; what acts around its calls is in the record already."""
-    met = [i for i in interventions if any(is_within(site, [step]) for site in i.sites.resolve(geometry))]
+def acting(interventions: Iterable[Intervention], geometry: Geometry, *steps: int) -> list[Intervention]:
+    """What a replay of some steps meets of interventions; what acts around their calls is in the record already."""
+    met = [i for i in interventions if any(is_within(site, steps) for site in i.sites.resolve(geometry))]
     return [_Within(i) if set(i.sites.components) & set(STEP_COMPONENTS) else i for i in met]
 
 

@@ -112,8 +112,8 @@ def _named(folder: str | Path) -> Path:
     StoreError
         An empty name, or one with a zero byte.
     """
-    if not str(folder) or "\0" in str(folder):
-        raise StoreError(f"{str(folder)!r} is no name of a folder; give one")
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise StoreError(f"{folder!r} is no name of a folder; give one")
     return Path(folder)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.display.short import short_repr
+from dit_lens.display.short import short, short_repr
 from dit_lens.errors import InputError
 from dit_lens.families.registry import family_named
 from dit_lens.runs.call import Context
@@ -126,9 +126,9 @@ class Resume:
         names = sorted(set(run.settings) | set(settings))
         for name in names:
             if not _same(run.settings.get(name), settings.get(name)):
-                raise InputError(
-                    f"resume: the record has {name}={run.settings.get(name)!r}, this {settings.get(name)!r}"
-                )
+                theirs, own = short(run.settings.get(name)), short(settings.get(name))
+                other = ", of other values" if theirs == own else ""
+                raise InputError(f"resume: the record has {name}={theirs}, this {own}{other}")
         if not 0 <= self.step < geometry.steps or not 0 <= self.layer < geometry.layers:
             valid = f"steps 0..{geometry.steps - 1}, layers 0..{geometry.layers - 1}"
             raise InputError(f"resume at step {self.step}, layer {self.layer}: this run has {valid}")

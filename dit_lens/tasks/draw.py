@@ -12,6 +12,22 @@ from dit_lens.tasks.base import Pair, Split, Task
 from dit_lens.tasks.evidence import require, require_task
 
 
+def listed_tasks(tasks: Task | Sequence[Task], *, who: str) -> list[Task]:
+    """One task or several as a list.
+
+    Raises
+    ------
+    EvidenceError
+        None, or what is no task.
+    """
+    given: list[Any] = [*tasks] if isinstance(tasks, list | tuple) else [tasks]
+    if not given:
+        raise EvidenceError(f"{who} needs a task, or a list with at least one; got none")
+    for task in given:
+        require_task(task, who=who)
+    return given
+
+
 def draw_instances(
     task: Task, instances: int | Sequence[Any], seed: int | Sequence[int] = 0, split: Split = "test", *, who: str
 ) -> list[Any]:

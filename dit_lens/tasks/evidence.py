@@ -360,12 +360,12 @@ def labels_of(
         A task without labels, or labels of another number of instances or latent frames.
     """
     known = require(task, "scene_labels" if declares(task, "scene_labels") else "labels", who=who)
-    found = dict(known.labels(instances, latent_frames)) if declares(task, "labels") else {}
+    found = _named_labels(task, "labels", known.labels(instances, latent_frames)) if declares(task, "labels") else {}
     if frames is not None and declares(task, "read_answer"):
         marked = answers_of(task, frames[:, -1], instances, who=who).marks > 0
         found["drawn"] = Label("drawn", "reasoning", marked[:, None].repeat(latent_frames, axis=1))
     if declares(task, "scene_labels"):
-        found |= known.scene_labels(instances, latent_frames)
+        found |= _named_labels(task, "scene_labels", known.scene_labels(instances, latent_frames))
     if all(hasattr(instance, "steps") for instance in instances):
         found["steps"] = Label("steps", "reasoning", np.array([float(i.steps) for i in instances]))
     if not found:
@@ -379,6 +379,12 @@ def labels_by_role(task: Task, labels: Mapping[str, Label], role: str) -> tuple[
     """Names of the labels of a role: those that the task calls main, or all."""
     main = require(task, "main_labels", who=role).main_labels if declares(task, "main_labels") else {}
     return tuple(name for name in main.get(role, labels) if name in labels and labels[name].role == role)
+
+
+def _named_labels(task: Task, name: str, given: Any) -> dict[str, Label]:
+    if not isinstance(given, Mapping):
+        raise EvidenceError(f"task {task.name!r} declares {name}, which must return labels by name, not {given!r:.80}")
+    return dict(given)
 
 
 def _check_label(task: Task, name: str, label: Label, count: int, latent_frames: int) -> None:

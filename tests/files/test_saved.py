@@ -422,8 +422,8 @@ def test_only_its_own_folders_are_replaced(folder: Path, tmp_path: Path) -> None
     assert load(Everything, folder, kind="thing", schema=1).number == 2.0
 
 
-@pytest.mark.parametrize("name", ["", "\0", "a\0b"])
-def test_what_names_no_folder_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "\0", "a\0b", None, 3])
+def test_what_names_no_folder_is_refused(name: Any) -> None:
     for ask in (lambda: save(Everything(), name, **THING), lambda: load(Everything, name, **THING)):
         with pytest.raises(StoreError, match="is no name of a folder; give one"):
             ask()

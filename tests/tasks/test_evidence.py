@@ -330,3 +330,18 @@ def test_instances_are_a_number_or_a_list(given: Any) -> None:
         draw_instances(Maze(size=4), given, who="a test")
     with pytest.raises(EvidenceError, match=f"a test got pairs={given!r}: give a number of them, or a list"):
         draw_pairs(Maze(size=4), given, who="a test")
+
+
+@pytest.mark.parametrize("given", [None, [1, 2]])
+def test_labels_come_by_name(given: Any) -> None:
+    for name in ("labels", "scene_labels"):
+        with pytest.raises(EvidenceError, match=f"declares {name}, which must return labels by name, not"):
+            labels_of(riddle(**{name: given}), ["a"], 2)
+
+
+@pytest.mark.parametrize("given", [None, "maze", Maze, []])
+def test_whoever_takes_several_tasks_refuses_what_is_none(given: Any) -> None:
+    model = dl.load_organism("maze")
+    for ask in (dl.evaluate, dl.train_tuned_lens, dl.behaviours.survey):
+        with pytest.raises(EvidenceError, match=f"{ask.__name__} needs a task"):
+            ask(model, given)

@@ -22,6 +22,7 @@ from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
 from dit_lens.tasks.base import Task
+from dit_lens.tasks.draw import listed_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,10 +143,15 @@ def survey(
     config : BehaviourConfig, optional
     interventions : iterable of Intervention
         Applied in every run.
+
+    Raises
+    ------
+    EvidenceError
+        What is no task.
     """
-    given, asked = [*tasks] if isinstance(tasks, Sequence) else [tasks], _Asked(config or BehaviourConfig())
-    for task in given:
-        asked.all_of(model, task, listed(interventions))
+    asked, others = _Asked(config or BehaviourConfig()), listed(interventions)
+    for task in listed_tasks(tasks, who="survey"):
+        asked.all_of(model, task, others)
     return asked.survey()
 
 
