@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.engine.envoys import at, module_of
-from dit_lens.engine.plan import Planned
+from dit_lens.engine.envoys import at, follow, module_of
+from dit_lens.engine.plan import Planned, dressed
 from dit_lens.engine.recorder import ActiveCall, Recorder, Visitor
-from dit_lens.engine.traversal import Walk, dressed
+from dit_lens.engine.traversal import Walk
 from dit_lens.errors import InputError, SiteError
 from dit_lens.families.registry import family_named
 from dit_lens.interventions.base import Intervention, check
@@ -50,7 +50,7 @@ def apply(intervention: Intervention, call: Call, dit: Any, into: dict[Site, Ten
     recorder = of_run if into is None and of_run is not None and of_run.active else _Into(into, intervention)
     visitor = Visitor(family_named(context.family), context, recorder)
     walk = Walk(call, module_of(dit), [(Planned(intervention, tuple(here)), here)], visitor)
-    walk(dit, partial(at, dit))
+    follow(walk(), partial(at, dit))
 
 
 class _Into(Recorder):

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.engine.envoys import ACTIVE, Tree
-from dit_lens.engine.plan import Planned
+from dit_lens.engine.envoys import ACTIVE, CalledInside, Tree, follow
+from dit_lens.engine.plan import Planned, dressed
 from dit_lens.engine.recorder import ActiveCall, Copies, Recorder, Visitor
 from dit_lens.engine.sampler import Sampler
-from dit_lens.engine.traversal import Enough, Walk, dressed
+from dit_lens.engine.traversal import Enough, Walk
 from dit_lens.errors import DidNotFire, InputError, PipelineBusy
 from dit_lens.families.base import Architecture
 from dit_lens.families.registry import family_named
@@ -195,19 +195,26 @@ class Dispatcher:
             return self._finite(call, forward(*args, **kwargs))
         visits = [(p, dressed(sites, call)) for p, sites in visits]
         walk = Walk(call, tree.modules[""], visits, self.visitor, resume, self._ends_at(call.step, call.nth))
-        workers = [partial(walk, tree.envoy, tree.at)] if visits or resume is not None else []
-        if self.body is not None:
-            workers.append(partial(self.body, self._shown(call, args), tree.envoy))
         try:
-            with tree.attached(None if self.body else walk.touched()):
-                output = tree.trace(partial(tree.modules[""].forward, *args, **kwargs), workers)
-        except ValueError as error:
-            if "cyclic parent chain" in str(error):  # greenlet's: a module called by the worker that waits for it
-                self._refuse(again=True)
+            output = self._traced(tree, walk, call, args, kwargs)
+        except CalledInside:
+            self._refuse(again=True)
             raise
         finally:
             self._count(call, walk.blocks_run)
         return self._finite(call, output)
+
+    def _traced(self, tree: Tree, walk: Walk, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A call as one trace: of the walk, and of the body in an invoke of its own."""
+        stops = walk.stops()
+        with tree.attached(None if self.body is not None else dict.fromkeys(path for path, _ in stops)):
+            run = partial(tree.modules[""].forward, *args, **kwargs)
+            if self.body is None and walk.reads_only:
+                return tree.look(run, walk(), stops)
+            workers = [partial(follow, walk(), tree.at)]
+            if self.body is not None:
+                workers.append(partial(self.body, self._shown(call, args), tree.envoy))
+            return tree.trace(run, workers)
 
     def _shown(self, call: Call, args: tuple[Any, ...]) -> ActiveCall:
         """A call for the body, which may apply interventions in it."""

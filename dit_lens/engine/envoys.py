@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-call, no-any-return, attr-defined, assignment"
+# mypy: disable-error-code="no-untyped-call, no-any-return, attr-defined, assignment, misc"
 """The one boundary to nnsight: a tree of envoys that costs nothing while no run is active.
 
 nnsight replaces the ``forward`` of every module by a controller. A `Tree` takes those controllers off again as soon as
@@ -7,17 +7,25 @@ transformer of 12 blocks all controllers together cost 0.7 ms a call, the ones o
 
 While a controller is on, it runs what stood in ``forward`` before: diffusers and accelerate keep the hooks there that
 load, move and cast weights.
+
+A walk through a call says what it waits for (`Ask`) and is given it in one of two ways. Where it may change the call
+(`Tree.trace`, `follow`) it is one of nnsight's workers: the model stands still at each value until the worker has seen
+it, and each value costs two switches of stacks. Where it only reads (`Tree.look`) the model waits for nothing: the walk
+stands where nnsight's own cache stands, among what is called with a value as the model makes it. So a call costs no
+switch at all, and still no value outlives the moment in which it is met.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from nnsight import NNsight
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from nnsight.intervention.source import STATE, Controller
 from torch import nn
 
@@ -25,6 +33,31 @@ Worker = Callable[[], None]
 
 #: Marks the ``forward`` that the active run puts on a transformer, above what stood there.
 ACTIVE = "_dit_lens_active"
+
+
+class Ask(NamedTuple):
+    """What a walk waits for.
+
+    Attributes
+    ----------
+    path : str
+        Of a module below the transformer; "" is the transformer.
+    end : "inputs", "output" or "skip"
+    value : Any
+        What to put there, where it is not to be read; of "skip", what the module gives back instead of running.
+    """
+
+    path: str
+    end: str
+    value: Any = None
+
+
+#: A walk through one call, which is sent each value that it asks to read.
+Asking = Generator[Ask, Any, None]
+
+
+class CalledInside(Exception):
+    """A module that a trace reads was called by what reads it."""
 
 
 class Tree:
@@ -49,6 +82,7 @@ class Tree:
         before = {path: _take_off(module) for path, module in self.modules.items()}
         self.envoy: Any = NNsight(self.transformer)
         self._envoys: dict[str, Any] = {}
+        self._named: dict[tuple[tuple[str, str], ...], dict[str, tuple[str, str]]] = {}
         self._controllers = {path: _take_off(module) for path, module in self.modules.items()}
         for path, module in self.modules.items():
             module.__dict__.update(before[path])
@@ -73,19 +107,27 @@ class Tree:
             self._envoys[path] = at(self.envoy, path)
         return self._envoys[path]
 
-    def attached(self, paths: Iterable[str] | None) -> ExitStack:
-        """Controllers on the modules at ``paths`` (None: on all), until the stack is closed."""
-        with ExitStack() as stack:
-            for path in self.modules if paths is None else ["", *paths]:
-                module, controller = self.modules[path], self._controllers[path]
-                before = _take_off(module)
-                stack.callback(module.__dict__.update, before)
-                stack.callback(_take_off, module)
-                module.__dict__.update(controller)
-                beneath = _beneath(module, before.get("forward"))
-                if beneath is not None:
-                    stack.callback(_run_body(controller[STATE], beneath))
-            return stack.pop_all()
+    @contextmanager
+    def attached(self, paths: Iterable[str] | None) -> Iterator[None]:
+        """Controllers on the modules at ``paths`` (None: on all), until the context is left."""
+        undo: list[Callable[[], object]] = []
+        try:
+            for path in self.modules if paths is None else paths:
+                self._attach(self.modules[path], self._controllers[path], undo)
+            yield
+        finally:
+            for step in reversed(undo):
+                step()
+
+    def _attach(self, module: nn.Module, controller: Mapping[str, Any], undo: list[Callable[[], object]]) -> None:
+        before = _take_off(module)
+        if before:
+            undo.append(partial(module.__dict__.update, before))
+        undo.append(partial(_take_off, module))
+        module.__dict__.update(controller)
+        beneath = _beneath(module, before["forward"]) if "forward" in before else None
+        if beneath is not None:
+            undo.append(_run_body(controller[STATE], beneath))
 
     def trace(self, call: Callable[[], Any], workers: Sequence[Worker]) -> Any:
         """Run ``call`` as one nnsight trace, every worker in an invoke of its own; returns what it returned."""
@@ -104,7 +146,101 @@ class Tree:
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise error.__context__ from None
             raise
+        except ValueError as error:
+            if "cyclic parent chain" in str(error):  # greenlet's: a module called by the worker that waits for it
+                raise CalledInside from error
+            raise
         return returned[0]
+
+    def look(self, call: Callable[[], Any], asking: Asking, stops: tuple[tuple[str, str], ...]) -> Any:
+        """As `trace`, of a walk that only reads: it is told of each value where the model makes it.
+
+        Parameters
+        ----------
+        call : callable () -> output
+        asking : the walk
+        stops : path and end of all that it may ask for
+        """
+        onlooker, interleaver = _Onlooker(asking, self._names(stops)), self.envoy.interleaver
+        interleaver.mediators.append(onlooker)
+        try:
+            with interleaver:  # all that a trace does once it has taken its ``with`` block apart, which here is none
+                output = call()
+        finally:
+            interleaver.cancel()
+        onlooker.require_end()
+        return output
+
+    def _names(self, stops: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, str]]:
+        """Stops by nnsight's names for them."""
+        if stops not in self._named:
+            named = {f"{self.at(path).path}.{end.removesuffix('s')}": (path, end) for path, end in stops}
+            self._named[stops] = named
+        return self._named[stops]
+
+
+class _Onlooker(Mediator):
+    """A worker that never waits: it stands among nnsight's caches, which are called after all interventions.
+
+    Parameters
+    ----------
+    asking : the walk
+    stops : dict from nnsight's names of what the walk may ask for to (path, end)
+    """
+
+    def __init__(self, asking: Asking, stops: dict[str, tuple[str, str]]) -> None:
+        super().__init__(None, {}, {})
+        self._asking, self._stops = asking, stops
+        self._ask: Ask | None = None
+        self._telling = False
+
+    def start(self, interleaver: Any = None) -> None:
+        self.interleaver, self.caches = interleaver, [self]
+        self._ask = _told(self._asking, None)
+
+    def subscriptions(self) -> dict[str, tuple[str, str]]:
+        return self._stops
+
+    def observe_selected(self, stop: tuple[str, str], value: Any) -> None:
+        if self._telling:
+            raise CalledInside
+        ask = self._ask
+        if ask is not None and ask.path == stop[0] and ask.end == stop[1]:
+            self._telling = True
+            self._ask = _told(self._asking, value)
+            self._telling = False
+
+    def require_end(self) -> None:
+        if self._ask is not None:
+            raise OutOfOrderError(f"the model never came to the {self._ask.end} of {self._ask.path or 'it'}")
+
+
+def follow(asking: Asking, find: Callable[[str], Any]) -> None:
+    """Give a walk what it asks for, in a worker, which is parked until the model comes to it.
+
+    Parameters
+    ----------
+    asking : the walk
+    find : callable (path) -> envoy
+    """
+    ask = _told(asking, None)
+    while ask is not None:
+        envoy, answer = find(ask.path), None
+        if ask.end == "skip":
+            envoy.skip(ask.value)
+        elif ask.value is not None:
+            setattr(envoy, ask.end, ask.value)
+        else:
+            answer = getattr(envoy, ask.end)
+        ask = _told(asking, answer)
+
+
+def _told(asking: Asking, value: Any) -> Ask | None:
+    """Send a walk what it asked for; what it asks for next, None at its end."""
+    try:
+        return asking.send(value)
+    except StopIteration:
+        return None
 
 
 def module_of(envoy: Any) -> nn.Module:
@@ -113,8 +249,8 @@ def module_of(envoy: Any) -> nn.Module:
 
 
 def at(envoy: Any, path: str) -> Any:
-    """The envoy at a dotted path below another."""
-    for part in path.split("."):
+    """The envoy at a dotted path below another, which is itself at the path ""."""
+    for part in path.split(".") if path else ():
         envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
     return envoy
 

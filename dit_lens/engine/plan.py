@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions.base import At, Intervention, check
+from dit_lens.runs.call import Call
 from dit_lens.runs.edits import Edit, taken_over
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.replay import Resume
@@ -187,3 +189,16 @@ def check_reached(resume: Resume, plan: Sequence[Planned], first: int = 0) -> No
                 raise SiteError(
                     f"{site} lies before step {resume.step}, layer {resume.layer}, from where this run resumes"
                 )
+
+
+def dressed(sites: Sequence[Site], call: Call) -> list[Site]:
+    """Sites with what rides along: the call's noise level and expert."""
+    along = {"sigma": call.sigma, "alpha": call.alpha, "expert": call.expert}
+    return [_copy(site, along) for site in sites]
+
+
+def _copy(site: Site, changes: Mapping[str, Any]) -> Site:
+    """As `dataclasses.replace`, a fifth of its time: in every call of a run there is one for each site."""
+    copy = object.__new__(Site)
+    copy.__dict__.update(site.__dict__, **changes)
+    return copy

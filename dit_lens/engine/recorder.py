@@ -14,6 +14,7 @@ from dit_lens.engine.plan import Planned
 from dit_lens.errors import DonorError, InputError, NotFinite
 from dit_lens.families.base import Architecture
 from dit_lens.interventions.base import At
+from dit_lens.interventions.shapes import shares_memory
 from dit_lens.runs.call import Call, Context, Prepared
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.nest import mapped
@@ -51,9 +52,10 @@ class Recorder:
         else:
             self.require_finite(tensor, site)
         store = self.captures.setdefault(name, {})
-        if site in store:
+        known = len(store)
+        store.setdefault(site, tensor)  # a site's hash is dear: one for asking and storing
+        if len(store) == known:
             raise InputError(f"{site} is captured twice under the name {name!r}; give one of the captures another name")
-        store[site] = tensor
         if not tensor.is_inference():
             self._versions.append((site, tensor, tensor._version))
         self.ledger.captured_bytes += tensor.numel() * tensor.element_size()
@@ -65,9 +67,9 @@ class Recorder:
         if not tensor.is_floating_point():
             return
         # One sum answers for all values: it is finite only where they are, unless it overflows itself.
-        values = tensor.detach()
+        values = tensor.detach() if tensor.requires_grad else tensor
         total = values.sum(dtype=torch.float32) if tensor.dtype in _NARROW else values.sum()
-        if total.device.type != "cpu":
+        if not total.is_cpu:
             self._unread.append((site, total))
         elif not math.isfinite(total):
             self._refuse(site, int((~torch.isfinite(tensor)).sum()))
@@ -152,9 +154,15 @@ class Visitor:
     recorder: Recorder
 
     def deliver(self, planned: Planned, site: Site, activation: Tensor, **met: Any) -> Tensor | None:
-        """Apply one intervention to the activation of one branch and stream; the replacement, or None."""
-        context = self.context
-        tokens = planned.intervention.sites.tokens
+        """Apply one intervention to the activation of one branch and stream; the replacement, or None.
+
+        Raises
+        ------
+        InputError, DonorError, NotFinite
+            It changed what it was given, gave what does not fit, or only reads and gave a replacement all the same.
+        """
+        intervention, context = planned.intervention, self.context
+        tokens = intervention.sites.tokens
         if not tokens.is_all:
             tokens = tokens.resolve(context.geometry, site.stream, site.component)
         valid = met.get("text_valid")
@@ -168,38 +176,48 @@ class Visitor:
         self.recorder.visited[site] = None
 
         def keep(name: str, tensor: Tensor) -> None:
-            shared = tensor.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
-            self.recorder.keep(site, name, tensor.clone() if shared else tensor)
+            self.recorder.keep(site, name, tensor.clone() if shares_memory(tensor, part) else tensor)
 
-        name, given_tensors = type(planned.intervention).__name__, [part, *(t for t in met.values() if t is not None)]
-        unchanged = [_Unchanged(t) for t in given_tensors if isinstance(t, Tensor)]
-        new = planned.intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
-        if not all(unchanged):
-            what = "the activation" if not unchanged[0] else "what `at` carries"
-            raise InputError(
-                f"{name} changed {what} at {site} in place, which does something else at every site; return a new "
-                "tensor (x = x * 2, not x *= 2)"
-            )
+        before = _state(part)
+        carried = [(t, _state(t)) for t in met.values() if isinstance(t, Tensor)]
+        new = intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
+        if _changed(part, before):
+            self._refuse_change(planned, site, "the activation")
+        for tensor, state in carried:
+            if _changed(tensor, state):
+                self._refuse_change(planned, site, "what `at` carries")
         if new is None:
             return None
-        given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-        if given != tuple(part.shape):
-            raise DonorError(f"{name} returned {given} at {site}; expected shape {tuple(part.shape)}")
+        return tokens.put(activation, self._replacement(planned, site, part, new), site.component)
+
+    def _refuse_change(self, planned: Planned, site: Site, what: str) -> None:
+        raise InputError(
+            f"{type(planned.intervention).__name__} changed {what} at {site} in place, which does something else at "
+            "every site; return a new tensor (x = x * 2, not x *= 2)"
+        )
+
+    def _replacement(self, planned: Planned, site: Site, part: Tensor, new: Any) -> Tensor:
+        """What an intervention returned, in the activation's own dtype and place."""
+        name, given = type(planned.intervention).__name__, tuple(part.shape)
+        if planned.reads_only:
+            raise InputError(
+                f"{name} says that it only reads and returned a replacement at {site}; return None, or leave "
+                "reads_only out"
+            )
+        shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        if shape != given:
+            raise DonorError(f"{name} returned {shape} at {site}; expected shape {given}")
         if not new.is_floating_point():
             raise DonorError(f"{name} returned {new.dtype} at {site}; need floating point, best {part.dtype}")
-        new = new.to(part.device, part.dtype)
-        self.recorder.require_finite(new, site)
-        return tokens.put(activation, new, site.component)
+        replacement: Tensor = new.to(part.device, part.dtype)
+        self.recorder.require_finite(replacement, site)
+        return replacement
 
 
-class _Unchanged:
-    """Whether a tensor is what it was: by torch's count of its changes, where none is kept by its values."""
+def _state(tensor: Tensor) -> int | Tensor:
+    """What tells whether a tensor is changed: torch's count of its changes, where none is kept its values."""
+    return tensor.clone() if tensor.is_inference() else tensor._version
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._counts = tensor, not tensor.is_inference()
-        self._before = tensor._version if self._counts else tensor.clone()
 
-    def __bool__(self) -> bool:
-        if self._counts:
-            return self._tensor._version == self._before
-        return torch.equal(self._tensor, self._before)  # type: ignore[arg-type]
+def _changed(tensor: Tensor, state: int | Tensor) -> bool:
+    return not torch.equal(tensor, state) if isinstance(state, Tensor) else tensor._version != state

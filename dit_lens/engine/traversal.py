@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dit_lens.engine.envoys import Ask, Asking
 from dit_lens.engine.plan import Planned
 from dit_lens.engine.recorder import Visitor
+from dit_lens.engine.values import output_of, replaced
 from dit_lens.families.base import Block, Met, Reader, Term, all_valid, bind
 from dit_lens.interventions.shapes import wide
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.replay import Resume
 from dit_lens.sites.site import TERM_COMPONENTS, Site
+
+_MODEL_INPUT, _EMBED, _VELOCITY = (frozenset({component}) for component in ("model_input", "embed", "velocity"))
+_TERMS = frozenset({"head", *TERM_COMPONENTS})
+#: Components of a block for which its inputs must be met, and its output.
+_OF_INPUTS, _OF_OUTPUT = _TERMS | {"delta"}, frozenset({"delta", "resid"})
+
+#: What `Ask` calls the end of a module that an event names.
+_END = {"input": "inputs", "output": "output"}
 
 #: Where an activation can be met within a call: layer, component, stream, head.
 SiteInCall = tuple[int | None, str, str, int | None]
@@ -57,14 +67,22 @@ class Walk:
         self.layers = self.architecture.layers(self.module)
         self.blocks_run = len(self.layers)
         self._at: dict[int | None, dict[SiteInCall, list[tuple[Planned, Site]]]] = {}
+        self._components: dict[int | None, set[str]] = {}
         self._left = 0
         for planned, sites in self.visits:
             for site in sites:
                 place = (site.layer, site.component, site.stream, site.head)
                 self._at.setdefault(site.layer, {}).setdefault(place, []).append((planned, site))
+                self._components.setdefault(site.layer, set()).add(site.component)
                 self._left += 1
+        #: Whether nothing of the call is replaced or left out, so that nothing has to wait for the walk.
+        self.reads_only = not self._first and all(planned.reads_only for planned, _ in self.visits)
+        self._bypassing = any(planned.skips for planned, _ in self.visits)
         self._met: dict[str, Any] = {"model": self.module, "token_sigma": token_sigma(self.call)}
         self._valid: Tensor | None = None
+
+    def _wanted(self, layer: int | None, components: frozenset[str]) -> bool:
+        return not components.isdisjoint(self._components.get(layer, ()))
 
     def _wants(self, layer: int | None, *components: str) -> list[SiteInCall]:
         return [place for place in self._at.get(layer, ()) if place[1] in components]
@@ -72,14 +90,17 @@ class Walk:
     def _visits(self, place: SiteInCall) -> list[tuple[Planned, Site]]:
         return self._at.get(place[0], {}).get(place, [])
 
-    def touched(self) -> list[str]:
-        """Paths of the modules that the walk reads or edits."""
-        touched = dict[str, None]()
+    def stops(self) -> tuple[tuple[str, str], ...]:
+        """Path and end ("inputs", "output", "skip") of all that the walk may ask for, edits of it left out."""
+        stops = [("", "inputs"), ("", "output")]
         for k, (path, _, block) in enumerate(self.layers):
-            if k < self._first or self._busy(k):
-                touched[path] = None
-                touched |= {f"{path}.{event.rpartition('.')[0]}": None for event in self._events(k, block)}
-        return list(touched)
+            if k < self._first:
+                stops.append((path, "skip"))
+            elif self._busy(k):
+                stops += [(path, "inputs")] if self._needs_inputs(k, block) else []
+                stops += [(f"{path}.{module}", _END[end]) for module, _, end in map(_split, self._events(k, block))]
+                stops.append((path, "output"))
+        return tuple(stops)
 
     @property
     def _first(self) -> int:
@@ -87,12 +108,14 @@ class Walk:
         return self.resume.layer if self.resume is not None else 0
 
     def _busy(self, layer: int) -> bool:
-        return layer in self._at or (layer == 0 and bool(self._wants(None, "embed")))
+        return layer in self._at or (layer == 0 and self._wanted(None, _EMBED))
 
     def _terms(self, layer: int, block: Block) -> list[Term]:
         """The terms of a block that are wanted, whole or by head."""
+        if not self._wanted(layer, _TERMS):
+            return []
         wanted = {("attn" if c == "head" else c, s) for _, c, s, _ in self._wants(layer, "head", *TERM_COMPONENTS)}
-        return [t for t in block.terms if (t.component, t.stream) in wanted] if wanted else []
+        return [t for t in block.terms if (t.component, t.stream) in wanted]
 
     def _events(self, layer: int, block: Block) -> list[str]:
         """The events of a block that must be met: what the wanted terms need, and the readers of what they may edit."""
@@ -112,25 +135,18 @@ class Walk:
         by_head = term.component == "attn" and any(s == term.stream for _, _, s, _ in self._wants(layer, "head"))
         return {*term.needs, *(term.head_needs if by_head else ())}
 
-    def __call__(self, envoy: Any, find: Callable[[str], Any]) -> None:
-        """Meet all sites; runs as one worker of the call's trace.
-
-        Parameters
-        ----------
-        envoy : nnsight envoy of the transformer
-        find : callable (path) -> envoy
-        """
-        self._find = find
+    def __call__(self) -> Asking:
+        """Meet all sites: asks for one value of the call after the other, and is sent it."""
         if self._at:
-            self._offer_input(envoy)
+            yield from self._offer_input()
         for layer, (path, module, block) in enumerate(self.layers):
             if layer < self._first:
-                find(path).skip(self._recorded(block))
+                yield Ask(path, "skip", self._recorded(block))
                 self.blocks_run -= 1
             elif self._busy(layer):
-                self._block(find(path), module, block, layer)
+                yield from self._block(path, module, block, layer)
         if self._at:
-            self._offer_output(envoy)
+            yield from self._offer_output()
 
     def _recorded(self, block: Block) -> Any:
         """What a skipped block gives back: the recorded residual streams, for all branches of the call."""
@@ -140,51 +156,57 @@ class Walk:
             rows = [self.resume.residual(b, stream.name) for b in self.call.branches]
             device = self.call.kwargs["hidden_states"].device
             streams[stream.name] = torch.cat([r.to(device).flatten(1, -2) for r in rows])
-        return _output(None, block, streams)
+        return output_of(None, block, streams)
 
-    def _offer_input(self, envoy: Any) -> None:
-        if self._wants(None, "model_input"):
-            args, kwargs = envoy.inputs
+    def _offer_input(self) -> Asking:
+        if self._wanted(None, _MODEL_INPUT):
+            args, kwargs = yield Ask("", "inputs")
             changed = self._offer((None, "model_input", "video", None), kwargs["hidden_states"], latent=True)
             if changed is not None:
-                envoy.inputs = (args, {**kwargs, "hidden_states": changed})
+                yield Ask("", "inputs", (args, {**kwargs, "hidden_states": changed}))
 
-    def _offer_output(self, envoy: Any) -> None:
-        if self._wants(None, "velocity"):
-            output = envoy.output
+    def _offer_output(self) -> Asking:
+        if self._wanted(None, _VELOCITY):
+            output = yield Ask("", "output")
             changed = self._offer((None, "velocity", "video", None), output[0], latent=True)
             if changed is not None:
-                envoy.output = (changed, *output[1:])
+                yield Ask("", "output", (changed, *output[1:]))
 
-    def _block(self, envoy: Any, module: nn.Module, block: Block, layer: int) -> None:
+    def _block(self, path: str, module: nn.Module, block: Block, layer: int) -> Asking:
         """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
-        met, embedded = None, layer == 0 and bool(self._wants(None, "embed"))
-        if self._terms(layer, block) or self._wants(layer, "delta") or embedded or self._reads_text(layer, block):
-            args, kwargs = envoy.inputs
+        met, embedded = None, layer == 0 and self._wanted(None, _EMBED)
+        if self._needs_inputs(layer, block):
+            args, kwargs = yield Ask(path, "inputs")
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
             if block.text_valid is not all_valid:
                 self._valid = block.text_valid(met)
             if embedded:
-                self._offer_embed(envoy, block, met, args, kwargs)
+                yield from self._offer_embed(path, block, met, args, kwargs)
             if self._bypassed(layer):
-                return self._skip(envoy, block, layer, met)
-        pending = self._offer_terms(block, layer, met) if met is not None else {}
-        if pending or self._wants(layer, "delta", "resid"):
-            self._offer_block_output(envoy, block, layer, met, pending)
-        return None
+                yield Ask(path, "skip", self._left_out(block, layer, met))
+                return
+        pending: dict[str, Tensor] = {}
+        if met is not None:
+            yield from self._offer_terms(block, layer, met, pending)
+        if pending or self._wanted(layer, _OF_OUTPUT):
+            yield from self._offer_block_output(path, block, layer, met, pending)
+
+    def _needs_inputs(self, layer: int, block: Block) -> bool:
+        embedded = layer == 0 and self._wanted(None, _EMBED)
+        return embedded or self._wanted(layer, _OF_INPUTS) or self._reads_text(layer, block)
 
     def _reads_text(self, layer: int, block: Block) -> bool:
         """Whether a text stream is wanted of which attention reads only some positions."""
         return block.text_valid is not all_valid and any(place[2] != "video" for place in self._at.get(layer, ()))
 
-    def _offer_embed(self, envoy: Any, block: Block, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _offer_embed(self, path: str, block: Block, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asking:
         """Offer what the first block is given; edits go to the block and to what is met of it."""
         for stream in block.streams:
             changed = self._offer((None, "embed", stream.name, None), met.arguments[stream.argument])
             if changed is not None:
                 place = list(met.arguments).index(stream.argument)
-                args, kwargs = _replaced(args, kwargs, place - 1, stream.argument, changed)
-                envoy.inputs = (args, kwargs)
+                args, kwargs = replaced(args, kwargs, place - 1, stream.argument, changed)
+                yield Ask(path, "inputs", (args, kwargs))
                 met.arguments[stream.argument] = changed
 
     def _bypassed(self, layer: int) -> bool:
@@ -197,11 +219,13 @@ class Walk:
 
     def _bypasses(self, layer: int, stream: str) -> list[int | None]:
         """For each branch the place, in the list of interventions, of what takes a block's whole update away."""
+        if not self._bypassing:
+            return [None]
         visits = self._visits((layer, "delta", stream, None))
         return [_bypass_in([p for p, site in visits if site.branch == branch]) for branch in self.call.branches]
 
-    def _skip(self, envoy: Any, block: Block, layer: int, met: Met) -> None:
-        """Answer a bypassed block with its own input."""
+    def _left_out(self, block: Block, layer: int, met: Met) -> Any:
+        """What a bypassed block gives back: its own input."""
         self.blocks_run -= 1
         streams = {}
         for stream in block.streams:
@@ -210,40 +234,41 @@ class Walk:
             changed = self._offer((layer, "resid", stream.name, None), before)
             streams[stream.name] = before if changed is None else changed
         streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
-        envoy.skip(_output(None, block, streams))
+        return output_of(None, block, streams)
 
-    def _offer_terms(self, block: Block, layer: int, met: Met) -> dict[str, Tensor]:
-        """Meet the block's terms; returns what their edits add to each stream, for the block's output."""
-        terms, pending = self._terms(layer, block), dict[str, Tensor]()
+    def _offer_terms(self, block: Block, layer: int, met: Met, pending: dict[str, Tensor]) -> Asking:
+        """Meet the block's terms; what their edits add to each stream waits in ``pending`` for the block's output."""
+        terms = self._terms(layer, block)
         for term in (t for t in terms if not t.needs):
             self._offer_term(term, layer, met, pending)
         absent = block.absent(met.arguments)
         events = [e for e in self._events(layer, block) if e not in absent]
         for event in events:
-            path, _, what = event.rpartition(".")
-            inner = self._find(f"{self.layers[layer][0]}.{path}")
-            if what == "input":
-                met.see(event, self._read(inner, [r for r in block.readers if r.event == event], pending, met))
+            path, _, end = _split(f"{self.layers[layer][0]}.{event}")
+            if end == "input":
+                readers = [r for r in block.readers if r.event == event]
+                met.see(event, (yield from self._read(path, readers, pending, met)))
             else:
-                met.see(event, inner.output)
+                met.see(event, (yield Ask(path, "output")))
             for term in (t for t in terms if self._complete(t, layer, event, events)):
                 self._offer_term(term, layer, met, pending)
-        return pending
 
     def _complete(self, term: Term, layer: int, event: str, events: Sequence[str]) -> bool:
         """Whether ``event`` is the last one that a term waits for, of those that come."""
         return event == max(self._needs(term, layer).intersection(events), key=events.index, default=None)
 
-    def _read(self, inner: Any, readers: Sequence[Reader], pending: Mapping[str, Tensor], met: Met) -> Any:
+    def _read(
+        self, path: str, readers: Sequence[Reader], pending: Mapping[str, Tensor], met: Met
+    ) -> Generator[Ask, Any, Any]:
         """A module's first argument, after what earlier edits add to the streams that it reads."""
-        args, kwargs = inner.inputs
+        args, kwargs = yield Ask(path, "inputs")
         for reader in (r for r in readers if r.stream in pending):
             given = args[reader.argument] if isinstance(reader.argument, int) else kwargs[reader.argument]
             part = reader.part(met.video_tokens)
             changed = given.clone()
             changed[:, part] = _added(given[:, part], pending[reader.stream])
-            args, kwargs = _replaced(args, kwargs, reader.argument, reader.argument, changed)
-            inner.inputs = (args, kwargs)
+            args, kwargs = replaced(args, kwargs, reader.argument, reader.argument, changed)
+            yield Ask(path, "inputs", (args, kwargs))
         return args[0] if args else next(iter(kwargs.values()))
 
     def _offer_term(self, term: Term, layer: int, met: Met, pending: dict[str, Tensor]) -> None:
@@ -268,9 +293,12 @@ class Walk:
             pending[place[2]] = pending[place[2]] + difference if place[2] in pending else difference
 
     def _offer_block_output(
-        self, envoy: Any, block: Block, layer: int, met: Met | None, pending: Mapping[str, Tensor]
-    ) -> None:
-        output, streams, changed_any = envoy.output, {}, False
+        self, path: str, block: Block, layer: int, met: Met | None, pending: Mapping[str, Tensor]
+    ) -> Asking:
+        output, streams, changed_any = (yield Ask(path, "output")), {}, False
+        if self.reads_only:
+            self._show_block_output(output, block, layer, met)
+            return
         bypassed = {stream.name: None not in self._bypasses(layer, stream.name) for stream in block.streams}
         for stream in block.streams:
             after = given = output if stream.element is None else output[stream.element]
@@ -291,21 +319,29 @@ class Walk:
             assert met is not None
             streams |= {stream.name: met.arguments[stream.argument] for stream in block.carried}
         if changed_any:
-            envoy.output = _output(output, block, streams)
+            yield Ask(path, "output", output_of(output, block, streams))
+
+    def _show_block_output(self, output: Any, block: Block, layer: int, met: Met | None) -> None:
+        for stream in block.streams:
+            after = output if stream.element is None else output[stream.element]
+            if met is not None and self._visits(delta := (layer, "delta", stream.name, None)):
+                self._offer(delta, after - met.arguments[stream.argument])
+            self._offer((layer, "resid", stream.name, None), after)
 
     def _offer(self, place: SiteInCall, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
         """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
-        visits = self._visits(place)
+        visits, branches = self._visits(place), self.call.branches
         whole, edited = tensor, False
         for planned, site in visits:
-            rows = self.call.rows(site.branch or "")
+            # A call of one branch need not be cut.
+            rows = slice(None) if len(branches) == 1 else self.call.rows(site.branch or "")
+            shaped = self._shaped(whole if len(branches) == 1 else whole[rows], place[2], latent)
             valid = {"text_valid": self._valid[rows]} if place[2] != "video" and self._valid is not None else {}
-            shaped = self._shaped(whole[rows], place[2], latent)
             new = self.visitor.deliver(planned, site, shaped, **self._met, **valid)
             self._left -= 1
             if new is not None:
                 flat = self._packed(new, latent)
-                if len(self.call.branches) == 1:
+                if len(branches) == 1:
                     whole = flat
                 else:
                     whole = whole if edited else whole.clone()
@@ -335,25 +371,17 @@ class Walk:
         return pack(activation, self.context.latent) if latent else activation.flatten(1, -2)
 
 
+def _split(event: str) -> tuple[str, str, str]:
+    """Path of the module, a dot, and "input" or "output"."""
+    return event.rpartition(".")
+
+
 def _bypass_in(planned: Sequence[Planned]) -> int | None:
     """The first of a list that bypasses every token and behind which nothing but bypasses edits; None without one."""
     for place, p in enumerate(planned):
         if p.skips and p.intervention.sites.tokens.is_all and all(q.skips or q.reads_only for q in planned[place:]):
             return place
     return None
-
-
-def dressed(sites: Sequence[Site], call: Call) -> list[Site]:
-    """Sites with what rides along: the call's noise level and expert."""
-    along = {"sigma": call.sigma, "alpha": call.alpha, "expert": call.expert}
-    return [_copy(site, along) for site in sites]
-
-
-def _copy(site: Site, changes: Mapping[str, Any]) -> Site:
-    """As `dataclasses.replace`, a fifth of its time: in every call of a run there is one for each site."""
-    copy = object.__new__(Site)
-    copy.__dict__.update(site.__dict__, **changes)
-    return copy
 
 
 def token_sigma(call: Call) -> Tensor | None:
@@ -369,24 +397,3 @@ def token_sigma(call: Call) -> Tensor | None:
 def _added(stream: Tensor, difference: Tensor) -> Tensor:
     """Sum in float32 at least, rounded once to the stream's own dtype."""
     return (wide(stream) + difference).to(stream.dtype)
-
-
-def _output(output: Any, block: Block, streams: Mapping[str, Tensor]) -> Any:
-    """A block's output with the given streams replaced; made anew where there is none."""
-    everything = (*block.streams, *block.carried)
-    if block.streams[0].element is None:
-        return streams[block.streams[0].name]
-    elements = list(output) if output is not None else [None] * len(everything)
-    for stream in (s for s in everything if s.name in streams):
-        assert stream.element is not None
-        elements[stream.element] = streams[stream.name]
-    return tuple(elements)
-
-
-def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str, name: int | str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Call arguments with one replaced, by position where it was given so and by name otherwise."""
-    if isinstance(place, int) and place < len(args):
-        return (*args[:place], value, *args[place + 1 :]), kwargs
-    return args, {**kwargs, str(name): value}

@@ -83,7 +83,8 @@ class Intervention(Protocol):
     its dtype. An intervention may also have
 
     - ``check(sites, geometry, rows)``, called before the run, to refuse what cannot work;
-    - ``reads_only = True`` where it never returns a replacement, which is what ``guided`` demands.
+    - ``reads_only = True`` where it never returns a replacement, which is what ``guided`` demands; one that does is
+      refused. Where all that stands in a denoiser call only reads, the model waits for none of it.
     """
 
     @property

@@ -13,7 +13,7 @@ from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import NAMED, Reduce, is_of_this_module, takes_at
-from dit_lens.interventions.shapes import one_of_each, part_shape
+from dit_lens.interventions.shapes import one_of_each, part_shape, shares_memory
 from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
@@ -62,12 +62,11 @@ class Capture:
             raise InputError(f"Capture(to={self.to!r}) is no device; a device reads like 'cpu' or 'cuda:0'") from error
 
     def __call__(self, activation: Tensor, at: At) -> None:
-        reduced = self._reduced(activation, at)
-        kept = _moved(reduced.detach(), self.to)
+        kept = activation if self.reduce is None else self._reduced(activation, at)
+        kept = kept.detach() if kept.requires_grad else kept
+        kept = kept if self.to is None else _moved(kept, self.to)
         # An activation is the live tensor; without a copy a later edit in place would reach into the capture.
-        if kept.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
-            kept = kept.clone()
-        at.keep(self.name, kept)
+        at.keep(self.name, kept.clone() if shares_memory(kept, activation) else kept)
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
         """Try the reductions of this package on tensors without data."""
@@ -79,7 +78,7 @@ class Capture:
                 at = At(site, rows, lambda name, tensor: None, geometry)
                 self._reduced(torch.empty(len(rows), *shape, device="meta"), at)
 
-    @property
+    @cached_property
     def _reducer(self) -> Reduce | None:
         return NAMED[self.reduce] if isinstance(self.reduce, str) else self.reduce
 
@@ -102,10 +101,8 @@ class Capture:
         return reduced
 
 
-def _moved(tensor: Tensor, to: str | None) -> Tensor:
+def _moved(tensor: Tensor, to: str) -> Tensor:
     """A tensor on another device; from CUDA to the CPU without waiting for the copy."""
-    if to is None:
-        return tensor
     if tensor.is_cuda and torch.device(to).type == "cpu":
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return pinned.copy_(tensor, non_blocking=True)

@@ -31,6 +31,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def shares_memory(tensor: Tensor, other: Tensor) -> bool:
+    """Whether a later change of one reaches the other, or the one holds the memory of the other."""
+    return tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
 def part_of(whole: Tensor, sites: Sites, site: Site, geometry: Geometry, valid: Tensor | None = None) -> Tensor:
     """The tokens that ``sites`` selects of a whole activation.
 

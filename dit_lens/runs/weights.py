@@ -12,14 +12,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 
-def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """A module and those within it, by path. Every run asks, so it must be quick."""
-    left = [("", module)]
+    found, left = list[tuple[str, nn.Module]](), [("", module)]
     while left:
-        path, module = left.pop()
-        yield path, module
-        children = module.__dict__["_modules"].items()
-        left.extend((f"{path}{name}.", child) for name, child in children if child is not None)
+        found.append(left.pop())
+        path, module = found[-1]
+        if children := module.__dict__["_modules"]:
+            left += [(f"{path}{name}.", child) for name, child in children.items() if child is not None]
+    return found
 
 
 def tensors(module: nn.Module, *, computed: bool = False) -> dict[str, Tensor]:
@@ -88,11 +89,11 @@ def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = F
     half : bool
         Rounded to half precision, so that the last bit of another machine's cosine does not count.
     """
-    yield "".join([f"{name} {tensor.dtype} {tuple(tensor.shape)};" for name, tensor in found.items()]).encode()
+    yield "".join([name + _kind(tensor.dtype, tensor.shape) for name, tensor in found.items()]).encode()
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in found.values():
         for plain in (tensor.data,) if type(tensor) in _PLAIN else _inner(tensor):
-            if plain.device.type != "meta" and not plain.is_quantized and plain.layout is torch.strided:
+            if not plain.is_meta and not plain.is_quantized and plain.layout is torch.strided:
                 sample = plain.reshape(-1) if whole else _sample(plain)
                 groups.setdefault((plain.device, plain.dtype), []).append(sample)
     for parts in groups.values():
@@ -101,6 +102,11 @@ def contents(found: Mapping[str, Tensor], *, whole: bool = False, half: bool = F
             values = joined.half() if half and joined.is_floating_point() else joined
             # A copy of its own: a single value may have a stride that forbids to view it as bytes.
             yield values.cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
+
+
+@cache
+def _kind(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f" {dtype} {tuple(shape)};"
 
 
 _PLAIN = (Tensor, nn.Parameter)

@@ -85,7 +85,7 @@ def compare(cases: Sequence[Case], rounds: int, *, seed: int = 0, device: str = 
     """
     timings = {case.name: Timing(case, facts=_facts(case)) for case in cases}
     tell("facts")
-    with _imports_frozen():
+    with imports_frozen():
         peaks: dict[Side, int] = {}
         for case in (case for case in cases if case.weighed):
             timings[case.name].memory = _memory(case, device, peaks)
@@ -95,7 +95,7 @@ def compare(cases: Sequence[Case], rounds: int, *, seed: int = 0, device: str = 
 
 
 @contextmanager
-def _imports_frozen() -> Iterator[None]:
+def imports_frozen() -> Iterator[None]:
     """Keep Python's collector from the objects that imports leave: a pass over them takes as long as a small video."""
     gc.collect()
     gc.freeze()
