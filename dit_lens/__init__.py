@@ -92,6 +92,14 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     # activations on disk
     "ActivationDataset",
     "Store",
+    # any intervention over any grid
+    "Metric",
+    "Sweep",
+    "SweepPlan",
+    "carry_out",
+    "plan_sweep",
+    "sweep",
+    "windows",
     # what is concluded; `behaviours`, intervals and pictures
     "Evaluation",
     "GuidanceComparison",
@@ -196,6 +204,10 @@ _NAMES = {
     "dit_lens.sites.tokens": "Tokens",
     "dit_lens.store.dataset": "ActivationDataset",
     "dit_lens.store.store": "Store",
+    "dit_lens.sweeps.axes": "windows",
+    "dit_lens.sweeps.metrics": "Metric",
+    "dit_lens.sweeps.plan": "SweepPlan plan_sweep",
+    "dit_lens.sweeps.sweep": "Sweep carry_out sweep",
     "dit_lens.validation.check": "check",
     "dit_lens.validation.report": "CheckReport",
 }
@@ -267,6 +279,10 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.sites.tokens import Tokens
     from dit_lens.store.dataset import ActivationDataset
     from dit_lens.store.store import Store
+    from dit_lens.sweeps.axes import windows
+    from dit_lens.sweeps.metrics import Metric
+    from dit_lens.sweeps.plan import SweepPlan, plan_sweep
+    from dit_lens.sweeps.sweep import Sweep, carry_out, sweep
     from dit_lens.validation.check import check
     from dit_lens.validation.report import CheckReport
 else:  # type checkers must not see it: they would take any name for a public one

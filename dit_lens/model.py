@@ -20,12 +20,12 @@ from dit_lens.engine.loan import holding, on_loan
 from dit_lens.engine.loop import ForBatch, for_batch, in_batches, require_batch
 from dit_lens.engine.modes import refuse_modes
 from dit_lens.engine.pipeline import drive
-from dit_lens.engine.plan import check_reached, check_stop, listed, make_plan
+from dit_lens.engine.plan import check_reached, check_stop, edits_of, listed, make_plan, require_within
 from dit_lens.engine.read_out import read_out
 from dit_lens.engine.replaying import make_again
 from dit_lens.engine.settings import gather_settings, geometry_of, scales_of
 from dit_lens.engine.vae import decode, encode, to_bytes, video_shape
-from dit_lens.errors import MadeForAnother, UnsupportedModel
+from dit_lens.errors import InputError, MadeForAnother, UnsupportedModel
 from dit_lens.families.at_hand import bringing
 from dit_lens.families.notices import without_notices
 from dit_lens.families.registry import architecture_of
@@ -34,7 +34,7 @@ from dit_lens.interventions.base import Intervention
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.identity import model_id, of_latents, replay_id, run_id, setup_of
 from dit_lens.runs.inputs import Inputs, gather, paired
-from dit_lens.runs.replay import Replay, Resume
+from dit_lens.runs.replay import Replay, Resume, place
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select
@@ -115,7 +115,17 @@ class VideoDiT:
         return model_id(self.experts.values(), whole=True)
 
     def require_own(self, run: Run) -> str:
-        """Return the model's own id; raise `MadeForAnother` for a run of other weights, adapters or another model."""
+        """Return the model's own id.
+
+        Raises
+        ------
+        InputError
+            What is no run.
+        MadeForAnother
+            A run of other weights, adapters or another model.
+        """
+        if not isinstance(run, Run):
+            raise InputError(f"expected a Run, as model.run makes it, got {type(run).__name__}")
         if run.model_id != (own_id := self.id):
             raise MadeForAnother(f"the run was made by model {run.model_id}, this is {own_id}")
         return own_id
@@ -161,7 +171,8 @@ class VideoDiT:
         resume : Resume, optional
             Take the first steps, and at one step the first blocks, from an earlier run's record.
         **pipeline_arguments
-            Passed to the pipeline (``height``, ``width``, ``num_frames``, ``negative_prompt`` ...).
+            Passed to the pipeline (``height``, ``width``, ``num_frames``, ``negative_prompt`` ...). ``latents``, the
+            first state, has a row for each row of the run, in the layout of the pipeline.
 
         Raises
         ------
@@ -184,6 +195,8 @@ class VideoDiT:
         plan = make_plan(interventions, geometry, gathered.rows)
         check_stop(stop_after, geometry, plan)
         if resume is not None:
+            if not isinstance(resume, Resume):
+                raise InputError(f"resume needs a Resume, such as Resume(run, step=3), got {type(resume).__name__}")
             resume.check(own_id, setup, gathered.content, context, settings)
             check_reached(resume, plan)
         dispatcher = Dispatcher(
@@ -202,7 +215,7 @@ class VideoDiT:
         own_name = run_id(
             own_id, whole_setup, gathered, settings, [dispatcher.scales, *interventions, body, stop_after, resume]
         )
-        frames = self._generate(dispatcher, gathered, settings, decode and stop_after is None)
+        frames, ended = self._generate(dispatcher, gathered, settings, decode and stop_after is None)
         recorder = dispatcher.recorder
         recorder.ledger.seconds = time.perf_counter() - started
         assert context.schedule is not None
@@ -222,8 +235,11 @@ class VideoDiT:
             captures=recorder.captures,
             calls=tuple(recorder.calls),
             states=tuple(recorder.states),
+            prepared=recorder.prepared,
             ledger=recorder.ledger,
             fixed=context.fixed,
+            edited=edits_of(plan, body, resume, geometry),
+            ended=ended and (isinstance(stop_after, str | None) or stop_after == geometry.steps - 1),
             text_valid=recorder.text_valid,
         )
 
@@ -239,7 +255,8 @@ class VideoDiT:
     ) -> Iterator[Run]:
         """Generate from many inputs, ``batch`` rows at a time.
 
-        A run's ``inputs`` are those of its rows. The pipeline is free for other runs until the next one is asked for.
+        A run's ``inputs`` are those of its rows. The pipeline is free for other runs until the next one is asked for; a
+        run that is refused, as by `PipelineBusy`, is made when it is asked for again.
 
         Parameters
         ----------
@@ -255,33 +272,35 @@ class VideoDiT:
         interventions : iterable of Intervention, or callable (inputs, seeds) -> iterable of Intervention
             The same for every run, or made for each from the inputs and seeds of its rows.
         **run_arguments
-            As in `run`.
+            As in `run`. Those with an entry for each row (``latents``, a list of ``negative_prompt`` ...) are of all
+            rows, and each run is given its own.
 
         Raises
         ------
         InputError
-            Before the first run: no inputs, numbers of inputs and seeds that do not fit, or a batch below 1.
+            Before the first run: no inputs, numbers of inputs, seeds and entries that do not fit, or a batch below 1.
         """
         require_batch(batch)
-        run = partial(self.run, **run_arguments)
-        return in_batches(run, paired(inputs, seed), batch, progress, for_batch(interventions))
+        rows = paired(inputs, seed)
+        return in_batches(self.run, rows, batch, progress, for_batch(interventions), run_arguments)
 
     def _generate(
         self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool
-    ) -> Video | None:
-        """Drive the pipeline through every step; the frames, where they are to be decoded."""
+    ) -> tuple[Video | None, bool]:
+        """Drive the pipeline; the frames, where they are to be decoded, and whether it came back by itself."""
         at_once = self.architecture.decodes_batches or len(inputs.rows) == 1
         make = partial(drive, self.pipeline, dispatcher, inputs, settings, decode and at_once)
         output = on_loan(self.pipeline, self._trees.values(), make, sampling=True)
         dispatcher.require_fired()
         if not decode:
-            return None
-        return to_bytes(np.asarray(output)) if at_once else self.decode(cast(Tensor, dispatcher.latents))
+            return None, output is not None
+        return to_bytes(np.asarray(output)) if at_once else self.decode(cast(Tensor, dispatcher.latents)), True
 
     def replay(self, run: Run, step: int, interventions: Iterable[Intervention] = (), *, from_layer: int = 0) -> Replay:
         """Do one denoising step of a recorded run again, alone, with other interventions.
 
-        Without interventions the velocities are the run's, bit for bit.
+        Without interventions the velocities are the run's, bit for bit, if none acted within its calls (`Run.edited`).
+        Those that acted between its calls are in the recorded states.
 
         Parameters
         ----------
@@ -296,6 +315,8 @@ class VideoDiT:
         ------
         InputError, MadeForAnother
             The run was not made with ``record=True``, has no such step, or is of another model.
+        SiteError
+            An intervention at ``latents`` or ``guided`` of this step, which lie between denoiser calls.
         """
 
         def work() -> Replay:
@@ -305,12 +326,13 @@ class VideoDiT:
         return on_loan(self.pipeline, self._trees.values(), work)
 
     def _replay(self, run: Run, step: int, interventions: Iterable[Intervention], from_layer: int) -> Replay:
-        own_id = self.require_own(run)
+        own_id, step, from_layer = self.require_own(run), place("step", step), place("from_layer", from_layer)
         calls = run.recorded(step)
         refuse_modes(self.experts.values(), gradients=torch.is_grad_enabled(), pipeline=self.pipeline)
         context: Context = calls[0].context
         interventions = listed(interventions)
         plan = make_plan(interventions, run.geometry, run.rows)
+        require_within(plan, [step])
         own_name = replay_id(run.id, step, interventions, from_layer)
         resume = Resume(run, step, from_layer) if from_layer else None
         if resume is not None:

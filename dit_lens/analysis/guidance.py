@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -19,7 +20,7 @@ from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result
 from dit_lens.tasks.base import Task
 from dit_lens.tasks.draw import draw_instances
-from dit_lens.tasks.evidence import require
+from dit_lens.tasks.evidence import require, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,10 +95,11 @@ def compare_guidance(
     EvidenceError
         A task that scores no videos, or no scales.
     """
-    who, others = "compare_guidance", tuple(interventions)
+    who, others = "compare_guidance", listed(interventions)
     if not len(scales):
         raise EvidenceError(f"{who}: no scales were given; give some, such as 1, 2 and 4")
-    score, given = require(task, "score", who=who).score, draw_instances(task, instances, seed, who=who)
+    require(task, "score", who=who)
+    given = draw_instances(task, instances, seed, who=who)
     strict, changed = [], []
     of_scales = [
         model.runs(given, seed, batch=batch, progress=f"guidance {s:g}", interventions=others, guidance_scale=s)
@@ -106,7 +108,7 @@ def compare_guidance(
     for runs in zip(*of_scales, strict=True):
         videos = [run.decoded for run in runs]
         plain = videos[0].astype(np.int16)
-        strict.append([score(video, list(runs[0].inputs)).strict for video in videos])
+        strict.append([scores_of(task, video, runs[0].inputs, who=who).strict for video in videos])
         changed.append([(np.abs(video - plain) > _CHANGED).any(axis=(1, 2, 3, 4)) for video in videos])
     return GuidanceComparison(
         task.title, tuple(map(float, scales)), np.concatenate(strict, axis=1), np.concatenate(changed, axis=1)

@@ -12,40 +12,41 @@ a patch at one step:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from dit_lens.engine.plan import acting
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError, SiteError
 from dit_lens.interventions.base import Intervention
-from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.patch import Patch
 from dit_lens.model import VideoDiT
-from dit_lens.results.arrays import Bools, Floats
-from dit_lens.results.intervals import mean_interval, share
+from dit_lens.results.arrays import Floats
+from dit_lens.results.intervals import mean_interval
 from dit_lens.results.plots import curves
 from dit_lens.results.result import VALUE_COLUMNS, Result
-from dit_lens.runs.run import Run
 from dit_lens.runs.seeds import row_seeds
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import indices
+from dit_lens.sites.site import TERM_COMPONENTS
 from dit_lens.sites.sites import Sites
+from dit_lens.sweeps import metrics
+from dit_lens.sweeps.metrics import Metric
+from dit_lens.sweeps.sweep import Sweep, sweep
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_pairs
-from dit_lens.tasks.evidence import answer_masks, declares, on_grid, require, show_answer
+from dit_lens.tasks.evidence import answer_masks, declares, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WHO = "patching_sweep"
+#: What has a layer and is patched in the video or in a text.
+_PATCHED = ("delta", "resid", "head", *TERM_COMPONENTS)
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,10 +63,12 @@ class PatchingSweep(Result):
     layers, kinds : tuple of int, tuple of str
         L layers, and the kind of each block.
     along : float array of shape (3, L, P)
-        Mean over both directions of how far each of P pairs moved, along its own direction and along those of the next
-        pair and of the one after that. NaN where there are too few pairs.
-    flips : bool array of shape (L, Q)
-        Whether recipient q of Q showed the donor's answer when the layer was patched at all steps.
+        Mean over both directions of how far each of P pairs moved, along its own direction and along those of the pair
+        before it and of the one before that, counted round within the pairs that were run at once. NaN where there are
+        too few of them.
+    flips : float array of shape (L, Q)
+        Share of both directions in which the recipient of Q pairs showed the donor's answer when the layer was patched
+        at all steps.
     right : int
         Pairs whose two clean runs were both right, of ``tried``.
     selected : bool
@@ -81,7 +84,7 @@ class PatchingSweep(Result):
     layers: tuple[int, ...]
     kinds: tuple[str, ...]
     along: Floats
-    flips: Bools
+    flips: Floats
     right: int
     tried: int
     selected: bool
@@ -117,7 +120,7 @@ class PatchingSweep(Result):
             for measure, values in (("share", self.share[i]), ("unrelated_share", self.unrelated[i])):
                 rows.append((*at, *layer, *what, measure, *mean_interval(values), len(values)))
             if count := self.flips.shape[1]:
-                rows.append((None, None, None, *layer, *what, "flip_rate", *share(self.flips[i]), count))
+                rows.append((None, None, None, *layer, *what, "flip_rate", *mean_interval(self.flips[i]), count))
         columns = ["step", "sigma", "expert", "layer", "kind", "component", "stream", *VALUE_COLUMNS]
         return pd.DataFrame(rows, columns=columns).astype({"step": object, "expert": object})
 
@@ -155,7 +158,7 @@ def patching_sweep(
     batch : int
         Pairs that are run at once.
     flip_pairs : int
-        How many of the remaining pairs are patched at all steps as well.
+        How many of the pairs whose clean runs are both right are patched at all steps as well.
 
     Raises
     ------
@@ -171,58 +174,69 @@ def patching_sweep(
             "no pair's two answers differ where what was given does not; there is nothing to measure on"
         )
     geometry = model.geometry(given[0].original)
-    step, seeds = _one_step(sites, geometry), row_seeds(seed, len(given))
-    every = _Pairs(model, task, tuple(given), tuple(seeds), sites, step, tuple(interventions), batch)
+    every = _Pairs(model, task, tuple(given), tuple(row_seeds(seed, len(given))), sites, listed(interventions), batch)
+    step, layers = _one_step(sites, geometry), indices(sites.layers, geometry.layers, "layer")
     right = every.both_right()
     kept = every.only([i for i, ok in enumerate(right) if ok]) if any(right) else every
-    along, clean = kept.movements()
-    layers = _layers(sites, geometry)
+    moved = kept.patched(layers, step, kept.directions)
+    along = np.full((3, len(layers), len(kept.pairs)), np.nan)
+    along[: len(moved.measures)] = _of_pairs(moved)
+    flipped = kept.only(range(min(flip_pairs, sum(right))))
+    point = next(point for point in moved.points if point.cell == "baseline")
     return PatchingSweep(
         step=step,
-        sigma=clean.sigmas[step],
-        expert=clean.experts[step],
+        sigma=float(point.columns["sigma"] or 0),
+        expert=_text(point.columns["expert"]),
         component=sites.components[0],
         stream=str(sites.stream),
         layers=tuple(layers),
         kinds=tuple(geometry.layer(layer).kind for layer in layers),
         along=along,
-        flips=kept.only(range(min(flip_pairs, sum(right)))).flips(geometry),
+        flips=_of_pairs(flipped.patched(layers, "all", ["donor_answer"]))[0]
+        if flipped.pairs
+        else np.zeros((len(layers), 0)),
         right=sum(right),
         tried=len(given),
         selected=any(right),
     )
 
 
+def _text(label: Any) -> str | None:
+    return None if label is None else str(label)
+
+
 def _one_step(sites: Sites, geometry: Geometry) -> int:
-    """The step of sites that select one component of one stream at one step."""
+    """The step of sites that select one component of the layers, of one stream at one step."""
+    if not isinstance(sites, Sites):
+        raise SiteError(f"{_WHO}(sites={sites!r:.80}): need a Sites, such as Sites('delta', steps=0)")
     steps = indices(sites.steps, geometry.steps, "step")
     if len(steps) != 1 or len(sites.components) != 1 or not isinstance(sites.stream, str) or sites.stream == "all":
         raise SiteError(
             f"{_WHO} patches one component of one stream at one step, such as Sites('delta', steps=0); got {sites}"
         )
+    if sites.components[0] not in _PATCHED:
+        raise SiteError(f"{_WHO} goes over layers and {sites.components[0]} has none; one of {', '.join(_PATCHED)}")
     sites.resolve(geometry)
     return steps[0]
 
 
-def _until(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
-    """The interventions that a run which stops after ``step`` meets."""
-    return [i for i in interventions if any(site.step <= step for site in i.sites.resolve(geometry))]
-
-
-def _layers(sites: Sites, geometry: Geometry) -> list[int]:
-    return indices(sites.layers, geometry.layers, "layer")
+def _of_pairs(found: Sweep) -> Floats:
+    """Means over both directions of every pair: float (M, L, P)."""
+    if found.errors:
+        raise EvidenceError(f"{_WHO}: {next(iter(found.errors.values()))}")
+    swept = found.values[[point.cell == "swept" for point in found.points]]
+    return np.asarray(swept.reshape(*swept.shape[:2], -1, 2).mean(axis=-1).swapaxes(0, 1))
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """P pairs with the noise of each, what is patched in them at which step, and what else is done in every run."""
+    """P pairs with the noise of each, what is patched in them, and what else is done in every run."""
 
     model: VideoDiT
     task: Task
     pairs: tuple[Pair, ...]
     seeds: tuple[int, ...]
     sites: Sites
-    step: int
     interventions: tuple[Intervention, ...]
     batch: int
 
@@ -235,73 +249,30 @@ class _Pairs:
         """Whether the clean runs of both sides are strictly right; of no pair where the task scores nothing."""
         if not declares(self.task, "score"):
             return [False] * len(self.pairs)
-        runs = self._both_sides("clean runs of pairs", interventions=self.interventions)
-        score = require(self.task, "score", who=_WHO).score
-        strict = np.concatenate([score(run.decoded, list(run.inputs)).strict for run in runs])
+        sides, seeds = [side for pair in self.pairs for side in pair], [s for s in self.seeds for _ in range(2)]
+        runs = self.model.runs(
+            sides, seeds, batch=2 * self.batch, progress="clean runs of pairs", interventions=self.interventions
+        )
+        strict = np.concatenate([scores_of(self.task, run.decoded, run.inputs, who=_WHO).strict for run in runs])
         return [bool(one and other) for one, other in strict.reshape(-1, 2)]
 
-    def _both_sides(self, progress: str, **options: Any) -> Iterator[Run]:
-        """Runs in which the counterfactual follows its original from the same noise: row r's partner is row r ^ 1."""
-        sides, seeds = [side for pair in self.pairs for side in pair], [s for s in self.seeds for _ in range(2)]
-        return self.model.runs(sides, seeds, batch=2 * self.batch, progress=progress, **options)
+    @property
+    def directions(self) -> list[Metric]:
+        """How far x0hat moves along the own direction of a pair, and along those of up to two others."""
+        smallest = len(self.pairs) // -(-len(self.pairs) // self.batch)
+        names = ("own", "one before", "two before")[:smallest]
+        return [Metric(name, "x0hat", partial(metrics.share, of=i), pairs=True) for i, name in enumerate(names)]
 
-    def movements(self) -> tuple[Floats, Run]:
-        """Movement of x0hat along the directions of pairs, (3, L, P), and the last clean run."""
-        geometry, found = self.model.geometry(self.pairs[0].original), []
-        others = _until(self.interventions, geometry, self.step)
-        for run in self._both_sides("patching at one step", record=True, stop_after=self.step, interventions=others):
-            found.append(self._moved(run, acting(self.interventions, geometry, self.step)))
-        moved, ways = (torch.cat(parts, dim=-5) for parts in zip(*found, strict=True))
-        return _along(moved.flatten(2), (ways * self._mask(ways, geometry)).flatten(1)), run
-
-    def _moved(self, run: Run, interventions: list[Intervention]) -> tuple[Tensor, Tensor]:
-        """How x0hat of each row moves, (L, rows, C, F, H, W), and its way to the partner's, (rows, C, F, H, W)."""
-        partners = tuple(row ^ 1 for row in range(len(run.rows)))
-        own = self.model.replay(run, self.step, interventions).x0hat
-        moved = []
-        for layer in _layers(self.sites, run.geometry):
-            patch = Patch("rows", self.sites.at(steps=self.step, layers=layer), rows=partners)
-            moved.append(self.model.replay(run, self.step, [*interventions, patch]).x0hat - own)
-        return torch.stack(moved), own[list(partners)] - own
-
-    def _mask(self, like: Tensor, geometry: Geometry) -> Tensor:
-        """Where answers differ, on every latent frame but the given first one: (2 P, 1, F, H, W)."""
-        height, width = like.shape[-2:]
-        pixels = geometry.pixels
-        picture = (height, width) if pixels is None else (pixels.height, pixels.width)
-        cells = on_grid(self.task, answer_masks(self.task, self.pairs, who=_WHO), (height, width), picture)
-        mask = torch.zeros(len(like), 1, *like.shape[2:], dtype=like.dtype, device=like.device)
-        mask[:, 0, 1:] = torch.from_numpy(cells).to(mask).repeat_interleave(2, dim=0)[:, None]
-        return mask
-
-    def flips(self, geometry: Geometry) -> Bools:
-        """Whether originals show the counterfactual's answer when a layer is patched at every step: (L, P)."""
-        layers, sites = _layers(self.sites, geometry), self.sites.at(steps="all")
-        found = [np.zeros((len(layers), 0), dtype=bool)]
-        if not self.pairs:
-            return found[0]
-        originals, others = zip(*self.pairs, strict=True)
-        options: dict[str, Any] = {"interventions": [*self.interventions, Capture(sites)], "decode": False}
-        unpatched = iter(originals)
-        for donor in self.model.runs(others, self.seeds, batch=self.batch, progress="donors", **options):
-            recipients = list(islice(unpatched, len(donor.rows)))
-            found.append(np.stack([self._flipped(donor, recipients, sites.at(layers=layer)) for layer in layers]))
-        return np.concatenate(found, axis=1)
-
-    def _flipped(self, donor: Run, recipients: list[Any], sites: Sites) -> Bools:
-        """Whether recipients that are patched at these sites show the answers of the donor's rows: bool (rows,)."""
-        seeds, patches = [row.seed for row in donor.rows], [*self.interventions, Patch(donor, sites)]
-        patched = self.model.run(recipients, seeds, interventions=patches)
-        return show_answer(self.task, patched.decoded, donor.inputs, who=_WHO)
-
-
-def _along(moved: Tensor, ways: Tensor) -> Floats:
-    """Movement (L, 2 P, X) along the directions (2 P, X) of pairs 0, 1 and 2 places before: float (3, L, P)."""
-    steps, paths = moved.double().unflatten(1, (-1, 2)), ways.double().unflatten(0, (-1, 2))
-    count = len(paths)
-    found = np.full((3, len(moved), count), np.nan)
-    for places in range(min(3, count)):
-        path = paths.roll(places, dims=0)
-        share = (steps * path).sum(-1) / path.square().sum(-1).clamp(min=1e-12)
-        found[places] = share.mean(dim=-1).cpu().numpy()
-    return found
+    def patched(self, layers: Sequence[int], steps: int | str, measured: Sequence[Any]) -> Sweep:
+        """The other side of each pair patched into one layer after the other."""
+        return sweep(
+            self.model,
+            self.task,
+            Patch("pair", self.sites.at(steps=steps)),
+            {"layers": layers},
+            measured,
+            instances=self.pairs,
+            seed=self.seeds,
+            batch=2 * self.batch,
+            interventions=self.interventions,
+        )

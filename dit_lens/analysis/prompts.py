@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -17,10 +18,11 @@ from dit_lens.results.arrays import Bools
 from dit_lens.results.intervals import share
 from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result
+from dit_lens.runs.inputs import seen_bytes
 from dit_lens.runs.seeds import row_seeds
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_pairs
-from dit_lens.tasks.evidence import require
+from dit_lens.tasks.evidence import require, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,8 +99,8 @@ def exchange_prompts(
     EvidenceError
         A task that scores no videos or makes no pairs, or pairs whose pictures differ.
     """
-    who, others = "exchange_prompts", tuple(interventions)
-    score = require(task, "score", "pairs", who=who).score
+    who, others = "exchange_prompts", listed(interventions)
+    require(task, "score", "pairs", who=who)
     kind = kind or next(iter(prompt_kinds(task)), None)
     given = draw_pairs(task, pairs, seed, kind, who=who)
     for pair in given:
@@ -117,7 +119,7 @@ def exchange_prompts(
     for one, two in zip(clean, other, strict=True):
         cases = ((one, one.inputs), (two, one.inputs), (two, two.inputs))
         for found, (run, by) in zip(judged, cases, strict=True):
-            found.append(score(run.decoded, list(by)).strict)
+            found.append(scores_of(task, run.decoded, by, who=who).strict)
     return PromptExchange(task.title, kind or given[0].variable, *(np.concatenate(found) for found in judged))
 
 
@@ -129,4 +131,4 @@ def prompt_kinds(task: Task) -> list[str]:
 
 def _same_picture(pair: Pair) -> bool:
     one, other = (side.image for side in pair)
-    return one is other or (one is not None and other is not None and one.tobytes() == other.tobytes())
+    return one is other or (one is not None and other is not None and seen_bytes(one) == seen_bytes(other))

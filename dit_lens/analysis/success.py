@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dit_lens.display.short import short_repr
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -18,14 +20,15 @@ from dit_lens.results.intervals import Interval, mean_interval, share
 from dit_lens.results.plots import axes, plot_success
 from dit_lens.results.result import VALUE_COLUMNS, Result, json_value
 from dit_lens.tasks.base import Task
-from dit_lens.tasks.draw import draw_instances
-from dit_lens.tasks.evidence import declares, require
+from dit_lens.tasks.draw import draw_instances, listed_tasks
+from dit_lens.tasks.evidence import declares, require, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: A task counts as solved only where the lower end of its normalised score is above this.
 CLAIM = 0.3
+_WHO = "evaluate"
 
 
 def _rate_json(interval: Interval, name: str = "value") -> dict[str, float | None]:
@@ -69,6 +72,8 @@ class TaskSuccess:
     floor: float
     restored: Bools | None
     seconds_per_sample: float
+
+    __repr__ = short_repr
 
     @property
     def n(self) -> int:
@@ -212,11 +217,11 @@ def evaluate(
     EvidenceError
         A task that scores no videos, or a list of instances for several tasks.
     """
-    given, others = [*tasks] if isinstance(tasks, Sequence) else [tasks], tuple(interventions)
+    given, others = listed_tasks(tasks, who=_WHO), listed(interventions)
     if len(given) != 1 and not isinstance(instances, int):
         raise EvidenceError(f"evaluate: a list of instances goes with one task, got {len(given)}; give their number")
     for task in given:
-        require(task, "score", who="evaluate")
+        require(task, "score", who=_WHO)
     return Evaluation(tuple(_evaluate(model, task, instances, seed, others, batch) for task in given))
 
 
@@ -228,9 +233,9 @@ def _evaluate(
     interventions: Sequence[Intervention],
     batch: int,
 ) -> TaskSuccess:
-    known, given = require(task, "score", who="evaluate"), draw_instances(task, instances, seed, who="evaluate")
+    known, given = require(task, "score", who=_WHO), draw_instances(task, instances, seed, who=_WHO)
     runs = model.runs(given, seed, batch=batch, progress=task.title, interventions=interventions)
-    found = [(known.score(run.decoded, list(run.inputs)), run.ledger.seconds) for run in runs]
+    found = [(scores_of(task, run.decoded, run.inputs, who=_WHO), run.ledger.seconds) for run in runs]
     scores, seconds = zip(*found, strict=True)
     return TaskSuccess(
         task=task.title,
@@ -250,13 +255,13 @@ def _floor(task: Task, count: int, seed: int) -> float:
     """The best strict success of videos that solve nothing, NaN where the task makes none."""
     if not declares(task, "floors"):
         return float("nan")
-    return float(require(task, "floors", who="evaluate").floors(count, seed).query("video != 'truth'")["strict"].max())
+    return float(require(task, "floors", who=_WHO).floors(count, seed).query("video != 'truth'")["strict"].max())
 
 
 def _restored(model: VideoDiT, task: Task, instances: Sequence[Any], batch: int) -> Bools:
     """Which true videos are strictly right after a round trip through the autoencoder: bool (n,)."""
-    known, found = require(task, "render", "score", who="evaluate"), []
+    known, found = require(task, "render", "score", who=_WHO), []
     for first in range(0, len(instances), batch):
         part = list(instances[first : first + batch])
-        found.append(known.score(model.decode(model.encode(known.render(part))), part).strict)
+        found.append(scores_of(task, model.decode(model.encode(known.render(part))), part, who=_WHO).strict)
     return np.concatenate(found)

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from dit_lens.cli import analyses, behaviours, families, lens, organisms, tasks
+from dit_lens.cli import analyses, behaviours, families, lens, organisms, sweeps, tasks
 
 _START = """\
 dit-lens looks inside video diffusion transformers. Where to start, with a model that ships with it:
@@ -20,6 +20,7 @@ dit-lens looks inside video diffusion transformers. Where to start, with a model
   dit-lens steps             the clean estimate at every denoising step, as a picture
   dit-lens lens              what every layer would answer at every step, as a picture
   dit-lens localize --quick  which layers perceive, reason and consolidate
+  dit-lens sweep --quick     what patching each layer does to the answer
   dit-lens families          which models of diffusers can be looked into
 
 dit-lens --help lists all commands, dit-lens COMMAND --help the options of one."""
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DitLensError as error:
         print(f"dit-lens: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print("; ".join(["dit-lens: stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
+        return 130
     print(json.dumps(data) if options.json else text)
     return 0 if data.get("passed", True) else 1
 
@@ -54,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="command")
-    for group in (analyses, behaviours, lens, tasks, organisms, families):
+    for group in (analyses, sweeps, behaviours, lens, tasks, organisms, families):
         group.add_commands(commands)
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,9 @@ def short(value: Any) -> str:
 
 
 def short_repr(self: Any) -> str:
-    """The ``repr`` of a dataclass, every field of it `short`."""
-    shown = ", ".join(f"{f.name}={_cut(short(getattr(self, f.name)))}" for f in fields(self) if f.repr)
-    return f"{type(self).__name__}({shown})"
+    """The ``repr`` of a dataclass or a named tuple, every field of it `short`."""
+    names = [f.name for f in fields(self) if f.repr] if is_dataclass(self) else self._fields
+    return f"{type(self).__name__}({', '.join(f'{name}={_cut(short(getattr(self, name)))}' for name in names)})"
 
 
 def _some(items: list[str], count: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_lens.engine.envoys import ACTIVE, CalledInside, Tree, follow
@@ -20,7 +21,7 @@ from dit_lens.engine.traversal import Enough, Walk
 from dit_lens.errors import DidNotFire, InputError, PipelineBusy
 from dit_lens.families.base import Architecture
 from dit_lens.families.registry import family_named
-from dit_lens.runs.call import Call, Context
+from dit_lens.runs.call import Call, Context, Prepared
 from dit_lens.runs.nest import moved
 from dit_lens.runs.replay import Resume
 from dit_lens.runs.schedule import Schedule
@@ -255,15 +256,29 @@ class Dispatcher:
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
             self._refuse(self._prepared)
             self._prepared = True
-            result = prepare(*args, **kwargs)
-            state, *rest = result if isinstance(result, tuple) else (result,)
+            before = None if self.resume is None else self.resume.run.prepared
+            made = prepare(*args, **kwargs) if before is None else self._prepared_again(before)
+            state, *rest = made if isinstance(made, tuple) else (made,)
+            if self.record and self.sampler is not None:
+                drawn = torch.stack([generator.get_state() for generator in self.sampler.generators])
+                self.recorder.prepared = Prepared(tuple(self._copies(rest)), drawn)
             self.context.fixed = self.architecture.fixed(self.pipeline, tuple(rest))
             if not self.architecture.late_timesteps:
                 self._know_schedule()
             state = self._enter_step(0, state)
-            return (state, *rest) if isinstance(result, tuple) else state
+            return (state, *rest) if rest else state
 
         return prepare_latents
+
+    def _prepared_again(self, before: Prepared) -> tuple[Any, ...]:
+        """What ``prepare_latents`` returned in the run that this one resumes: its pictures are not encoded again."""
+        assert self.resume is not None
+        assert self.sampler is not None
+        device = self.pipeline._execution_device
+        for generator, state in zip(self.sampler.generators, before.generators, strict=True):
+            generator.set_state(state.cpu().clone())  # torch reads from the start of a view's memory
+        first = self.architecture.pack(self.resume.run.states[0].to(device, copy=True), self.context.latent)
+        return (first, *moved(Copies()(before.rest), device))
 
     def stepped(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``scheduler.step`` that shows the next state, for pipelines without a callback at the end of a step."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NoReturn, cast
 
 from tqdm.auto import tqdm
 
 from dit_lens.engine.plan import listed
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import Intervention
+from dit_lens.runs.per_row import require_entries, rows_of
 from dit_lens.runs.run import Run
 
 #: Makes the interventions of one batch from the inputs and the seeds of its rows.
@@ -41,20 +43,66 @@ def for_batch(interventions: Iterable[Intervention] | ForBatch) -> ForBatch:
     return lambda _inputs, _seeds: same
 
 
+class Batches(Iterator[Run]):
+    """One run after the other, some rows at a time; a run that fails is made when the next one is asked for again.
+
+    Parameters
+    ----------
+    make : callable (numbers of rows) -> Run
+    count : int
+        Rows in all.
+    batch : int
+        Rows that are run at once.
+    progress : str or None
+        Title of the progress bar, None for none.
+    """
+
+    def __init__(self, make: Callable[[range], Run], count: int, batch: int, progress: str | None) -> None:
+        self._make, self._count, self._batch, self._progress, self._next = make, count, batch, progress, 0
+
+    def __next__(self) -> Run:
+        rows = range(self._next, min(self._next + self._batch, self._count))
+        if not rows:
+            self._bar.close()
+            raise StopIteration
+        run = self._make(rows)
+        self._bar.update(len(rows))
+        self._next = rows.stop
+        return run
+
+    @cached_property
+    def _bar(self) -> tqdm[NoReturn]:
+        return tqdm(total=self._count, desc=self._progress, unit="run", disable=self._progress is None)
+
+
 def in_batches(
-    run: Callable[..., Run], rows: Sequence[tuple[Any, int]], batch: int, progress: str | None, make: ForBatch
-) -> Iterator[Run]:
+    run: Callable[..., Run],
+    rows: Sequence[tuple[Any, int]],
+    batch: int,
+    progress: str | None,
+    make: ForBatch,
+    arguments: Mapping[str, Any],
+) -> Batches:
     """One run after the other, ``batch`` rows at a time.
 
     Parameters
     ----------
-    run : callable (inputs, seeds, interventions=...) -> Run
+    run : callable (inputs, seeds, interventions=..., **arguments) -> Run
     rows : list of (input, seed)
     progress : str or None
         Title of the progress bar, None for none.
+    arguments : mapping
+        Of every run; those with an entry for each row are cut to the rows of each.
+
+    Raises
+    ------
+    InputError
+        An argument with entries for another number of rows.
     """
-    with tqdm(total=len(rows), desc=progress, unit="run", disable=progress is None) as bar:
-        for start in range(0, len(rows), batch):
-            given, seeds = (list(part) for part in zip(*rows[start : start + batch], strict=True))
-            yield run(given, seeds, interventions=make(given, seeds))
-            bar.update(len(seeds))
+    require_entries(arguments, len(rows))
+
+    def make_some(numbers: range) -> Run:
+        given, seeds = (list(part) for part in zip(*(rows[number] for number in numbers), strict=True))
+        return run(given, seeds, interventions=make(given, seeds), **rows_of(arguments, numbers))
+
+    return Batches(make_some, len(rows), batch, progress)

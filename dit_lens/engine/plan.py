@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import InputError, SiteError
-from dit_lens.interventions.base import Intervention, check
+from dit_lens.interventions.base import At, Intervention, check
 from dit_lens.runs.call import Call
+from dit_lens.runs.edits import Edit, taken_over
 from dit_lens.runs.inputs import Row
 from dit_lens.runs.replay import Resume
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import READ_ONLY, Site
+from dit_lens.sites.site import READ_ONLY, STEP_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
 
 
@@ -65,9 +66,62 @@ def is_within(site: Site, steps: Sequence[int]) -> bool:
     return site.step in steps and site.branch is not None
 
 
-def acting(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
-    """The interventions that a replay of a step meets; what stands around its calls is in the record already."""
-    return [i for i in interventions if any(is_within(site, [step]) for site in i.sites.resolve(geometry))]
+@dataclass(frozen=True)
+class _Within:
+    """The part of an intervention that acts within denoiser calls."""
+
+    whole: Intervention
+
+    @property
+    def sites(self) -> Sites:
+        sites = self.whole.sites
+        return sites.at(component=tuple(c for c in sites.components if c not in STEP_COMPONENTS))
+
+    @property
+    def reads_only(self) -> bool:
+        return bool(getattr(self.whole, "reads_only", False))
+
+    def __call__(self, activation: Tensor, at: At) -> Tensor | None:
+        return self.whole(activation, at)
+
+    def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
+        check(self.whole, sites, geometry, rows)
+
+
+def acting(interventions: Iterable[Intervention], geometry: Geometry, *steps: int) -> list[Intervention]:
+    """What a replay of some steps meets of interventions; what acts around their calls is in the record already."""
+    met = [i for i in interventions if any(is_within(site, steps) for site in i.sites.resolve(geometry))]
+    return [_Within(i) if set(i.sites.components) & set(STEP_COMPONENTS) else i for i in met]
+
+
+def require_within(plan: Iterable[Planned], steps: Sequence[int]) -> None:
+    """Refuse sites between denoiser calls at steps that are done again from a record.
+
+    Raises
+    ------
+    SiteError
+    """
+    for site in (site for planned in plan for site in planned.sites):
+        if site.step in steps and site.branch is None:
+            raise SiteError(
+                f"{site} lies between denoiser calls, of which a record has the state as it was: choose components "
+                f"within them, or make the run under this intervention"
+            )
+
+
+def edits_of(
+    plan: Iterable[Planned], body: object | None, resume: Resume | None, geometry: Geometry
+) -> tuple[Edit, ...]:
+    """What changes a run: interventions that do not only read, a body, and what changed the record it resumes from."""
+    first = 0 if resume is None else resume.step
+    before = () if resume is None else taken_over(resume.run.edited, resume.step, resume.layer)
+    own = [
+        Edit(str(p.intervention.sites), tuple(sorted({s.step for s in p.sites})), any(s.branch for s in p.sites))
+        for p in plan
+        if not p.reads_only
+    ]
+    written = [] if body is None else [Edit("body", tuple(range(first, geometry.steps)), True)]
+    return (*before, *own, *written)
 
 
 def make_plan(interventions: Sequence[Intervention], geometry: Geometry, rows: tuple[Row, ...]) -> list[Planned]:

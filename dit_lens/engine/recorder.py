@@ -15,7 +15,7 @@ from dit_lens.errors import DonorError, InputError, NotFinite
 from dit_lens.families.base import Architecture
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import shares_memory
-from dit_lens.runs.call import Call, Context
+from dit_lens.runs.call import Call, Context, Prepared
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.nest import mapped
 from dit_lens.sites.site import Site, some
@@ -31,6 +31,7 @@ class Recorder:
     captures: dict[str, dict[Site, Tensor]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
+    prepared: Prepared | None = None
     active: bool = False
     visited: dict[Site, None] = field(default_factory=dict)
     text_valid: dict[str, Tensor] = field(default_factory=dict)

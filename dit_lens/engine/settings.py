@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dit_lens.errors import InputError, UnsupportedModel
 from dit_lens.families.base import Architecture, Block, Settings
 from dit_lens.families.common import spatial_factor, temporal_factor
-from dit_lens.runs.inputs import Inputs
+from dit_lens.runs.inputs import Inputs, kept
+from dit_lens.runs.per_row import require_entries
 from dit_lens.sites.geometry import Geometry, Layer, Pixels
 
 #: Settings that a run always has; their defaults are the pipeline's own.
@@ -28,7 +30,8 @@ def gather_settings(
     Raises
     ------
     InputError
-        An argument that the pipeline does not take, or a value that it would round, crop or reject.
+        An argument that the pipeline does not take, a value that it would round, crop or reject, or entries for other
+        rows than those of the inputs.
     UnsupportedModel
         What the family cannot do, with the reason.
     """
@@ -45,7 +48,23 @@ def gather_settings(
     _check(pipeline, architecture, settings, inputs, takes_image="image" in signature)
     if reason := architecture.refuse(pipeline, settings):
         raise UnsupportedModel(f"{architecture.family}: {reason}")
-    return settings
+    if inputs.rows:
+        require_entries(settings, len(inputs.rows))
+        _check_latents(pipeline, architecture, settings, len(inputs.rows))
+    own: dict[str, Any] = kept(settings, {})
+    return own
+
+
+def _check_latents(pipeline: Any, architecture: Architecture, settings: Settings, count: int) -> None:
+    """Refuse a first state of another shape: a transformer takes any, and would put its tokens elsewhere."""
+    if (given := settings.get("latents")) is None:
+        return
+    latent = architecture.latent(pipeline, settings)
+    state = torch.empty(count, *latent, device="meta")
+    shape = tuple((state if architecture.packs_given else architecture.pack(state, latent)).shape)
+    if not isinstance(given, Tensor) or not given.is_floating_point() or tuple(given.shape) != shape:
+        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(f"latents= is {got}; this run needs a tensor of floats of shape {shape}")
 
 
 def _count_steps(scheduler: Any, settings: dict[str, Any], asked: Any) -> None:

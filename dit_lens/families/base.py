@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dit_lens.display.short import short_repr
+
 #: Token grid (F, H, W).
 Grid = tuple[int, int, int]
 #: Shape (C, F, H, W) of one row of the sampler's state.
@@ -81,6 +83,8 @@ class Met:
     arguments: dict[str, Any]
     video_tokens: int
     _events: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     def __getitem__(self, event: str) -> Any:
         """What was seen at an event: "path.output" is a module's output, "path.input" its first argument."""
@@ -246,6 +250,8 @@ class Fixed:
     mask: Tensor
     value: Tensor
 
+    __repr__ = short_repr
+
     def __call__(self, state: Tensor) -> Tensor:
         """A state or an estimate (B, C, F, H, W) as the pipeline leaves it."""
         mask, value = self.mask.to(state.device), self.value.to(state.device)
@@ -313,6 +319,8 @@ class Architecture:
     unpack, pack : callable (tensor, latent shape) -> tensor
         From the layout of the sampler's state, the denoiser's input and output to (B, C, F, H, W) and back; the number
         of channels is the tensor's own.
+    packs_given : bool
+        Whether the pipeline is given ``latents=`` as (B, C, F, H, W) and packs them itself.
     refuse : callable (pipeline, settings) -> reason, or None
         What the family cannot do.
     fixed : callable (pipeline, prepared) -> Fixed or None
@@ -352,6 +360,7 @@ class Architecture:
     scales: Callable[[Any, Settings, str | None], dict[str, float]] = guidance_scale_alone
     unpack: Callable[[Tensor, Latent], Tensor] = as_it_is
     pack: Callable[[Tensor, Latent], Tensor] = as_it_is
+    packs_given: bool = False
     refuse: Callable[[Any, Settings], str | None] = no_refusal
     fixed: Callable[[Any, tuple[Any, ...]], Fixed | None] = nothing_fixed
     fixed_frames: Callable[[Any, Settings], tuple[int, ...]] = no_frames

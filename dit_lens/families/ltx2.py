@@ -161,6 +161,7 @@ LTX_2 = Architecture(
     scales=scales,
     unpack=unpack,
     pack=pack,
+    packs_given=True,
     refuse=refuse,
     late_timesteps=True,
     video_fixes_state=False,

@@ -44,7 +44,7 @@ class _Tensors:
     def unpack(self, data: Any, kinds: Arguments, name: str, unpacker: Unpacker) -> Tensor:
         data = _of_names(data, _TENSOR, Tensor, name)
         tensor = unpacker.tensor(data["tensor"], name)
-        if data["dtype"] in _COMPLEX and tensor.dtype == _COMPLEX[data["dtype"]] and tensor.shape[-1:] == (2,):
+        if data["dtype"] in list(_COMPLEX) and tensor.dtype == _COMPLEX[data["dtype"]] and tensor.shape[-1:] == (2,):
             tensor = torch.view_as_complex(tensor)
         if data["dtype"] != str(tensor.dtype) or data["shape"] != list(tensor.shape):
             need = f"{data['dtype']} of shape {data['shape']!r:.60}"

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -58,7 +58,9 @@ def save(value: Any, folder: str | Path, *, kind: str, schema: int) -> Path:
     StoreError
         A field that is no plain data, a folder of something else, or one that cannot be written.
     """
-    folder = Path(folder)
+    folder = _named(folder)
+    if folder.name in ("", ".."):
+        raise StoreError(f"{str(folder)!r} cannot be replaced; give a folder of its own")
     packer = Packer()
     try:
         packed = packer.pack(value, type(value), kind)
@@ -88,7 +90,8 @@ def load(cls: type[T], folder: str | Path, *, kind: str, schema: int) -> T:
         No such folder, another kind or schema, a file that is damaged, changed since it was written or a link, or a
         field that is missing, unknown or of another type: the message names the file and the field.
     """
-    folder = standing(Path(folder))
+    folder = _named(folder)
+    folder = standing(folder.resolve() if folder.name in ("", "..") else folder)
     path = folder / MANIFEST
     try:
         head = _read_head(path, kind)
@@ -99,6 +102,19 @@ def load(cls: type[T], folder: str | Path, *, kind: str, schema: int) -> T:
         return loaded
     except (Malformed, RecursionError) as error:
         raise StoreError(f"{path}, line 1: {error}") from error
+
+
+def _named(folder: str | Path) -> Path:
+    """A folder by its name.
+
+    Raises
+    ------
+    StoreError
+        An empty name, or one with a zero byte.
+    """
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise StoreError(f"{folder!r} is no name of a folder; give one")
+    return Path(folder)
 
 
 def _require_free(folder: Path, kind: str) -> None:
@@ -195,8 +211,15 @@ def _read_file(path: Path, size: int | None = None) -> bytes:
                 raise StoreError(f"{path}: it is no plain file")
             if size is not None and status.st_size != size:
                 raise StoreError(f"{path}: it has {status.st_size} bytes; its manifest says {size}")
-            return file.read()
+            return _whole(file, path, status.st_size)
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"{path}: cannot be read: {os.strerror(error.errno) if error.errno else error}") from error
+
+
+def _whole(file: BinaryIO, path: Path, size: int) -> bytes:
+    try:
+        return file.read()
+    except MemoryError as error:
+        raise StoreError(f"{path}: it has {size} bytes, more than there is memory for") from error

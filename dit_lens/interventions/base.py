@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dit_lens.display.short import short_repr
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
@@ -54,6 +55,8 @@ class At:
     token_sigma: Tensor | None = None
     x0hat: Tensor | None = None
     text_valid: Tensor | None = None
+
+    __repr__ = short_repr
 
     def noise(self, like: Tensor, seed: int = 0, *, per_step: bool = True) -> Tensor:
         """Standard normal noise of the shape, dtype and device of ``like`` (B, ...).

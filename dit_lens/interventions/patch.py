@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,10 +45,11 @@ class Patch:
 
     Parameters
     ----------
-    donor : Run, Replay, Tensor or "rows"
+    donor : Run, Replay, Tensor, "rows" or "pair"
         A run or a replay that captured (whole, unnamed) the same sites, paired by step, branch, layer, stream, head and
-        row; one tensor whose first axis is rows, that goes to every site and broadcasts to the selected tokens; or
-        "rows", the other rows of the very activation that is patched.
+        row; one tensor whose first axis is rows, that goes to every site and broadcasts to the selected tokens; "rows",
+        the other rows of the very activation that is patched; or, in a `sweep` alone, "pair": the other side of each
+        row's pair, as it is without the patch.
     sites : Sites
     rows : int or tuple of int, optional
         The donor's row for each row of this run, or one for all. Without it rows are paired one to one; a donor of a
@@ -91,8 +92,10 @@ class Patch:
         return cls("rows", sites, rows=row, mode=mode, weight=weight)
 
     def __post_init__(self) -> None:
-        if self.rows is not None and not isinstance(self.rows, int):
-            object.__setattr__(self, "rows", row_numbers("Patch", self.rows))
+        if self.rows is not None:
+            several = isinstance(self.rows, Iterable)
+            numbers = row_numbers("Patch", self.rows if several else [self.rows])
+            object.__setattr__(self, "rows", numbers if several else numbers[0])
         require_choice("Patch", "mode", self.mode, _MODES)
         require_choice("Patch", "pair", self.pair, ("step", "sigma"))
         require_number("Patch", "weight", self.weight)
@@ -160,6 +163,8 @@ class Patch:
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
         """Refuse a donor that lacks a site or does not fit, before the run."""
+        if isinstance(self.donor, str) and self.donor == "pair":
+            raise DonorError("Patch('pair', ...) is for a sweep over pairs; a run has none: give a donor, or 'rows'")
         if not self._is_batch:
             require_rows("donor", self.donor)
         if not isinstance(self.rows, int | None) and len(self.rows) != len(rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from dit_lens.errors import DonorError, InputError
 from dit_lens.runs.donor import Donor
 from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.select import whole
 from dit_lens.sites.site import Site, name_some
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import LATENT_COMPONENTS
@@ -120,9 +120,9 @@ def require_number(owner: str, name: str, value: Any, low: float = -math.inf, hi
 def row_numbers(owner: str, rows: Any) -> tuple[int, ...]:
     """Rows as whole numbers, whatever sequence or array names them."""
     try:
-        numbers = tuple(operator.index(row) for row in rows)
+        numbers = tuple(whole(row) for row in rows)
     except TypeError as error:
-        raise InputError(f"{owner}(rows={rows!r}): need whole numbers") from error
+        raise InputError(f"{owner}(rows={rows!r:.80}): need whole numbers, the numbers of rows") from error
     if not numbers:
         raise InputError(f"{owner}(rows={rows!r}): name at least one row")
     return numbers
@@ -133,6 +133,8 @@ def require_rows(what: str, given: Any) -> None:
     if not isinstance(given, Donor | Tensor) or (isinstance(given, Tensor) and not given.ndim):
         got = "()" if isinstance(given, Tensor) else type(given).__name__
         raise DonorError(f"a {what} must be a Run, a Replay or a tensor whose first axis is rows, got {got}")
+    if isinstance(given, Tensor) and given.is_complex():
+        raise DonorError(f"a {what} of {str(given.dtype).removeprefix('torch.')}: give real numbers, such as its .real")
 
 
 def require_captured(what: str, run: Donor, sites: Sequence[Site], geometry: Geometry) -> None:

@@ -140,7 +140,7 @@ def contributions(
     branch : str
     **run_arguments
         Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
-        which its steps are read.
+        which its steps are read: a run that was made under some needs them, or [] for none.
 
     Raises
     ------

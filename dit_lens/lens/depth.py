@@ -179,7 +179,7 @@ def depth_lens(
         A tuned lens of this model: maps each layer's residual before the head reads it.
     **run_arguments
         Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
-        which its steps are read.
+        which its steps are read: a run that was made under some needs them, or [] for none.
 
     Raises
     ------

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
 from dit_lens.results.arrays import Floats
 from dit_lens.runs.inputs import Row
@@ -44,6 +45,8 @@ class Reading:
     kinds: tuple[str, ...]
     rows: tuple[Row, ...]
     grid: tuple[int, int, int]
+
+    __repr__ = short_repr
 
     @property
     def instances(self) -> list[str]:

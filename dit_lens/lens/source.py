@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.engine.plan import acting, is_within, listed, make_plan
+from dit_lens.engine.plan import acting, is_within, listed, make_plan, require_within
 from dit_lens.errors import DidNotFire, InputError, SiteError
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
 from dit_lens.model import VideoDiT
 from dit_lens.runs.call import Call
+from dit_lens.runs.edits import named
 from dit_lens.runs.replay import Replay
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
@@ -53,6 +54,7 @@ def require_sites(
     SiteError
         Names what was given and what is read.
     """
+    require_selection(lens, sites)
     if wrong := [c for c in sites.components if c not in components]:
         raise SiteError(f"{lens} reads {', '.join(components)}; {wrong[0]!r} is none of them")
     if streams is not None and sites.stream not in streams:
@@ -65,6 +67,17 @@ def require_sites(
         raise SiteError(f"{lens} reads what belongs to no layer, got layers {show(sites.layers)}")
 
 
+def require_selection(lens: str, sites: Any) -> None:
+    """Refuse what is no `Sites`.
+
+    Raises
+    ------
+    SiteError
+    """
+    if not isinstance(sites, Sites):
+        raise SiteError(f"{lens} needs sites=Sites(...), got {sites!r:.80}")
+
+
 def at_branch(sites: Sites, branch: str) -> Sites:
     """The sites of the one branch that a lens reads.
 
@@ -73,8 +86,9 @@ def at_branch(sites: Sites, branch: str) -> Sites:
     InputError
         Several branches.
     SiteError
-        The sites name another.
+        The sites are none, or name another branch.
     """
+    require_selection("a lens", sites)
     if not isinstance(branch, str) or branch == "all":
         raise InputError(f"branch={branch!r}: name one, such as 'cond'; a lens reads one branch at a time")
     if sites.branches not in ("all", branch, (branch,)):
@@ -144,11 +158,12 @@ class Recorded:
         Raises
         ------
         InputError
-            The run was not recorded, or arguments that have no meaning beside it.
+            The run was not recorded, it was made under interventions and none are given, or arguments that have no
+            meaning beside it.
         MadeForAnother
             The run is of another model.
         SiteError
-            Sites that the run does not have.
+            Sites that the run does not have, or an intervention between its denoiser calls.
         DidNotFire
             An intervention at none of the steps that are read.
         """
@@ -173,13 +188,21 @@ class Recorded:
         steps = found.steps(sites)
         for step in steps:
             run.recorded(step)
-        for planned in make_plan(found.interventions, run.geometry, run.rows):
+        edits = [edit for edit in run.edited if edit.within and set(edit.steps) & set(steps)]
+        if edits and "interventions" not in run_arguments:
+            raise InputError(
+                f"this run was made under interventions at {named(edits)}: give interventions=, those that act within "
+                "denoiser calls again, or [] to read its steps without any"
+            )
+        plan = make_plan(found.interventions, run.geometry, run.rows)
+        for planned in plan:
             if not any(is_within(site, steps) for site in planned.sites):
                 name, where = type(planned.intervention).__name__, planned.intervention.sites
                 raise DidNotFire(
                     f"{name} at [{where}] is within no denoiser call of the steps that are read, "
                     f"{', '.join(map(str, steps))}; for the state between calls make the run under it"
                 )
+        require_within(plan, steps)
         return found
 
     def steps(self, sites: Sites) -> list[int]:

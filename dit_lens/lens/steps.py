@@ -53,8 +53,8 @@ class StepLens(Result):
     sigmas, alphas : tuple of float, S of them
     experts : tuple of str or None, S of them
     rows : tuple of Row, B of them
-    final : Tensor of shape (B, C, F, H, W)
-        The latents with which the run ended.
+    final : Tensor of shape (B, C, F, H, W), or None
+        The latents with which the run ended; None where it was stopped before its last step.
     model_id : str
         Of the model that made the run.
     """
@@ -65,7 +65,7 @@ class StepLens(Result):
     alphas: tuple[float, ...]
     experts: tuple[str | None, ...]
     rows: tuple[Row, ...]
-    final: Tensor
+    final: Tensor | None
     model_id: str
 
     @property
@@ -130,8 +130,8 @@ class StepLens(Result):
         Returns
         -------
         DataFrame with columns step, sigma, expert, branch, alpha, instance, seed, measure, value; measures are
-            cosine : of the estimate to the run's final latents
-            distance : from them, relative to their norm
+            cosine : of the estimate to the run's final latents; NaN where it was stopped before its last step
+            distance : from them, relative to their norm; NaN there too
             change : from the estimate of the step before, relative to that one's norm; NaN where that was not read
         """
         names = ["step", "sigma", "expert", "alpha"]
@@ -160,6 +160,10 @@ class StepLens(Result):
         if measure not in MEASURES:
             raise InputError(f"unknown measure {measure!r}; one of {', '.join(MEASURES)}")
         table = self.table[self.table["measure"] == measure].dropna(subset=["value"])
+        if table.empty:
+            raise InputError(
+                f"this run was stopped before its last step and has no {measure} to its end; plot 'change'"
+            )
         axis = curves(table, "step", "value", "branch", axis)
         for place in range(1, len(self.steps)):
             if self.experts[place] != self.experts[place - 1]:
@@ -227,7 +231,7 @@ def _of_run(model: VideoDiT, run: Run, sites: Sites, run_arguments: Mapping[str,
     """From the record: nothing is computed by the model."""
     if "interventions" in run_arguments:
         raise InputError("interventions= beside a run: a step lens of a run reads its record; make the run under them")
-    recorded = Recorded.of(model, run, sites, run_arguments)
+    recorded = Recorded.of(model, run, sites, {**run_arguments, "interventions": ()})  # no step is done again
     steps = recorded.steps(sites)
     if unfinished := [step for step in steps if not is_finished(run, step)]:
         raise InputError(f"step {unfinished[0]} of this run was not finished; choose steps before it")
@@ -268,25 +272,29 @@ def _lens(run: Run, states: Mapping[int, Tensor], predicted: Mapping[int, Mappin
         alphas=tuple(calls[s].alpha for s in steps),
         experts=tuple(calls[s].expert for s in steps),
         rows=run.rows,
-        final=run.latents,
+        final=run.latents if run.ended else None,
         model_id=run.model_id,
     )
 
 
-def measures(estimates: Tensor, final: Tensor, steps: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+def measures(estimates: Tensor, final: Tensor | None, steps: Sequence[int]) -> tuple[Floats, Floats, Floats]:
     """Cosine to and relative distance from the final latents, and relative change: three of shape (S, B).
 
     Parameters
     ----------
     estimates : Tensor of shape (S, B, C, F, H, W)
-    final : Tensor of shape (B, C, F, H, W)
+    final : Tensor of shape (B, C, F, H, W), or None
+        Without it there is no cosine and no distance: they are NaN.
     steps : list of int, S of them
         There is a change only where the step before is one of them.
     """
-    x, end = estimates.flatten(2).double(), final.to(estimates.device).flatten(1).double()
-    cosine = torch.nn.functional.cosine_similarity(x, end.expand_as(x), dim=-1)
-    distance = (x - end).norm(dim=-1) / end.norm(dim=-1)
-    change = torch.full_like(distance, torch.nan)
+    x = estimates.flatten(2).double()
+    cosine = distance = change = torch.full(x.shape[:2], torch.nan, dtype=x.dtype, device=x.device)
+    if final is not None:
+        end = final.to(x.device).flatten(1).double()
+        cosine = torch.nn.functional.cosine_similarity(x, end.expand_as(x), dim=-1)
+        distance = (x - end).norm(dim=-1) / end.norm(dim=-1)
+    change = change.clone()
     change[1:] = (x[1:] - x[:-1]).norm(dim=-1) / x[:-1].norm(dim=-1)
     change[1:][torch.tensor(np.diff(steps) != 1, dtype=torch.bool)] = torch.nan
     return _numbers(cosine), _numbers(distance), _numbers(change)

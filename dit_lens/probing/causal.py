@@ -6,9 +6,9 @@ along the probe's direction moves the answer more than moving it as far along a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,30 +16,27 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
-from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.steer import Steer
-from dit_lens.lens.source import Recorded
 from dit_lens.model import VideoDiT
 from dit_lens.probing.probe_card import sites_of
 from dit_lens.probing.probe_grid import site_values
 from dit_lens.probing.probe_set import ProbeSet
+from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import bootstrap_weights, percentile_interval
 from dit_lens.results.plots import curves
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
-from dit_lens.runs.replay import Resume
-from dit_lens.runs.run import Run
 from dit_lens.runs.seeds import derive
 from dit_lens.sites.site import Site
-from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
-from dit_lens.tasks.base import Task
+from dit_lens.sweeps.metrics import Metric, Moved
+from dit_lens.sweeps.sweep import Sweep, sweep
+from dit_lens.tasks.base import Scores, Task
 from dit_lens.tasks.draw import draw_instances
-from dit_lens.tasks.evidence import Evidence, require
+from dit_lens.tasks.evidence import require, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +47,7 @@ _PAIRED = "probe - random"
 #: Columns of the tables, between those of the site and the values.
 _OWN = ("label", "answer", "source", "direction", "dose")
 _REPLICATES = 1000
+_WHO = "causal_check"
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def causal_check(
         Of the runs, as in `VideoDiT.runs`; it also draws the instances and, by seeds derived from it, the random
         directions.
     interventions, **run_arguments
-        As in `VideoDiT.runs`. With interventions every steered run is made from its beginning.
+        As in `VideoDiT.runs`.
 
     Raises
     ------
@@ -226,97 +224,64 @@ def causal_check(
         "cond" and the video.
     """
     probes.require(model)
-    scorer = require(task, "score", who="causal_check")
+    require(task, "score", who=_WHO)
+    score = partial(scores_of, task, who=_WHO)
     site, reads = Site.parse(steering.site), range(model.layers)[steering.lens_layer]
     if (site.branch, site.stream) != ("cond", "video"):
         raise EvidenceError(f"{site}: the depth lens reads the branch 'cond' of the video; steer there")
     if site.layer is not None and reads < site.layer:
         raise EvidenceError(f"lens_layer {reads} is before layer {site.layer}, which is steered")
     own = probes.direction(steering.label, site, steering.answer)
-    problems = draw_instances(task, instances, seed, who="causal_check")
-    work = _Steered(model, scorer, steering, tokens or Tokens(), reads, listed(interventions), run_arguments)
-    parts, last = [], None
-    for run in model.runs(problems, seed, record=True, interventions=work.interventions, **run_arguments):
-        probes.require_run(run)
-        parts.append(work.measured(run, [("probe", 0, own), *_random_directions(own, steering.draws, seed)]))
-        last = run
-    assert last is not None
-    call = next(c for c in last.calls if c.step == site.step)
-    samples = pd.concat(parts, ignore_index=True)
-    return CausalCheck(steering, reads, probes.source, call.sigma, call.expert, samples)
+    problems = draw_instances(task, instances, seed, who=_WHO)
+    others = {name: value for name, value in run_arguments.items() if name not in ("batch", "progress")}
+    first = model.run(problems[:1], 0, stop_after=max(probes.steps), decode=False, **others)
+    probes.require_run(first)
+    found = sweep(
+        model,
+        task,
+        Steer(sites_of([steering.site], tokens or Tokens()), own, unit="norm"),
+        {"direction": _ways(own, steering.draws, seed), "scale": steering.doses},
+        [
+            Metric("score", "frames", lambda frames, given: score(frames, list(given)).total),
+            Metric("strict", "frames", lambda frames, given: score(frames, list(given)).strict),
+            Metric("lens_score", "x0hat", partial(_lens_score, model, score), layer=reads),
+            Metric("lens_cosine", "x0hat", _lens_cosine, layer=reads),
+        ],
+        instances=problems,
+        seed=seed,
+        interventions=listed(interventions),
+        **run_arguments,
+    )
+    if found.errors:
+        raise EvidenceError(f"{_WHO}: {next(iter(found.errors.values()))}")
+    return CausalCheck(
+        steering, reads, probes.source, first.sigmas[site.step], first.experts[site.step], _samples(found)
+    )
 
 
-#: "probe" or "random", number of the draw, and the direction (D,).
-_Way = tuple[str, int, Tensor]
-
-
-def _random_directions(like: Tensor, draws: int, seed: int) -> list[_Way]:
+def _ways(own: Tensor, draws: int, seed: int) -> dict[str, Tensor]:
+    """The probe's direction and random ones of the same norm, each (D,)."""
     generator = torch.Generator().manual_seed(derive(seed, "directions"))
-    drawn = [torch.randn(like.shape, generator=generator) for _ in range(draws)]
-    return [("random", draw, x / torch.linalg.vector_norm(x)) for draw, x in enumerate(drawn)]
+    drawn = [torch.randn(own.shape, generator=generator) for _ in range(draws)]
+    return {"probe 0": own} | {f"random {k}": x / torch.linalg.vector_norm(x) for k, x in enumerate(drawn)}
 
 
-@dataclass(frozen=True)
-class _Steered:
-    """How the runs of a batch are steered and read."""
+def _lens_score(model: VideoDiT, score: Callable[..., Scores], moved: Moved) -> Floats:
+    """The score of the video that the lens reads: (R,)."""
+    return score(model.decode(moved.x0hat), list(moved.instances)).total
 
-    model: VideoDiT
-    task: Evidence
-    steering: Steering
-    tokens: Tokens
-    lens_layer: int
-    interventions: tuple[Intervention, ...]
-    run_arguments: dict[str, Any]
 
-    @property
-    def step(self) -> int:
-        return Site.parse(self.steering.site).step
+def _lens_cosine(moved: Moved) -> Tensor:
+    """The cosine of what the lens reads to what it reads of the unsteered run: (R,)."""
+    return torch.nn.functional.cosine_similarity(moved.x0hat.flatten(1).double(), moved.clean.flatten(1).double())
 
-    def measured(self, run: Run, ways: Sequence[_Way]) -> pd.DataFrame:
-        """Samples of every dose and direction, the unsteered runs first, once for the probe and once for random."""
-        still = self._lens(run, [])
-        found = [self._samples(run, run, still, still, 0.0, way, 0) for way in ("probe", "random")]
-        for dose in tqdm(self.steering.doses, desc="doses", unit="dose"):
-            for way, draw, direction in ways:
-                steer = Steer(sites_of([self.steering.site], self.tokens), direction, dose, unit="norm")
-                found.append(
-                    self._samples(run, self._run(run, steer), self._lens(run, [steer]), still, dose, way, draw)
-                )
-        return pd.concat(found, ignore_index=True)
 
-    def _run(self, run: Run, steer: Steer) -> Run:
-        """The run again, steered."""
-        resume = None if self.interventions else Resume(run, self.step)
-        settings = {n: value for n, value in self.run_arguments.items() if n not in ("batch", "progress")}
-        seeds = [row.seed for row in run.rows]
-        changes = [*self.interventions, steer]
-        return self.model.run(list(run.inputs), seeds, interventions=changes, resume=resume, **settings)
-
-    def _lens(self, run: Run, steer: Sequence[Steer]) -> Tensor:
-        """x0hat of the depth lens in the steered step: (B, C, F, H, W)."""
-        keep = Capture(Sites("resid", steps=self.step, layers=self.lens_layer, branches="cond"))
-        recorded = Recorded(run, (*self.interventions, *steer))
-        replay = recorded.replay(self.model, self.step, [keep])
-        residual = next(iter(replay.captures[""].values()))
-        velocity = self.model.read_out(recorded.call(self.step, "cond"), residual, replay.conditioning["cond"])
-        return recorded.clean(self.step, velocity)
-
-    def _samples(
-        self, run: Run, steered: Run, lens: Tensor, still: Tensor, dose: float, way: str, draw: int
-    ) -> pd.DataFrame:
-        problems = list(run.inputs)
-        scores = self.task.score(steered.decoded, problems)
-        of_lens = self.task.score(self.model.decode(lens), problems)
-        cosine = torch.nn.functional.cosine_similarity(lens.flatten(1).double(), still.flatten(1).double())
-        values = (scores.total, scores.strict.astype(np.float64), of_lens.total, cosine.cpu().numpy())
-        return pd.DataFrame(
-            {
-                "direction": way,
-                "draw": draw,
-                "dose": float(dose),
-                "instance": [row.instance for row in run.rows] * len(MEASURES),
-                "seed": [row.seed for row in run.rows] * len(MEASURES),
-                "measure": np.repeat(MEASURES, len(run.rows)),
-                "value": np.concatenate(values),
-            }
-        )
+def _samples(found: Sweep) -> pd.DataFrame:
+    """Every row of every cell; the unsteered runs stand once for the probe and once for the random directions."""
+    samples = found.samples[found.samples["cell"].isin(["baseline", "swept"])]
+    still = samples["cell"] == "baseline"
+    parts = [samples[~still], *(samples[still].assign(direction=f"{way} 0", scale=0.0) for way in ("probe", "random"))]
+    every = pd.concat([*parts[1:], parts[0]], ignore_index=True)
+    way = every["direction"].astype(str).str.split(" ", expand=True)
+    every = every.assign(direction=way[0], draw=way[1].astype(int), dose=every["scale"].astype(float))
+    return every[["direction", "draw", "dose", "instance", "seed", "measure", "value"]]

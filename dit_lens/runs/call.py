@@ -55,6 +55,24 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What a pipeline made of pictures and seeds before its first step, besides the state itself.
+
+    Attributes
+    ----------
+    rest : tuple
+        All else that ``prepare_latents`` returned, such as encoded pictures.
+    generators : uint8 Tensor of shape (B, n)
+        The state of each row's generator after that.
+    """
+
+    rest: tuple[Any, ...]
+    generators: Tensor
+
+    __repr__ = short_repr
+
+
+@dataclass(frozen=True)
 class Call:
     """One denoiser call of a run.
 

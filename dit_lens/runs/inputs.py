@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.seeds import row_seeds
+from dit_lens.sites.select import whole
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Inputs:
     Attributes
     ----------
     given : tuple, B of them
-        What each row was made from: a task instance, a prompt or a mapping.
+        What each row was made from: a task instance, a prompt or a mapping, which is a copy.
     rows : tuple of Row
     prompts : list of str
     images : list of images, or None for text-to-video
@@ -48,13 +50,14 @@ class Inputs:
 
     __repr__ = short_repr
 
-    @property
-    def content(self) -> str:
-        """Hash of the prompts and pictures: rows are named as their task instance says, which may say less."""
+    @cached_property
+    def content(self) -> tuple[str, ...]:
+        """Hash of the prompt and picture of each row, whose name is what its task instance says and may say less."""
         pictures = {id(image): image for image in self.images or ()}
         digests = {number: short_hash([picture_bytes(image)]) for number, image in pictures.items()}
-        of_rows = [digests[id(image)] for image in self.images or ()]
-        return short_hash([repr(self.prompts).encode(), repr(of_rows).encode()])
+        of_rows = [digests[id(image)] for image in self.images or ()] or [""] * len(self.rows)
+        pairs = zip(self.prompts, of_rows, strict=True)
+        return tuple(short_hash([repr(prompt).encode(), picture.encode()]) for prompt, picture in pairs)
 
     def generators(self) -> list[torch.Generator]:
         """One generator per row, on the CPU so that a seed means the same on every device."""
@@ -84,9 +87,12 @@ def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
     Raises
     ------
     InputError
-        Nothing to run, inputs of unknown kind, or numbers of inputs and seeds that do not fit.
+        Nothing to run, inputs of unknown kind, two different ones of one id, or numbers of inputs and seeds that do not
+        fit.
     """
-    given, seeds = _matched(listed_inputs(inputs), seed)
+    listed, seeds = _matched(listed_inputs(inputs), seed)
+    copies: dict[int, tuple[Any, Any]] = {}
+    given = [kept(item, copies) for item in listed]
     parsed = [_parse(item) for item in given] if len({id(g) for g in given}) > 1 else [_parse(given[0])] * len(given)
     images = [p[2] for p in parsed if p[2] is not None]
     if len(images) not in (0, len(parsed)):
@@ -95,7 +101,41 @@ def gather(inputs: Any, seed: int | Sequence[int]) -> Inputs:
     if any(p[3] != options for p in parsed):
         raise InputError("inputs of one run must share every option but prompt and image")
     rows = tuple(Row(p[0], s) for p, s in zip(parsed, seeds, strict=True))
-    return Inputs(tuple(given), rows, [p[1] for p in parsed], _shared(images) or None, options)
+    gathered = Inputs(tuple(given), rows, [p[1] for p in parsed], _shared(images) or None, options)
+    _require_names(gathered)
+    return gathered
+
+
+def kept(value: Any, copies: dict[int, tuple[Any, Any]]) -> Any:
+    """A copy of what a caller may change later: lists, mappings, tensors, arrays and pictures; all else as it is.
+
+    Parameters
+    ----------
+    copies : dict from id to a value and its copy
+        Filled here: what comes twice is copied once.
+    """
+    if id(value) not in copies:
+        copies[id(value)] = value, _copied(value, copies)
+    return copies[id(value)][1]
+
+
+def _copied(value: Any, copies: dict[int, tuple[Any, Any]]) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray | Image.Image):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {key: kept(item, copies) for key, item in value.items()}
+    return type(value)(kept(item, copies) for item in value) if type(value) in (list, tuple) else value
+
+
+def _require_names(inputs: Inputs) -> None:
+    known: dict[str, str] = {}
+    for row, content in zip(inputs.rows, inputs.content, strict=True):
+        if known.setdefault(row.instance, content) != content:
+            raise InputError(
+                f"two inputs with another prompt or picture have the id {row.instance!r}: give each an id of its own"
+            )
 
 
 def _shared(images: list[Image.Image]) -> list[Image.Image]:
@@ -157,7 +197,7 @@ def _is_single(inputs: Any) -> bool:
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     try:
-        seeds = [index(s) for s in seed] if isinstance(seed, Iterable) else [index(seed)] * count
+        seeds = [whole(s) for s in seed] if isinstance(seed, Iterable) else [whole(seed)] * count
     except TypeError:
         raise InputError(f"a seed must be a whole number, or one per row; got {seed!r}") from None
     if not seeds or (count > 1 and len(seeds) != count):
@@ -193,6 +233,11 @@ def _name(prompt: str, image: Any) -> str:
     if not isinstance(image, Image.Image):
         raise InputError(f"an input's image must be a PIL image, got {type(image).__name__}")
     return f"{prompt} [{short_hash([picture_bytes(image)])}]"
+
+
+def seen_bytes(image: Image.Image) -> bytes:
+    """What a model is given of a picture: its size and its pixels in RGB."""
+    return f"{image.size} ".encode() + (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
 
 
 def picture_bytes(image: Image.Image) -> bytes:

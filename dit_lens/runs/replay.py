@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.display.short import short_repr
+from dit_lens.display.short import short, short_repr
 from dit_lens.errors import InputError
 from dit_lens.families.registry import family_named
 from dit_lens.runs.call import Context
@@ -18,6 +18,7 @@ from dit_lens.runs.donor import Donor
 from dit_lens.runs.identity import difference
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.run import Run
+from dit_lens.sites.select import whole
 from dit_lens.sites.site import Site
 
 
@@ -71,17 +72,33 @@ class Resume:
         ``Capture(Sites("resid", steps=step, layers=layer - 1, stream="all"))``.
     step : int
     layer : int
+
+    Raises
+    ------
+    InputError
+        What is no run, or no whole numbers; the others of `check` at the start of the run.
     """
 
     run: Run
     step: int
     layer: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.run, Run):
+            raise InputError(f"resume needs a Run, got {type(self.run).__name__}")
+        for name in ("step", "layer"):
+            object.__setattr__(self, name, place(f"resume at {name}", getattr(self, name)))
+
     def __repr__(self) -> str:
         return f"Resume(run={self.run.id}, step={self.step}, layer={self.layer})"
 
     def check(
-        self, model_id: str, setup: Mapping[str, str], content: str, context: Context, settings: Mapping[str, Any]
+        self,
+        model_id: str,
+        setup: Mapping[str, str],
+        content: Sequence[str],
+        context: Context,
+        settings: Mapping[str, Any],
     ) -> None:
         """Refuse a record that is not of this run.
 
@@ -102,16 +119,16 @@ class Resume:
             raise InputError(f"resume: the record was made with another {part} than the pipeline has now")
         if run.rows != context.rows:
             raise InputError(f"resume: the record has rows {run.rows}, this run {context.rows}")
-        if run.content != content:
+        if run.content != tuple(content):
             raise InputError("resume: the record is of other prompts or pictures, though its rows have these names")
         if run.geometry.branches != geometry.branches:
             raise InputError(f"resume: the record has branches {run.geometry.branches}, this run {geometry.branches}")
         names = sorted(set(run.settings) | set(settings))
         for name in names:
             if not _same(run.settings.get(name), settings.get(name)):
-                raise InputError(
-                    f"resume: the record has {name}={run.settings.get(name)!r}, this {settings.get(name)!r}"
-                )
+                theirs, own = short(run.settings.get(name)), short(settings.get(name))
+                other = ", of other values" if theirs == own else ""
+                raise InputError(f"resume: the record has {name}={theirs}, this {own}{other}")
         if not 0 <= self.step < geometry.steps or not 0 <= self.layer < geometry.layers:
             valid = f"steps 0..{geometry.steps - 1}, layers 0..{geometry.layers - 1}"
             raise InputError(f"resume at step {self.step}, layer {self.layer}: this run has {valid}")
@@ -136,6 +153,19 @@ class Resume:
         if found is None:
             raise InputError(f"resume at layer {self.layer}: the record has no capture of {site} (whole and unnamed)")
         return found
+
+
+def place(what: str, given: Any) -> int:
+    """A step or a layer by its number.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        return whole(given)
+    except TypeError as error:
+        raise InputError(f"{what} {given!r:.80}: need a whole number") from error
 
 
 def _same(a: Any, b: Any) -> bool:

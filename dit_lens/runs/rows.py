@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,15 +12,13 @@ from torch import Tensor
 from dit_lens.errors import InputError
 from dit_lens.families.base import Fixed
 from dit_lens.files.digest import short_hash
-from dit_lens.runs.call import Call
-from dit_lens.runs.inputs import gather
+from dit_lens.runs.call import Call, Prepared
+from dit_lens.runs.per_row import rows_of
+from dit_lens.sites.select import whole
 from dit_lens.sites.site import Site
 
 if TYPE_CHECKING:
     from dit_lens.runs.run import Run
-
-#: Arguments of pipelines that may have an entry for each row.
-_PER_ROW = ("negative_prompt", "latents", "embeds", "attention_mask")
 
 
 def row_numbers(rows: Sequence[int], count: int) -> list[int]:
@@ -33,9 +30,9 @@ def row_numbers(rows: Sequence[int], count: int) -> list[int]:
         None, one that the run does not have, or one twice.
     """
     try:
-        numbers = [index(row) for row in rows]
+        numbers = [whole(row) for row in rows]
     except TypeError as error:
-        raise InputError(f"select({rows!r:.80}): need a list of row numbers") from error
+        raise InputError(f"select({rows!r:.80}): need a list of row numbers, such as [0, 2]") from error
     if not numbers or not all(-count <= n < count for n in numbers):
         raise InputError(f"select({numbers}): the run has rows 0..{count - 1}; name at least one")
     numbers = [n % count for n in numbers]
@@ -47,19 +44,20 @@ def row_numbers(rows: Sequence[int], count: int) -> list[int]:
 def selected(run: Run, rows: list[int]) -> Run:
     """The run of these rows."""
     count = len(run.rows)
-    inputs, kept = tuple(run.inputs[r] for r in rows), tuple(run.rows[r] for r in rows)
     return replace(
         run,
         id=short_hash([run.id.encode(), repr(rows).encode()]),
-        inputs=inputs,
-        rows=kept,
-        content=gather(list(inputs), [row.seed for row in kept]).content,
+        inputs=tuple(run.inputs[r] for r in rows),
+        rows=tuple(run.rows[r] for r in rows),
+        content=tuple(run.content[r] for r in rows),
         frames=None if run.frames is None else run.frames[rows],
         latents=run.latents[rows],
-        settings={name: _setting(name, value, rows, count) for name, value in run.settings.items()},
+        settings=rows_of(run.settings, rows),
         captures={name: _captures(name, found, rows, count) for name, found in run.captures.items()},
         calls=tuple(_call(call, rows, count) for call in run.calls),
         states=tuple(state[rows] for state in run.states),
+        prepared=run.prepared
+        and Prepared(tuple(map(_where(count, rows), run.prepared.rest)), run.prepared.generators[rows]),
         fixed=run.fixed and Fixed(*(_where(count, rows)(t) for t in (run.fixed.mask, run.fixed.value))),
         text_valid={branch: valid[rows] for branch, valid in run.text_valid.items()},
     )
@@ -98,11 +96,3 @@ def _captures(name: str, found: Mapping[Site, Tensor], rows: Sequence[int], coun
             shape, called = tuple(tensor.shape), f" of the name {name!r}" if name else ""
             raise InputError(f"select: the capture of {site}{called} has shape {shape}, and not {count} rows")
     return {site: tensor[list(rows)] for site, tensor in found.items()}
-
-
-def _setting(name: str, value: Any, rows: Sequence[int], count: int) -> Any:
-    if not any(part in name for part in _PER_ROW):
-        return value
-    if isinstance(value, list | tuple) and len(value) == count:
-        return type(value)(value[row] for row in rows)
-    return _where(count, rows)(value)

@@ -17,8 +17,9 @@ from dit_lens.errors import InputError
 from dit_lens.families.base import Fixed
 from dit_lens.files import saved
 from dit_lens.files.video import FPS, Video, write_video
-from dit_lens.runs.call import Call, Context
+from dit_lens.runs.call import Call, Context, Prepared
 from dit_lens.runs.donor import Donor
+from dit_lens.runs.edits import Edit, named
 from dit_lens.runs.inputs import plain_inputs
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.nest import moved
@@ -26,7 +27,7 @@ from dit_lens.runs.rows import row_numbers, selected
 from dit_lens.runs.schedule import Schedule
 
 #: Of the files of a saved run; it grows when the fields of a run change.
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(eq=False, kw_only=True)
@@ -42,10 +43,10 @@ class Run(Donor):
     setup : dict from part of the pipeline ("scheduler", "text_encoder", "pipeline" ...) to its hash
         Without the parts that only decode: what the latents depend on besides the transformers' weights.
     inputs : tuple, B of them
-        What each row was given: a task instance, a prompt or a mapping.
+        What each row was given: a task instance, a prompt or a copy of a mapping.
     rows : tuple of Row, B of them
-    content : str
-        Hash of the prompts and pictures.
+    content : tuple of str, B of them
+        Hash of the prompt and picture of each row.
     frames : uint8 array of shape (B, T, height, width, 3), or None where the run was not decoded
     latents : Tensor of shape (B, C, F, H, W)
         The sampler's state where the run ended.
@@ -54,23 +55,30 @@ class Run(Donor):
         alpha and sigma of every step, and x0hat from a state and a prediction.
     geometry : Geometry
     settings : dict
-        All arguments of the pipeline.
+        All arguments of the pipeline; tensors and lists are copies.
     captures : dict from capture name to dict from Site to Tensor
     calls : tuple of Call
         With arguments and output where the run was made with ``record=True``.
     states : tuple of Tensor of shape (B, C, F, H, W)
         The sampler's state before each step, where the run was made with ``record=True``, else empty. A run that was
         stopped after a step has the state before the next one too.
+    prepared : Prepared or None
+        What the pipeline made of pictures and seeds, where the run was made with ``record=True``: a run that resumes
+        from this one does not make it again.
     ledger : Ledger
     fixed : Fixed or None
         What the pipeline puts into its final latents.
+    edited : tuple of Edit
+        What changed the run besides its inputs and settings: interventions that do not only read, and a body.
+    ended : bool
+        Whether the sampler made its last step, so ``latents`` are clean; not where ``stop_after`` left the loop before.
     text_valid : dict from branch to bool Tensor of shape (B, N)
         Where a text stream was met of which attention reads only some positions: which.
     """
 
     setup: Mapping[str, str]
     inputs: tuple[Any, ...]
-    content: str
+    content: tuple[str, ...]
     frames: Video | None
     latents: Tensor
     family: str
@@ -80,6 +88,9 @@ class Run(Donor):
     states: tuple[Tensor, ...]
     ledger: Ledger
     fixed: Fixed | None = None
+    edited: tuple[Edit, ...] = ()
+    prepared: Prepared | None = None
+    ended: bool = True
 
     def __post_init__(self) -> None:
         self.calls = tuple(replace(c, context=self._context) if c.context is None else c for c in self.calls)
@@ -91,11 +102,12 @@ class Run(Donor):
     def __repr__(self) -> str:
         recorded = f", {len(self.states)} states recorded" if self.states else ""
         captures = {name: len(sites) for name, sites in self.captures.items()}
+        edited = f"\n    made under interventions at {named(self.edited)}" if self.edited else ""
         frames = "not decoded" if self.frames is None else f"frames {self.frames.shape}"
         return (
             f"Run({self.id}: {len(self.rows)} rows, {self.geometry.steps} steps of {self.family} {self.model_id}\n"
             f"    {frames}, rows {short(tuple((row.instance, row.seed) for row in self.rows))}\n"
-            f"    captures by name {short(captures)}{recorded})"
+            f"    captures by name {short(captures)}{recorded}{edited})"
         )
 
     @property
@@ -182,6 +194,7 @@ class Run(Donor):
             captures=moved(self.captures, device),
             calls=tuple(replace(call, context=None) for call in calls),
             states=moved(self.states, device),
+            prepared=self.prepared and replace(self.prepared, rest=moved(self.prepared.rest, device)),
             fixed=fixed,
             text_valid=moved(self.text_valid, device),
         )

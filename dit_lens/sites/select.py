@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from dit_lens.display.short import short
 from dit_lens.errors import SiteError
 
 #: Everything ("all"), one (negative counts from the end), a slice, several, or a predicate on the index.
@@ -36,12 +41,44 @@ def indices(select: Select, size: int, what: str) -> list[int]:
     return chosen
 
 
+def whole(value: Any) -> int:
+    """A whole number, be it of Python, numpy or torch; a truth is none.
+
+    Raises
+    ------
+    TypeError
+    """
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+        raise TypeError(f"{value!r} is no number")
+    return operator.index(value)
+
+
+def plain(select: Any, what: str) -> Any:
+    """A selection in which arrays of whole numbers are tuples and numpy's whole numbers are Python's.
+
+    Raises
+    ------
+    SiteError
+        An array of something else.
+    """
+    if isinstance(select, np.integer):
+        return int(select)
+    if not isinstance(select, np.ndarray | Tensor):
+        return select
+    array = np.asarray(select.cpu() if isinstance(select, Tensor) else select)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise SiteError(f"{what}={short(select)}: need a list of whole numbers; where a mask holds are its flatnonzero")
+    return tuple(array.tolist()) if array.ndim else int(array)
+
+
 def _index(index: Any, size: int, what: str, valid: str) -> int:
-    if isinstance(index, bool) or not hasattr(index, "__index__"):
-        raise SiteError(f"{what} {index!r} is no whole number; {valid}")
-    if not -size <= index < size:
+    try:
+        number = whole(index)
+    except TypeError as error:
+        raise SiteError(f"{what} {index!r} is no whole number; {valid}") from error
+    if not -size <= number < size:
         raise SiteError(f"no {what} {index}; {valid}")
-    return int(index) % size
+    return number % size
 
 
 def show(select: Select) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.select import Select, from_json, indices, show, to_json
+from dit_lens.sites.select import Select, from_json, indices, plain, show, to_json
 from dit_lens.sites.site import COMPONENTS, LAYER_COMPONENTS, Site
 from dit_lens.sites.tokens import LATENT_COMPONENTS, Tokens
 
@@ -61,8 +61,9 @@ class Sites:
 
     def __post_init__(self) -> None:
         for name in ("component", "branches", "stream"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        for name in ("steps", "layers", "heads"):
+            object.__setattr__(self, name, plain(getattr(self, name), name))
         for component in self.components:
             if component not in COMPONENTS:
                 raise SiteError(f"unknown component {component!r}; one of {', '.join(COMPONENTS)}")
@@ -183,6 +184,14 @@ class Sites:
         ranges = {k: from_json(data[k]) for k in ("steps", "layers", "heads")}
         tokens = Tokens.from_json(data["tokens"])
         return cls(data["component"], **ranges, branches=data["branches"], stream=data["stream"], tokens=tokens)
+
+
+def _names(what: str, given: Any) -> str | tuple[str, ...]:
+    """One name, or several as a tuple."""
+    several = (given,) if isinstance(given, str) else given
+    if not isinstance(several, list | tuple) or not several or not all(isinstance(name, str) for name in several):
+        raise SiteError(f"{what}={given!r:.80}: need a name, or a list of names")
+    return given if isinstance(given, str) else tuple(several)
 
 
 def _among(

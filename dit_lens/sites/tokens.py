@@ -14,7 +14,7 @@ from torch import Tensor
 from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
 from dit_lens.sites.geometry import Geometry, Pixels
-from dit_lens.sites.select import Select, from_json, indices, show, to_json
+from dit_lens.sites.select import Select, from_json, indices, plain, show, to_json
 
 #: Components on the latent grid, (B, C, F, H, W); all others are (B, *grid, D) on the token grid.
 LATENT_COMPONENTS = ("latents", "model_input", "velocity", "guided")
@@ -46,6 +46,8 @@ class Mask:
         array = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
         if array.dtype != bool:
             raise SiteError(f"a token mask must be boolean, got {array.dtype}")
+        if not array.any():
+            raise SiteError(f"a token mask of shape {array.shape} selects nothing: at least one entry must hold")
         return cls(array.shape, array.tobytes())
 
     def tensor(self) -> Tensor:
@@ -110,6 +112,10 @@ class Tokens:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
+        for name in ("frames", "positions"):
+            object.__setattr__(self, name, plain(getattr(self, name), f"tokens {name}"))
+        for name, count in (("rows", 2), ("columns", 2), ("pixel_frames", 2), ("box", 4)):
+            object.__setattr__(self, name, _whole(name, getattr(self, name), count))
         if self.text not in ("all", "valid", "shared"):
             raise SiteError(f"tokens text={self.text!r}: 'all', 'valid' or 'shared'")
         if self.text != "all" and (self.positions != "all" or self.mask is not None):
@@ -287,6 +293,17 @@ class Tokens:
             ranges["mask"] = Mask.from_json(data["mask"])
         frames, positions = from_json(data["frames"]), from_json(data["positions"])
         return cls(frames=frames, positions=positions, text=data.get("text", "all"), **ranges)
+
+
+def _whole(name: str, given: Any, count: int) -> tuple[int, ...] | None:
+    """So many whole numbers."""
+    if given is None:
+        return None
+    numbers = plain(given, f"tokens {name}")
+    several = numbers if isinstance(numbers, list | tuple) else ()
+    if len(several) != count or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in several):
+        raise SiteError(f"tokens {name}={given!r:.80}: need {count} whole numbers")
+    return tuple(map(int, several))
 
 
 def _touched(low: int, high: int, size: int) -> Range:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError, StoreError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.capture import Capture
@@ -89,6 +90,8 @@ class Summary:
     size: int
     free: int
     components: pd.DataFrame
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         lines = [

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dit_lens.display.short import short_repr
 from dit_lens.results.arrays import Bools, Floats, Ints
 
 
@@ -26,6 +27,9 @@ class Answers(NamedTuple):
     marks: Ints
     drawn: Bools
     right: Bools
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def hold(rules: Mapping[str, Floats]) -> Bools:

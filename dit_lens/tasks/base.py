@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import TaskError
 from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats
@@ -48,6 +49,8 @@ class Label:
     values: NDArray[Any]
     level: Level | None = None
     names: tuple[str, ...] = ()
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.level is None:

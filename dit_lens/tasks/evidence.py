@@ -42,6 +42,24 @@ EVIDENCE: dict[str, str] = {
 }
 
 
+#: Those that are called.
+_CALLED = frozenset(
+    {
+        "pairs",
+        "labels",
+        "scene_labels",
+        "answer_mask",
+        "read_answer",
+        "judge_answer",
+        "read_given",
+        "alive",
+        "render",
+        "score",
+        "floors",
+    }
+)
+
+
 class BoardTask(Task, Protocol):
     """A task on a board of n x n cells, with what every shipped task declares; see `EVIDENCE`.
 
@@ -153,10 +171,33 @@ class Evidence(BoardTask, Protocol):
 
 
 def declares(task: Task, *names: str) -> bool:
-    """Whether a task has all of these things of `EVIDENCE`."""
+    """Whether a task has all of these things of `EVIDENCE`.
+
+    Raises
+    ------
+    EvidenceError
+        No such thing, or something that should be a method and is none.
+    """
     if unknown := [name for name in names if name not in EVIDENCE]:
         raise EvidenceError(f"no task declares {', '.join(unknown)}; there are {', '.join(EVIDENCE)}")
-    return all(getattr(task, name, None) is not None for name in names)
+    found = {name: getattr(task, name, None) for name in names}
+    for name in _CALLED & found.keys():
+        if found[name] is not None and not callable(found[name]):
+            raise EvidenceError(f"task {task.name!r} declares {name}, which must be a method, not {found[name]!r:.80}")
+    return all(value is not None for value in found.values())
+
+
+def require_task(task: Any, *, who: str) -> None:
+    """Refuse what is no task.
+
+    Raises
+    ------
+    EvidenceError
+    """
+    if isinstance(task, type):
+        raise EvidenceError(f"{who} needs a task, got the class {task.__name__}: make one, {task.__name__}(...)")
+    if not isinstance(getattr(task, "name", None), str) or not callable(getattr(task, "sample", None)):
+        raise EvidenceError(f"{who} needs a task, such as dl.tasks.Maze(size=4), got {task!r:.80}")
 
 
 def declared(task: Task) -> tuple[str, ...]:
@@ -175,8 +216,9 @@ def require(task: Task, *names: str, who: str) -> Evidence:
     Raises
     ------
     EvidenceError
-        Something that the task does not declare.
+        What is no task, or something that the task does not declare.
     """
+    require_task(task, who=who)
     for name in names:
         if not declares(task, name):
             has = ", ".join(declared(task)) or "nothing"
@@ -267,6 +309,29 @@ def rules_of_answer(task: Task, images: Video, instances: Sequence[Any], *, who:
     return dict(rules)
 
 
+def scores_of(task: Task, frames: Video, instances: Sequence[Any], *, who: str) -> Scores:
+    """Scores of videos, uint8 (B, T, height, width, 3), one for each of B instances.
+
+    Raises
+    ------
+    EvidenceError
+        A task that scores no videos, or scores of another number, type or range.
+    """
+    found = require(task, "score", who=who).score(frames, list(instances))
+    rules = getattr(found, "rules", None)
+    if not isinstance(rules, Mapping) or not all(hasattr(found, name) for name in ("total", "strict")):
+        raise EvidenceError(
+            f"task {task.name!r} declares score, which must return scores with rules by name, total and strict, "
+            f"not {found!r:.80}"
+        )
+    _check(task, "score", found.strict, "b", (len(instances),), part="strict")
+    for name, values in {"total": found.total, **rules}.items():
+        _check(task, "score", values, "f", (len(instances),), part=name)
+        if not ((values >= 0) & (values <= 1)).all():
+            raise EvidenceError(f"task {task.name!r} declares score, whose {name} must be 0 to 1, not {values}")
+    return found
+
+
 def show_answer(task: Task, frames: Video, instances: Sequence[Any], *, who: str) -> Bools:
     """Whether videos, uint8 (B, T, height, width, 3), show the right answers: bool (B,).
 
@@ -274,7 +339,7 @@ def show_answer(task: Task, frames: Video, instances: Sequence[Any], *, who: str
     """
     if declares(task, "judge_answer"):
         return hold(rules_of_answer(task, frames[:, -1], instances, who=who))
-    return require(task, "score", who=who).score(frames, list(instances)).strict
+    return scores_of(task, frames, instances, who=who).strict
 
 
 def labels_of(
@@ -295,12 +360,12 @@ def labels_of(
         A task without labels, or labels of another number of instances or latent frames.
     """
     known = require(task, "scene_labels" if declares(task, "scene_labels") else "labels", who=who)
-    found = dict(known.labels(instances, latent_frames)) if declares(task, "labels") else {}
+    found = _named_labels(task, "labels", known.labels(instances, latent_frames)) if declares(task, "labels") else {}
     if frames is not None and declares(task, "read_answer"):
         marked = answers_of(task, frames[:, -1], instances, who=who).marks > 0
         found["drawn"] = Label("drawn", "reasoning", marked[:, None].repeat(latent_frames, axis=1))
     if declares(task, "scene_labels"):
-        found |= known.scene_labels(instances, latent_frames)
+        found |= _named_labels(task, "scene_labels", known.scene_labels(instances, latent_frames))
     if all(hasattr(instance, "steps") for instance in instances):
         found["steps"] = Label("steps", "reasoning", np.array([float(i.steps) for i in instances]))
     if not found:
@@ -316,6 +381,12 @@ def labels_by_role(task: Task, labels: Mapping[str, Label], role: str) -> tuple[
     return tuple(name for name in main.get(role, labels) if name in labels and labels[name].role == role)
 
 
+def _named_labels(task: Task, name: str, given: Any) -> dict[str, Label]:
+    if not isinstance(given, Mapping):
+        raise EvidenceError(f"task {task.name!r} declares {name}, which must return labels by name, not {given!r:.80}")
+    return dict(given)
+
+
 def _check_label(task: Task, name: str, label: Label, count: int, latent_frames: int) -> None:
     if not isinstance(label, Label) or label.level is None:
         raise EvidenceError(f"task {task.name!r}: label {name!r} must be a Label of a clip, frame, cell or token")
@@ -328,10 +399,13 @@ def _check_label(task: Task, name: str, label: Label, count: int, latent_frames:
         )
 
 
-def _check(task: Task, name: str, value: Any, kinds: str, shape: tuple[int | str, ...]) -> None:
+def _check(
+    task: Task, name: str, value: Any, kinds: str, shape: tuple[int | str, ...], part: str | None = None
+) -> None:
     """Refuse what is not an array of one of these kinds of dtype and this shape."""
     if isinstance(value, np.ndarray) and value.dtype.kind in kinds and value.shape == shape:
         return
     found = f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
     kind = {"b": "bool", "f": "float"}.get(kinds, "int")
-    raise EvidenceError(f"task {task.name!r} declares {name}, which must return {kind} of shape {shape}, not {found}")
+    what = "which must return" if part is None else f"whose {part} must be"
+    raise EvidenceError(f"task {task.name!r} declares {name}, {what} {kind} of shape {shape}, not {found}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import CheckFailed
 
 #: The versions whose internals the families' files were written against and have been checked with.
@@ -50,6 +51,8 @@ class CheckReport:
     branches: tuple[str, ...]
     checks: Mapping[str, CheckResult]
     seconds: float
+
+    __repr__ = short_repr
 
     @property
     def passed(self) -> bool:

@@ -154,6 +154,35 @@ def test_localize_has_the_promised_keys_and_files(
     }
 
 
+def test_sweep_has_the_promised_keys_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", "--task", "maze:4", "--quick", "--count", "2", "--json", "--folder", str(tmp_path / "sweep")]
+    assert main(command) == 0
+    data = printed(capsys)
+    cells: list[dict[str, object]] = data["cells"]  # type: ignore[assignment]
+    assert {"site", "measure", "value", "low", "high", "n"} <= set(cells[0])
+    sites = [c["site"] for c in cells if (c["cell"], c["measure"]) == ("swept", "share")]
+    assert sites == [f"s00/cond/L{k:02d}/delta/video" for k in range(8)]
+    assert set(data["plan"]) == {"forwards", "naive_forwards", "seconds", "bytes"}  # type: ignore[call-overload]
+    assert data["plan"]["forwards"] < data["plan"]["naive_forwards"]  # type: ignore[call-overload, index]
+    before = (tmp_path / "sweep" / "cells.jsonl").read_bytes()
+    assert main(command) == 0
+    assert printed(capsys)["cells"] == cells
+    assert (tmp_path / "sweep" / "cells.jsonl").read_bytes() == before
+
+
+def test_ctrl_c_is_one_line_and_status_130(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dit_lens.sweeps.local._Lab.outcomes", interrupted)
+    folder = tmp_path / "sweep"
+    assert main(["sweep", "--task", "maze:4", "--quick", "--count", "2", "--folder", str(folder)]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"dit-lens: stopped; 0 of 11 cells were finished, kept in {folder}: the same call goes on from there"
+
+
 def test_errors_are_one_line_and_status_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steps", "--model", "atlantis"]) == 2
     captured = capsys.readouterr()

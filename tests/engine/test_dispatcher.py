@@ -38,7 +38,7 @@ FAILING: dict[str, tuple[dict[str, Any], type[Exception]]] = {
     "the body": ({"body": break_down}, Broken),
     "NaN in a block": ({"interventions": [Edit(dl.Sites("resid", layers=0), spoil)]}, NotFinite),
     "NaN in the state": ({"interventions": [Edit(dl.Sites("latents", steps=1), spoil)]}, NotFinite),
-    "the pipeline itself": ({"latents": torch.zeros(1, 1, 1, 1, 1)}, RuntimeError),
+    "the pipeline itself": ({"num_videos_per_prompt": 2}, ValueError),
 }
 
 

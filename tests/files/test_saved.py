@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -275,6 +276,7 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
         (lambda v: v.update(anything={"array": {"texts": [], "dtype": "<U1", "shape": [10**12]}}), "no array of texts"),
         (lambda v: v["frames"].update(shape=[10**12]), r"is torch\.uint8 of shape \[1000000000000\]; its tensor is"),
         (lambda v: v["frames"].update(dtype="torch.int8"), "is torch.int8 of shape"),
+        (lambda v: v["frames"].update(dtype=["x"]), r"is \['x'\] of shape"),
         (lambda v: v["frames"].update(tensor=10**12), r"is tensor 1000000000000; there are 2"),
         (lambda v: v["frames"].update(tensor=-1), "is tensor -1; there are 2"),
         (lambda v: v["frames"].update(file="/etc/passwd"), "need Tensor"),
@@ -418,6 +420,34 @@ def test_only_its_own_folders_are_replaced(folder: Path, tmp_path: Path) -> None
     with pytest.raises(StoreError, match=r"holds 'notes.txt', which is no part of a saved thing"):
         save(Everything(), folder, kind="thing", schema=1)
     assert load(Everything, folder, kind="thing", schema=1).number == 2.0
+
+
+@pytest.mark.parametrize("name", ["", "\0", "a\0b", None, 3])
+def test_what_names_no_folder_is_refused(name: Any) -> None:
+    for ask in (lambda: save(Everything(), name, **THING), lambda: load(Everything, name, **THING)):
+        with pytest.raises(StoreError, match="is no name of a folder; give one"):
+            ask()
+
+
+def test_the_working_directory_can_be_read_and_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert load(Everything, ".", **THING).counts == Everything().counts
+    for name in (".", "..", "/", "a/.."):
+        with pytest.raises(StoreError, match="cannot be replaced; give a folder of its own"):
+            save(Everything(), name, **THING)
+
+
+def test_a_file_larger_than_memory_is_refused() -> None:
+    with pytest.raises(StoreError, match="tensors: it has 9 bytes, more than there is memory for"):
+        saved._whole(Full(), Path("tensors"), 9)
+
+
+class Full(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        raise MemoryError
+
+
+THING: dict[str, Any] = {"kind": "thing", "schema": 1}
 
 
 def test_many_tensors_are_parted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

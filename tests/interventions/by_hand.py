@@ -68,7 +68,7 @@ def make_run(captures: Mapping[str, Tensor], sigmas: tuple[float, ...] = SIGMAS,
         "geometry": make_geometry(steps=steps),
         **changes,
     }
-    return dl.Run(id="by-hand", model_id="none", family="wan", setup={}, content="", frames=None,
+    return dl.Run(id="by-hand", model_id="none", family="wan", setup={}, content=("",) * len(rows), frames=None,
                   latents=torch.zeros(()), schedule=schedule, settings={}, captures={"": found}, calls=(), states=(),
                   ledger=dl.Ledger(), **given)  # fmt: skip
 

@@ -205,3 +205,60 @@ def test_regions_are_saved_too(organism: Subject, tmp_path: Any) -> None:
     assert set(ratios["region"]) == {"left", "again"}
     again = dl.Energy.load(found.save(tmp_path / "energy"))
     pd.testing.assert_frame_equal(again.table, found.table, check_exact=True)
+
+
+def test_a_run_that_was_edited_says_so_and_is_read_only_as_told(lens: str, organism: Subject) -> None:
+    run = recorded(organism, interventions=[HALVED, dl.Capture(dl.Sites("resid"), name="seen")])
+    assert [(edit.where, edit.steps, edit.within) for edit in run.edited] == [("resid, step 1, layer 0", (1,), True)]
+    assert "made under interventions at resid, step 1, layer 0" in repr(run)
+    if lens == "step_lens":
+        read(lens, organism, run)  # the record itself
+        return
+    with pytest.raises(InputError, match="made under interventions at resid, step 1, layer 0: give interventions="):
+        read(lens, organism, run)
+    plain, edited = recorded(organism), {"seed": [3, 4], "interventions": [HALVED], **settings(organism)}
+    under = read(lens, organism, list(organism.inputs), **edited)
+    assert_same(read(lens, organism, run, interventions=[HALVED]), under)
+    first = LENSES[lens][1].at(steps=0)
+    assert_same(read(lens, organism, run, sites=first), read(lens, organism, plain, sites=first))
+    assert not read(lens, organism, run, interventions=[]).table["value"].equals(under.table["value"])
+
+
+def assert_same(one: Result, other: Result) -> None:
+    pd.testing.assert_frame_equal(one.table, other.table, check_exact=True)
+
+
+def test_a_body_is_an_edit_and_a_resumed_run_has_those_of_its_record(organism: Subject) -> None:
+    run = recorded(organism, body=lambda call, dit: None, interventions=[dl.Noise(dl.Sites("latents", steps=1), "add")])
+    assert [(edit.where, edit.steps, edit.within) for edit in run.edited] == [
+        ("latents, step 1", (1,), False),
+        ("body", (0, 1, 2), True),
+    ]
+    with pytest.raises(InputError, match="made under interventions at body: give"):
+        dl.depth_lens(organism.model, run)
+    assert [edit.steps for edit in recorded(organism, resume=dl.Resume(run, 1)).edited] == [(1,), (0,)]
+    assert recorded(organism, resume=dl.Resume(run, 0)).edited == ()
+    assert run.select([1]).edited == run.edited
+
+
+MIXED = dl.intervention(dl.Sites(("latents", "embed"), steps=1))(lambda activation, at: activation / 2)
+
+
+def test_what_lies_between_calls_is_refused_where_a_step_is_done_again(organism: Subject) -> None:
+    run, given = recorded(organism), {"seed": [3, 4], **settings(organism)}
+    with pytest.raises(SiteError, match="s01/-/-/latents/video lies between denoiser calls"):
+        dl.depth_lens(organism.model, run, interventions=[MIXED])
+    for component in ("latents", "guided"):
+        keep = dl.Capture(dl.Sites((component, "embed")))
+        with pytest.raises(SiteError, match=f"s01/-/-/{component}/video lies between denoiser calls"):
+            organism.model.replay(run, 1, [keep])
+    keep = dl.Capture(dl.Sites("velocity", steps=1))
+    under = organism.model.run(list(organism.inputs), interventions=[MIXED, keep], decode=False, **given)
+    found = dl.depth_lens(organism.model, list(organism.inputs), interventions=[MIXED], **given)
+    assert torch.equal(found.velocity[1], under["s01/cond/-/velocity"])
+
+
+@pytest.mark.parametrize("given", [None, "resid", dl.Tokens()])
+def test_sites_that_are_none_are_refused(lens: str, organism: Subject, given: Any) -> None:
+    with pytest.raises(SiteError, match=r"needs sites=Sites\(...\), got "):
+        read(lens, organism, organism.inputs[0], sites=given)

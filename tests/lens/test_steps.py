@@ -323,3 +323,27 @@ def test_the_preview_stands_in_for_the_vae_at_its_size(organism: Subject) -> Non
     drawn = lens.decode(model, sites=some, preview=preview)
     assert drawn.shape == whole.shape
     assert np.array_equal(lens.decode(model, sites=some, frames=[0, -1], preview=preview), drawn[:, :, [0, -1]])
+
+
+def test_a_run_that_was_stopped_has_no_end_to_compare_with(organism: Subject) -> None:
+    """Where it stopped is a noisy state, and likeness to it says nothing."""
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "record": True, "decode": False}
+    guided = dl.Capture(dl.Sites("guided", steps=STEPS - 1))
+    for stop, ended in ((1, False), ("last site", False), (STEPS - 1, True), (None, True)):
+        run = organism.model.run(
+            organism.inputs[0],
+            organism.seeds[0],
+            stop_after=stop,
+            interventions=[guided] if stop != 1 else (),
+            **settings,
+        )
+        assert run.ended is ended
+        lens = step_lens(organism.model, run)
+        values = lens.table.set_index("measure")["value"]
+        assert values[["cosine", "distance"]].notna().all() == ended
+        assert values["change"].notna().any()
+        if not ended:
+            assert lens.final is None
+            with pytest.raises(InputError, match="stopped before its last step and has no cosine to its end"):
+                lens.plot()
+            lens.plot(measure="change")

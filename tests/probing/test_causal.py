@@ -86,12 +86,15 @@ def test_random_directions_have_the_same_norm_and_are_drawn_again(monkeypatch: p
     assert (felt["lens_cosine"] < 0.999).all()
     random = felt[(felt["direction"] == "random") & (felt["dose"] == 4)]
     assert random.groupby("instance")["lens_cosine"].nunique().eq(2).all()
-    given: list[torch.Tensor] = []
-    monkeypatch.setattr(causal, "Steer", lambda sites, direction, *_, **__: given.append(direction) or 1 / 0)
-    for _ in range(2):  # the first is the probe's own
+    given: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(causal, "sweep", lambda *about, **_: given.append(about[3]["direction"]) or 1 / 0)
+    for seed in (0, 1):
         with pytest.raises(ZeroDivisionError):
-            check(instances=1)
-    assert [float(x.norm()) for x in given] == pytest.approx([1, 1], abs=1e-6)
+            check(instances=1, seed=seed)
+    for ways in given:
+        assert [float(x.norm()) for x in ways.values()] == pytest.approx([1] * 9, abs=1e-6)
+    assert torch.equal(given[0]["probe 0"], given[1]["probe 0"])
+    assert not torch.allclose(given[0]["random 0"], given[1]["random 0"])
 
 
 def head_direction() -> torch.Tensor:

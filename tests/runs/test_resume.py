@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +83,37 @@ def test_a_resumed_run_can_be_recorded_and_resumed_again(text_to_video: Subject)
     third = text_to_video.run(resume=dl.Resume(second, 2))
     assert torch.equal(third.latents, first.latents)
     assert all(torch.equal(a, b) for a, b in zip(first.states, second.states, strict=True))
+
+
+def test_pictures_are_not_encoded_again_and_rows_of_the_record_keep_their_own(
+    organism: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, seeds = list(organism.inputs), [3, 4]
+    options = {"num_inference_steps": STEPS, "decode": False}
+    record = organism.model.run(inputs, seeds, record=True, **options)
+    again = organism.model.run(inputs, seeds, **options)
+    vae = type(organism.pipeline.vae)
+    monkeypatch.setattr(vae, "encode", lambda *_, **__: pytest.fail("a picture was encoded again"))
+    resumed = organism.model.run(inputs, seeds, resume=dl.Resume(record, 1), record=True, **options)
+    assert torch.equal(resumed.latents, again.latents)
+    assert resumed.prepared is not None
+    assert record.prepared is not None
+    assert torch.equal(resumed.prepared.generators, record.prepared.generators)
+    own = record.select([1])
+    one = organism.model.run(own.inputs, [4], resume=dl.Resume(own, 1), **options)
+    assert torch.allclose(one.latents, again.latents[1:], atol=1e-5)
+
+
+def test_noise_that_the_sampler_draws_goes_on_from_where_the_record_was() -> None:
+    """A sampler that draws at every step draws the same after a state that is taken from the record."""
+    subject = subject_of("text_to_video")
+    pipeline = copy.deepcopy(subject.pipeline)
+    pipeline.scheduler = EulerAncestralDiscreteScheduler(num_train_timesteps=1000)
+    model = dl.VideoDiT(pipeline, defaults=subject.model.defaults)
+    options = {"num_inference_steps": STEPS, "decode": False, "guidance_scale": 1.0}
+    whole = model.run(subject.inputs[0], [5, 6], record=True, **options)
+    resumed = model.run(subject.inputs[0], [5, 6], resume=dl.Resume(whole, 1), **options)
+    assert torch.equal(whole.latents, resumed.latents)
 
 
 @pytest.mark.parametrize("layer", [1, 3])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dit_lens as dl
-from dit_lens.errors import InputError
+from dit_lens.errors import InputError, PipelineBusy
+from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.runs.seeds import derive, row_seeds
 from tests.subjects import Subject, subject_of
 
@@ -147,3 +150,67 @@ def test_noise_of_neighbouring_seeds_is_not_the_same_rows_shifted(subject: Subje
         for run in subject.model.runs(["circle"] * 4, seed, interventions=[capture], **SHORT)
     ]
     assert np.abs(np.corrcoef(np.concatenate(noise)) - np.eye(8)).max() < 0.5
+
+
+def noise(count: int) -> torch.Tensor:
+    geometry = subject_of("text_to_video").model.geometry(**GEOMETRY)
+    return torch.randn(count, *geometry.shapes["latents"], generator=torch.Generator().manual_seed(7))
+
+
+GEOMETRY = {name: SHORT[name] for name in ("num_inference_steps", "guidance_scale")}
+
+
+def test_each_run_is_given_the_entries_of_its_rows(subject: Subject) -> None:
+    first, negatives = noise(3), ["", "circle", "square"]
+    guided = {**SHORT, "guidance_scale": 2.0}
+    runs = list(subject.model.runs(inputs(3), batch=2, latents=first, negative_prompt=negatives, **guided))
+    assert [run.settings["negative_prompt"] for run in runs] == [["", "circle"], ["square"]]
+    assert torch.equal(torch.cat([run.settings["latents"] for run in runs]), first)
+    (whole,) = subject.model.runs(inputs(3), latents=first, negative_prompt=negatives, **guided)
+    torch.testing.assert_close(torch.cat([run.latents for run in runs]), whole.latents, rtol=1e-4, atol=1e-4)
+    assert torch.equal(whole.select([2]).settings["latents"], first[2:])
+
+
+@pytest.mark.parametrize("arguments", [{"latents": 2}, {"negative_prompt": ["", "circle"]}])
+def test_entries_for_other_rows_are_refused_before_the_first_run(subject: Subject, arguments: dict[str, Any]) -> None:
+    given = {name: noise(value) if isinstance(value, int) else value for name, value in arguments.items()}
+    with pytest.raises(InputError, match="has entries for 2 rows, and these inputs make 4: give one for each"):
+        subject.model.runs(inputs(4), batch=2, **given, **SHORT)
+    with pytest.raises(InputError, match="has entries for 2 rows, and these inputs make 1"):
+        subject.run(**given)
+
+
+@pytest.mark.parametrize("change", ["frames", "aspect", "list", "dtype"])
+def test_a_first_state_of_another_shape_is_refused(subject: Subject, change: str) -> None:
+    right = noise(1)
+    wrong: Any = {
+        "frames": torch.cat([right, right], dim=2),
+        "aspect": right.reshape(*right.shape[:3], right.shape[3] // 2, right.shape[4] * 2),
+        "list": [right],
+        "dtype": right.to(torch.complex64),
+    }[change]
+    with pytest.raises(InputError, match=rf"needs a tensor of floats of shape {re.escape(str(tuple(right.shape)))}"):
+        subject.run(latents=wrong)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_first_state_in_the_layout_of_its_pipeline_is_taken_in_every_family(name: str) -> None:
+    tiny = TINY[name]
+    model, given = dl.VideoDiT(tiny.build()), tiny.inputs()[0]
+    latent = model.geometry(given, **tiny.settings).shapes["latents"]
+    state = torch.randn(1, *latent)
+    first = state if model.architecture.packs_given else model.architecture.pack(state, latent)
+    run = model.run(given, latents=first, stop_after=0, **tiny.settings)
+    assert run.settings["latents"] is not None
+    assert run.latents.shape == state.shape
+
+
+def test_a_run_that_was_refused_is_made_when_it_is_asked_for_again(subject: Subject) -> None:
+    runs = subject.model.runs(inputs(2), batch=1, **SHORT)
+
+    def ask(call: Any, dit: Any) -> None:
+        with pytest.raises(PipelineBusy):
+            next(runs)
+
+    subject.run(body=ask)
+    assert [run.inputs for run in runs] == [("circle",), ("square",)]

@@ -41,7 +41,9 @@ def run(name: str, inputs: Any = None, seeds: Any = (0, 1, 2), **more: Any) -> d
     tiny = TINY[name]
     first, second = tiny.inputs()
     given = [first, second, first] if inputs is None else list(inputs)
-    return model_of(name).run(given, list(seeds), **{**dict(tiny.settings), "decode": False, **more})
+    return model_of(name).run(
+        given, seeds if isinstance(seeds, bool) else list(seeds), **{**dict(tiny.settings), "decode": False, **more}
+    )
 
 
 @cache
@@ -122,6 +124,32 @@ def test_an_input_may_have_an_id() -> None:
     assert [row.instance for row in named.rows] == ["one", second["prompt"]]
     with pytest.raises(InputError, match="an input's id must be a string, got 3"):
         run(SEPARATE, [{**first, "id": 3}], [0])
+
+
+def test_two_inputs_of_one_id_are_refused() -> None:
+    first, second = TINY[SEPARATE].inputs()
+    with pytest.raises(InputError, match="two inputs with another prompt or picture have the id 'one'"):
+        run(SEPARATE, [{**first, "id": "one"}, {**second, "id": "one"}], [0, 1])
+    run(SEPARATE, [{**first, "id": "one"}, {**first, "id": "one"}], [0, 1], stop_after=0)
+
+
+def test_a_run_keeps_what_it_was_given() -> None:
+    """A mapping, a picture or a tensor that the caller changes afterwards is not the run's."""
+    first, _ = TINY["wan2.1-i2v"].inputs()
+    given = {**first, "image": first["image"].copy(), "id": "one"}
+    geometry = model_of("wan2.1-i2v").geometry(given, **TINY["wan2.1-i2v"].settings)
+    latents = torch.randn(1, *geometry.shapes["latents"])
+    made = run("wan2.1-i2v", [given], [0], latents=latents, record=True)
+    same = {"latents": latents.clone()}
+    given["prompt"] = "the circle"
+    given["image"].putpixel((0, 0), (255, 0, 0))
+    latents.zero_()
+    assert made.inputs[0]["prompt"] == first["prompt"]
+    assert made.inputs[0]["image"] == first["image"]
+    for record in (made, made.select([0])):
+        run("wan2.1-i2v", made.inputs, [0], resume=dl.Resume(record, 1), **same)
+        with pytest.raises(InputError, match="the record is of other prompts or pictures"):
+            run("wan2.1-i2v", [given], [0], resume=dl.Resume(record, 1), **same)
 
 
 def test_equal_pictures_are_one_whoever_holds_them() -> None:
@@ -331,3 +359,49 @@ def test_a_run_of_a_family_that_is_not_known_here_is_refused() -> None:
     other = replace(other, calls=tuple(replace(call, context=None) for call in other.calls))
     with pytest.raises(UnsupportedModel, match="no family is named 'mine'; register it first, known are wan, "):
         velocities(other.calls[0], other.calls[0].output)
+
+
+@pytest.mark.parametrize(
+    "rows", [[True, False, True], torch.tensor([True, False, True]), np.array([True, False, True])]
+)
+def test_a_mask_is_no_list_of_rows(rows: Any) -> None:
+    whole = recorded(SEPARATE)
+    with pytest.raises(InputError, match="need a list of row numbers"):
+        whole.select(rows)
+    with pytest.raises(InputError, match="need whole numbers, the numbers of rows"):
+        dl.Patch(whole, KEEP.sites, rows=rows)
+    with pytest.raises(InputError, match="need whole numbers, the numbers of rows"):
+        dl.Ablate(KEEP.sites, "mean", reference=whole, rows=rows)
+
+
+def test_a_truth_is_no_number() -> None:
+    with pytest.raises(InputError, match="a seed must be a whole number, or one per row; got True"):
+        run(SEPARATE, [TINY[SEPARATE].inputs()[0]], True)
+    with pytest.raises(InputError, match=r"Patch\(rows=\[True\]\): need whole numbers"):
+        dl.Patch(recorded(SEPARATE), KEEP.sites, rows=True)
+    assert dl.Patch(recorded(SEPARATE), KEEP.sites, rows=np.int64(1)).rows == 1
+
+
+def test_complex_donors_are_refused() -> None:
+    donor = torch.zeros(1, 1, dtype=torch.complex64)
+    with pytest.raises(DonorError, match="a donor of complex64: give real numbers"):
+        run(SEPARATE, interventions=[dl.Patch(donor, dl.Sites("resid", steps=0, layers=0))])
+
+
+@pytest.mark.parametrize("step", [None, "1", 1.0, True])
+def test_a_step_is_a_whole_number(step: Any) -> None:
+    with pytest.raises(InputError, match=r"step .*: need a whole number"):
+        dl.Resume(recorded(SEPARATE), step)
+    with pytest.raises(InputError, match=r"step .*: need a whole number"):
+        model_of(SEPARATE).replay(recorded(SEPARATE), step)
+
+
+def test_what_is_no_run_is_neither_resumed_nor_replayed() -> None:
+    replay = model_of(SEPARATE).replay(recorded(SEPARATE), np.int64(1))
+    for given in (replay, None, "run"):
+        with pytest.raises(InputError, match="resume needs a Run, got"):
+            dl.Resume(given, 1)
+        with pytest.raises(InputError, match=r"expected a Run, as model\.run makes it, got"):
+            model_of(SEPARATE).replay(given, 1)
+    with pytest.raises(InputError, match=r"resume needs a Resume, such as Resume\(run, step=3\), got Run"):
+        run(SEPARATE, resume=recorded(SEPARATE))

@@ -371,9 +371,28 @@ def test_pixel_frames_are_the_latent_frames_of_a_causal_vae(pixels: Any, latent:
 @pytest.mark.parametrize(
     "arguments",
     [{"mask": np.ones(3)}, {"mask": np.ones(3, bool), "frames": 1}, {"box": (0, 0, 1, 1), "rows": (0, 1)},
-     {"pixel_frames": (0, 1), "frames": 0}],
-    ids=["numbers", "mask and frames", "box and rows", "two kinds of frames"],
+     {"pixel_frames": (0, 1), "frames": 0}, {"mask": np.zeros((5, 2, 4), bool)}, {"frames": np.array([0.5, 1])},
+     {"frames": np.array([True, False])}, {"rows": np.array([0.0, 2.0])}, {"rows": (0, 1, 2)}, {"columns": 1},
+     {"box": (0, 0, 1)}, {"pixel_frames": (0, True)}],
+    ids=["numbers", "mask and frames", "box and rows", "two kinds of frames", "an empty mask", "parts of frames",
+         "a mask of frames", "parts of rows", "three ends", "one end", "three sides", "a truth"],
 )  # fmt: skip
 def test_tokens_that_contradict_themselves_are_refused_at_once(arguments: dict[str, Any]) -> None:
     with pytest.raises(SiteError):
         dl.Tokens(**arguments)
+
+
+def test_arrays_of_whole_numbers_select_as_lists_do() -> None:
+    given = dl.Tokens(frames=np.array([0, 2]), rows=np.array([0, 2]), positions=np.int64(1))
+    assert given == dl.Tokens(frames=(0, 2), rows=(0, 2), positions=1)
+    assert not given.is_all
+    sites = dl.Sites(steps=torch.tensor([0, 2]), layers=np.arange(2), tokens=dl.Tokens(columns=torch.tensor([1, 3])))
+    assert sites == dl.Sites(steps=(0, 2), layers=(0, 1), tokens=dl.Tokens(columns=(1, 3)))
+    assert dl.Sites.from_json(json.loads(json.dumps(sites.to_json()))).resolve(GEOMETRY) == sites.resolve(GEOMETRY)
+
+
+@pytest.mark.parametrize("name", ["component", "branches", "stream"])
+@pytest.mark.parametrize("given", [None, (), 3, ("cond", None)])
+def test_names_are_one_or_a_list(name: str, given: Any) -> None:
+    with pytest.raises(SiteError, match=f"{name}=.*: need a name, or a list of names"):
+        dl.Sites(**{name: given})

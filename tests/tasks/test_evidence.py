@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dit_lens as dl
+from dit_lens.analysis.success import evaluate
 from dit_lens.errors import EvidenceError
 from dit_lens.tasks import EVIDENCE, TASKS, Label, Maze, Pair, Sort, Task, declared, declares, require, task_named
 from dit_lens.tasks.answers import Answers, agreement
+from dit_lens.tasks.draw import draw_instances, draw_pairs
 from dit_lens.tasks.evidence import (
     answer_masks,
     answers_of,
@@ -20,6 +23,7 @@ from dit_lens.tasks.evidence import (
     labels_of,
     on_grid,
     rules_of_answer,
+    scores_of,
     show_answer,
 )
 
@@ -239,11 +243,9 @@ def test_an_answer_is_shown_by_the_last_frame_where_the_task_judges_it(name: str
 
 
 def test_of_a_task_that_judges_no_answers_strict_success_decides() -> None:
-    class Scores:
-        strict = np.array([True, False])
-
     videos: Sequence[Any] = np.zeros((2, 5, 8, 8, 3), np.uint8)
-    assert show_answer(riddle(score=Scores()), videos, ["a", "b"], who="a test").tolist() == [True, False]
+    found = given_scores(strict=np.array([True, False]))
+    assert show_answer(riddle(score=found), videos, ["a", "b"], who="a test").tolist() == [True, False]
     with pytest.raises(EvidenceError, match="a test needs score"):
         show_answer(riddle(), videos, ["a", "b"], who="a test")
 
@@ -253,3 +255,93 @@ def test_agreement_is_the_share_of_marked_cells_that_are_marked_alike() -> None:
     assert agreement(one, other).tolist() == [1 / 3]
     assert agreement(one, one).tolist() == [1]
     assert agreement(0 * one, 0 * one).tolist() == [0]
+
+
+@dataclass
+class Given:
+    """Scores as a test says them."""
+
+    total: Any
+    strict: Any
+    rules: Any
+
+
+def given_scores(**changes: Any) -> Given:
+    right = {"total": np.array([0.5, 1.0]), "strict": np.array([False, True]), "rules": {"end": np.array([0.5, 1.0])}}
+    return Given(**right | changes)
+
+
+FRAMES = np.zeros((2, 5, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (None, "which must return scores with rules by name, total and strict, not None"),
+        (given_scores(rules=[1.0]), "which must return scores with rules by name"),
+        (
+            given_scores(strict=np.array([0.75, 1.0])),
+            r"whose strict must be bool of shape \(2,\), not float64 of shape",
+        ),
+        (given_scores(strict=np.array([True])), r"whose strict must be bool of shape \(2,\), not bool of shape \(1,\)"),
+        (given_scores(total=np.array([np.nan, 1.0])), "whose total must be 0 to 1"),
+        (given_scores(total=np.array([0.5, 1.5])), "whose total must be 0 to 1"),
+        (given_scores(total=[0.5, 1.0]), r"whose total must be float of shape \(2,\), not \[0.5, 1.0\]"),
+        (given_scores(rules={"end": np.array([1.0])}), r"whose end must be float of shape \(2,\)"),
+    ],
+)
+def test_scores_of_another_form_are_refused(found: Any, told: str) -> None:
+    with pytest.raises(EvidenceError, match=f"task 'riddle' declares score, {told}"):
+        scores_of(riddle(score=found), FRAMES, ["a", "b"], who="a test")
+
+
+def test_scores_are_given_back_as_they_are() -> None:
+    found = given_scores()
+    assert scores_of(riddle(score=found), FRAMES, ["a", "b"], who="a test") is found
+
+
+def test_what_is_called_must_be_a_method() -> None:
+    with pytest.raises(EvidenceError, match="task 'riddle' declares score, which must be a method, not 3"):
+        declares(Riddle({"score": 3}), "score")
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        (None, "needs a task, such as dl.tasks.Maze.size=4., got None"),
+        ("maze", "needs a task, .* got 'maze'"),
+        (Maze, r"needs a task, got the class Maze: make one, Maze\(...\)"),
+    ],
+)
+def test_what_is_no_task_is_refused(task: Any, told: str) -> None:
+    for ask in (
+        lambda: require(task, "score", who="a test"),
+        lambda: draw_instances(task, 2, who="a test"),
+        lambda: draw_pairs(task, [("a", "b")], who="a test"),
+        lambda: evaluate(dl.load_organism("maze"), task, 1),
+    ):
+        with pytest.raises(EvidenceError, match=told):
+            ask()
+
+
+@pytest.mark.parametrize("given", [True, None, 2.0, "maze"])
+def test_instances_are_a_number_or_a_list(given: Any) -> None:
+    with pytest.raises(EvidenceError, match=f"a test got instances={given!r}: give a number of them, or a list"):
+        draw_instances(Maze(size=4), given, who="a test")
+    with pytest.raises(EvidenceError, match=f"a test got pairs={given!r}: give a number of them, or a list"):
+        draw_pairs(Maze(size=4), given, who="a test")
+
+
+@pytest.mark.parametrize("given", [None, [1, 2]])
+def test_labels_come_by_name(given: Any) -> None:
+    for name in ("labels", "scene_labels"):
+        with pytest.raises(EvidenceError, match=f"declares {name}, which must return labels by name, not"):
+            labels_of(riddle(**{name: given}), ["a"], 2)
+
+
+@pytest.mark.parametrize("given", [None, "maze", Maze, []])
+def test_whoever_takes_several_tasks_refuses_what_is_none(given: Any) -> None:
+    model = dl.load_organism("maze")
+    for ask in (dl.evaluate, dl.train_tuned_lens, dl.behaviours.survey):
+        with pytest.raises(EvidenceError, match=f"{ask.__name__} needs a task"):
+            ask(model, given)

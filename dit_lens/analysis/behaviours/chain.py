@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from dit_lens.analysis.behaviours.config import BehaviourConfig
+from dit_lens.display.short import short_repr
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
@@ -47,6 +49,8 @@ class Chain:
     sigmas: tuple[float, ...]
     experts: tuple[str | None, ...]
     interventions: tuple[Intervention, ...] = ()
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if not isinstance(self.frames, np.ndarray) or self.frames.dtype != np.uint8 or self.frames.ndim != 6:
@@ -95,7 +99,7 @@ def decoded_chain(
     given = distinct(task, instances, seed) if isinstance(instances, int) else list(instances)
     if not given:
         raise EvidenceError(f"{task.name}: no instances to run")
-    others = tuple(interventions)
+    others = listed(interventions)
     options: dict[str, Any] = {"interventions": others, "record": True, "decode": False} | run_arguments
     parts = []
     for run in model.runs(given, seed, batch=batch, progress=f"chain of steps, {task.title}", **options):
@@ -127,7 +131,7 @@ def chain_of(
         )
     if chain.task != task:
         raise EvidenceError(f"the chain of steps is of {chain.task}, not of {task}")
-    if tuple(interventions) != chain.interventions:
+    if listed(interventions) != chain.interventions:
         raise EvidenceError("the chain of steps was made with other interventions; give the same ones, or no chain")
     return chain
 

@@ -42,7 +42,7 @@ from dit_lens.results.intervals import Interval, mean_interval, share
 from dit_lens.results.plots import curves
 from dit_lens.results.result import Result
 from dit_lens.tasks.base import Task
-from dit_lens.tasks.evidence import Evidence, answers_of, require
+from dit_lens.tasks.evidence import Evidence, answers_of, require, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -196,7 +196,7 @@ def correction_of(chain: Chain, judge: Judge = "answer") -> Correction:
     """The same from a chain alone."""
     task, instances = _require_judge(chain.task, judge), list(chain.instances)
     if judge == "strict":
-        right = np.stack([task.score(frames, instances).strict for frames in chain.frames])
+        right = np.stack([scores_of(task, frames, instances, who=_WHO).strict for frames in chain.frames])
         states = np.where(right, _RIGHT, _WRONG)
     else:
         answers = [answers_of(task, frames[:, -1], instances, who=_WHO) for frames in chain.frames]

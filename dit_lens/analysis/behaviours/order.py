@@ -47,6 +47,7 @@ import pandas as pd
 from dit_lens.analysis.behaviours.chain import Chain, chain_of, distinct, measured, printed, step_table
 from dit_lens.analysis.behaviours.config import BehaviourConfig
 from dit_lens.analysis.behaviours.probe_rows import place_of, probe_rows, split_weights
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -229,7 +230,7 @@ def perception_before_action(
     path, ends = known.answer_label, given_labels(task, instances, model.geometry(instances[0]).grid[0])
     if len(instances) < 4 * config.folds:
         raise EvidenceError(f"{task.name}: {len(instances)} instances are too few; need at least {4 * config.folds}")
-    others = tuple(interventions)
+    others = listed(interventions)
     chain = chain_of(model, task, config, chain, others)
     data = collect(
         model,

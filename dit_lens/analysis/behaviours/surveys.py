@@ -16,11 +16,13 @@ from dit_lens.analysis.behaviours.correction import Correction, Judge, correctio
 from dit_lens.analysis.behaviours.memory import WorkingMemory, working_memory
 from dit_lens.analysis.behaviours.order import MEASURES, PerceptionOrder, perception_before_action
 from dit_lens.analysis.behaviours.paths import MultiPath, paths_of
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError, TaskError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
 from dit_lens.tasks.base import Task
+from dit_lens.tasks.draw import listed_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,10 +143,15 @@ def survey(
     config : BehaviourConfig, optional
     interventions : iterable of Intervention
         Applied in every run.
+
+    Raises
+    ------
+    EvidenceError
+        What is no task.
     """
-    given, asked = [*tasks] if isinstance(tasks, Sequence) else [tasks], _Asked(config or BehaviourConfig())
-    for task in given:
-        asked.all_of(model, task, tuple(interventions))
+    asked, others = _Asked(config or BehaviourConfig()), listed(interventions)
+    for task in listed_tasks(tasks, who="survey"):
+        asked.all_of(model, task, others)
     return asked.survey()
 
 

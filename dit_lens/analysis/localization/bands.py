@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dit_lens.display.short import short_repr
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import Interval
 
@@ -62,6 +63,8 @@ class Curves:
     share: Floats
     unrelated: Floats
     legality: Floats
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dit_lens.engine.plan import acting
+from dit_lens.engine.plan import acting, listed
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.depth import depth_lens
 from dit_lens.model import VideoDiT
@@ -102,7 +102,7 @@ def lens_curves(
         The task does not say what a picture shows of the answer, or how right that is.
     """
     require(task, "read_answer", "judge_answer", who=_WHO)
-    given, others = draw_instances(task, instances, seed, who=_WHO), tuple(interventions)
+    given, others = draw_instances(task, instances, seed, who=_WHO), listed(interventions)
     shown, drawn = [], []
     for run in model.runs(given, seed, batch=batch, progress="depth lens", record=True, interventions=others):
         here = acting(others, run.geometry, step)

@@ -11,6 +11,7 @@ from dit_lens.analysis.localization.bands import Curves, Thresholds, find_bands
 from dit_lens.analysis.localization.lens_curves import LensCurves, lens_curves
 from dit_lens.analysis.localization.result import Localization, LocalizeConfig
 from dit_lens.analysis.patching import PatchingSweep, patching_sweep
+from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError
 from dit_lens.interventions.base import Intervention
 from dit_lens.model import VideoDiT
@@ -59,7 +60,7 @@ def localize(
     EvidenceError
         The task does not declare what the bands are read from, or has no labels of a role.
     """
-    config, limits, others = config or LocalizeConfig(), thresholds or Thresholds(), tuple(interventions)
+    config, limits, others = config or LocalizeConfig(), thresholds or Thresholds(), listed(interventions)
     roles = _labels_by_role(model, task, config)
     probes = _probe(model, task, config, others)
     roles = {role: _probed(role, names, probes) for role, names in roles.items()}

@@ -64,7 +64,7 @@ def attention(
         of all steps must fit.
     **run_arguments
         Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
-        which its steps are read. Those of the run itself are not done again.
+        which its steps are read. A run that was made under some needs them, or [] for none (see `Run.edited`).
 
     Raises
     ------

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.reduce import Reduce, token_mean, tokens
 from dit_lens.interventions.shapes import require_choice
@@ -61,6 +62,8 @@ class Features:
     unit: str
     tokens: tuple[int, ...]
     reading: Reading
+
+    __repr__ = short_repr
 
     @property
     def count(self) -> int:
@@ -174,7 +177,7 @@ def cka_features(
         Bytes that `cka` may take for them. Every pair of places is compared too: fewer steps or layers spare both.
     **run_arguments
         Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
-        which its steps are read.
+        which its steps are read: a run that was made under some needs them, or [] for none.
 
     Raises
     ------

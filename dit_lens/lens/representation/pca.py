@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import EvidenceError, InputError, MadeForAnother, SiteError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.reduce import token_mean, tokens
@@ -57,6 +58,8 @@ class PCABasis:
     fitted_on: int
     layer_scale: str
     reading: Reading
+
+    __repr__ = short_repr
 
     def project(self, activation: Tensor, layer: int) -> Tensor:
         """Coordinates of tokens (..., D) of a layer: (..., k), in float32 at least.
@@ -267,7 +270,7 @@ def pca_map(
         Tokens of each row, layer and step that the basis is fitted on, one random subset for all; None for every one.
     **run_arguments
         Of inputs ``seed``, ``interventions`` and the others of `VideoDiT.run`; of a run only ``interventions``, under
-        which its steps are read.
+        which its steps are read: a run that was made under some needs them, or [] for none.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.reduce import Reduce
 from dit_lens.lens.reading import Reading, reading_of
-from dit_lens.lens.source import at_branch, captured, require_sites
+from dit_lens.lens.source import at_branch, captured, require_selection, require_sites
 from dit_lens.model import VideoDiT
 from dit_lens.runs.run import Run
 from dit_lens.sites.site import TERM_COMPONENTS, Site
@@ -33,6 +33,7 @@ def require_readable(lens: str, sites: Sites, branch: str) -> Sites:
     SiteError, InputError
         Sites of several, or of what no layer has one activation of.
     """
+    require_selection(lens, sites)
     for what, given in (("component", sites.component), ("stream", sites.stream)):
         if not isinstance(given, str) or given == "all":
             raise InputError(f"{what}={given!r}: name one, for several are not compared with each other here")

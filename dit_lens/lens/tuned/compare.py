@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dit_lens.engine.plan import acting
 from dit_lens.errors import EvidenceError, InputError
 from dit_lens.interventions.base import Intervention
 from dit_lens.lens.depth import DepthLens, depth_lens
@@ -23,10 +24,12 @@ from dit_lens.results.plots import curves
 from dit_lens.results.result import Result
 from dit_lens.runs.run import Run
 from dit_lens.runs.seeds import derive, row_seeds
+from dit_lens.sites.select import indices
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.answers import agreement
 from dit_lens.tasks.base import Task
-from dit_lens.tasks.evidence import answers_of, declares, require, rules_of_answer
+from dit_lens.tasks.draw import listed_tasks
+from dit_lens.tasks.evidence import answers_of, declares, rules_of_answer, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +132,7 @@ def compare_lenses(
         The lens is of another model.
     """
     tuned.require(model)
-    tasks = list(task) if isinstance(task, Sequence) else [task]
+    tasks = listed_tasks(task, who=_WHO)
     drawn = [t.sample(instances, seed) for t in tasks] if isinstance(instances, int) else [list(instances)]
     if len(drawn) != len(tasks) or not all(drawn):
         raise InputError("give instances of one task at a time, or how many of each")
@@ -179,6 +182,7 @@ def _read(
 ) -> pd.DataFrame:
     """Samples of one run, the plain lens first."""
     chosen, tables = Sites(steps=_first_of_bands(tuned, run)) if sites is None else sites, []
+    here = acting(interventions, run.geometry, *indices(chosen.steps, run.geometry.steps, "step"))
     for translator in (None, tuned):
         lens = depth_lens(
             model,
@@ -186,7 +190,7 @@ def _read(
             sites=chosen,
             branch=tuned.record.branch,
             translator=translator,
-            interventions=interventions,
+            interventions=here,
         )
         places = lens.reading.table.assign(lens=lens.lens)
         scores = {} if run.frames is None else _scores(task, run, lens, model)
@@ -211,7 +215,7 @@ def _scores(task: Task, run: Run, lens: DepthLens, model: VideoDiT) -> dict[str,
     for video in lens.decode(model).reshape(-1, *run.decoded.shape):
         shown = dict[str, Floats]()
         if scores:
-            scored = require(task, "score", who=_WHO).score(video, instances)
+            scored = scores_of(task, video, instances, who=_WHO)
             shown |= {"strict": scored.strict.astype(float), "total": scored.total}
         if reads:
             marks = answers_of(task, video[:, -1], instances, who=_WHO).marks

@@ -24,6 +24,7 @@ from dit_lens.runs.inputs import gather
 from dit_lens.sites.select import indices, is_all
 from dit_lens.sites.sites import Sites
 from dit_lens.tasks.base import Task
+from dit_lens.tasks.draw import listed_tasks
 
 #: (band, layer).
 BandLayer = tuple[int, int]
@@ -59,9 +60,9 @@ def train_tuned_lens(
     Raises
     ------
     EvidenceError
-        Too few runs, or instances that are in both splits.
+        What is no task, too few runs, or instances that are in both splits.
     """
-    tasks = list(task) if isinstance(task, Sequence) else [task]
+    tasks = listed_tasks(task, who="train_tuned_lens")
     if min(runs, validation) < 2 * len(tasks):
         raise EvidenceError(
             f"runs={runs}, validation={validation}: too few; need 2 of each for each of {len(tasks)} tasks"

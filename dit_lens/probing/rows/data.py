@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import EvidenceError, SiteError
 from dit_lens.sites.site import Site
 from dit_lens.tasks.base import Label, Level
@@ -74,6 +75,8 @@ class ProbeData:
     input: NDArray[Any] | None = None
     position: NDArray[Any] | None = None
     random: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     @property
     def runs(self) -> int:

@@ -42,7 +42,7 @@ class RandomTwin(VideoDiT):
 
     def require_own(self, run: Run) -> str:
         """Return the twin's own id; raise `MadeForAnother` for a run that neither the model nor its twin made."""
-        return self.id if run.model_id == self.twin_of else super().require_own(run)
+        return self.id if isinstance(run, Run) and run.model_id == self.twin_of else super().require_own(run)
 
 
 def _pipeline_like(pipeline: Any, seed: int) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.display.short import short_repr
 from dit_lens.engine.plan import listed
 from dit_lens.errors import EvidenceError, InputError, UnsupportedModel
 from dit_lens.families.registry import family_named
@@ -118,6 +119,8 @@ class Inversion:
     states: Tensor
     clean: Tensor
     schedule: Schedule
+
+    __repr__ = short_repr
 
     @property
     def noise(self) -> Tensor:

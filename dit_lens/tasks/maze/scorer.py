@@ -24,6 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from dit_lens.display.short import short_repr
 from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.tasks.maze.boards import UNREACHED, Boards, at, distances, restrict, shift
@@ -59,6 +60,8 @@ class MazeScores:
     walls: Floats
     trail: Bools
     weights: ClassVar[Mapping[str, float]] = WEIGHTS
+
+    __repr__ = short_repr
 
     @property
     def rules(self) -> dict[str, Floats]:

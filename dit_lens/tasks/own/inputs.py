@@ -10,7 +10,7 @@ from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.files.digest import short_hash
-from dit_lens.runs.inputs import picture_bytes
+from dit_lens.runs.inputs import picture_bytes, seen_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class Input:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What can differ between two inputs: the prompt, and a hash of the image."""
-        return {"prompt": self.prompt, "image": self.image and short_hash([picture_bytes(self.image)])}
+        """What can differ between two inputs: the prompt, and a hash of what the model is given of the image."""
+        return {"prompt": self.prompt, "image": self.image and short_hash([seen_bytes(self.image)])}
 
     def __repr__(self) -> str:
         return f"Input({self.id}, {self.prompt!r})"

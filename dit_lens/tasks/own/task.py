@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import TaskError
 from dit_lens.files.digest import short_hash
 from dit_lens.files.video import Video
@@ -33,6 +34,8 @@ class OwnScores:
     """
 
     total: Floats
+
+    __repr__ = short_repr
 
     @property
     def rules(self) -> Mapping[str, Floats]:

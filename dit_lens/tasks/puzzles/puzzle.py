@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dit_lens.display.short import short_repr
 from dit_lens.errors import TaskError
 from dit_lens.files.video import Video
 from dit_lens.results.arrays import Bools, Floats, Ints
@@ -109,6 +110,8 @@ class PuzzleScores:
 
     rules: Mapping[str, Floats]
     weights: Mapping[str, float]
+
+    __repr__ = short_repr
 
     @property
     def total(self) -> Floats:

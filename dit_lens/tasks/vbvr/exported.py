@@ -16,7 +16,7 @@ from PIL import Image
 from dit_lens.errors import TaskError
 from dit_lens.files.video import FPS, write_video
 from dit_lens.tasks.base import Problem, Task
-from dit_lens.tasks.evidence import require
+from dit_lens.tasks.evidence import scores_of
 from dit_lens.tasks.vbvr.bench import (
     FINAL,
     FIRST,
@@ -145,7 +145,7 @@ def score_results(
             problems.append(str(error))
     if problems:
         raise TaskError("\n".join([f"{len(problems)} of {len(samples)} results cannot be scored", *problems]))
-    scores = require(task, "score", who="score_results").score(np.stack(videos), matched)
+    scores = scores_of(task, np.stack(videos), matched, who="score_results")
     places = {
         "split": [s.split for s in samples],
         "task": [s.task for s in samples],

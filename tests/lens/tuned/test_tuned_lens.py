@@ -476,6 +476,15 @@ def test_the_steps_of_a_comparison_are_a_selection_and_one_instance_has_no_inter
         compare_lenses(model, TASK, tuned, sites=Sites(branches="uncond"), **given)
 
 
+def test_what_acts_between_calls_is_in_the_runs_that_are_compared() -> None:
+    given = {"instances": 1, "decode": False}
+    noise = dl.Noise(Sites(("latents", "embed"), steps=1), "add")
+    plain = compare_lenses(small(), TASK, trained(), **given).samples
+    noisy = compare_lenses(small(), TASK, trained(), interventions=[noise], **given).samples
+    changed = plain["value"] != noisy["value"]
+    assert set(plain[changed]["step"]) == {2}  # of 0 and 2: the state after the noise
+
+
 def test_rows_are_shuffled_and_those_of_other_pictures_kept_apart() -> None:
     model, tasks = small(), (TASK, dl.tasks.Maze(4, frames=5, goals=2))
     rows = [(i, 100 * k + n) for k, task in enumerate(tasks) for n, i in enumerate(task.sample(5, 0, "train"))]

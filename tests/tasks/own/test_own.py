@@ -174,6 +174,10 @@ def test_a_scorer_that_returns_no_scores_is_refused(returned: Any) -> None:
         ),
         ([("a", {"image": picture()})], "input 1 needs a prompt"),
         ([("a", 3)], "input 1 needs a prompt"),
+        (
+            [tuple({"prompt": "a", "image": picture().convert(mode)} for mode in ("RGB", "RGBA"))],
+            "both sides of pair 0 are the same",
+        ),
         ([("a", {"prompt": "b", "image": "b.png"})], "the image of input 1 must be a PIL image, got str"),
         ([("a", {"prompt": "b", "negative_prompt": "c"})], "input 1 has negative_prompt; an input has a prompt"),
     ],

@@ -1,0 +1,1 @@
+"""Many runs planned as one: any intervention over any grid."""

@@ -1,0 +1,109 @@
+"""The rows of a sweep: instances, seeds of one instance or sides of pairs, some at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from dit_lens.display.short import short_repr
+from dit_lens.errors import EvidenceError, InputError
+from dit_lens.interventions.merge import Merge
+from dit_lens.interventions.patch import Patch
+from dit_lens.runs.inputs import gather
+from dit_lens.runs.seeds import row_seeds
+from dit_lens.sweeps.metrics import Metric
+from dit_lens.tasks.base import Pair, Task
+from dit_lens.tasks.draw import draw_instances, draw_pairs
+
+_WHO = "sweep"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows that are run at once: data that can be pickled.
+
+    Attributes
+    ----------
+    number : int
+    instances, seeds : tuple, one of each row
+    units : tuple of str
+        What each row counts for: its instance, or the first of its pair.
+    pairs : tuple of Pair, or None
+        Where the rows are the sides of pairs, each original before its counterfactual, both from the same noise.
+    counted : tuple of bool
+        Rows whose values count: of merged seeds only those that are merged into.
+    """
+
+    number: int
+    instances: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    units: tuple[str, ...]
+    pairs: tuple[Pair, ...] | None
+    counted: tuple[bool, ...]
+
+    __repr__ = short_repr
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+
+def units_of(
+    task: Task, intervention: Any, metrics: Sequence[Metric], instances: Any, seed: int | Sequence[int]
+) -> list[Any]:
+    """Pairs where something needs them or they were given, else instances."""
+    patches = isinstance(intervention, Patch) and isinstance(intervention.donor, str) and intervention.donor == "pair"
+    counted = isinstance(instances, int | np.integer)
+    if counted and (patches or any(metric.pairs for metric in metrics)):
+        if isinstance(seed, Sequence):
+            raise EvidenceError(f"instances={instances} with a seed for each: give the pairs themselves")
+        return draw_pairs(task, instances, seed, who=_WHO)
+    given = draw_instances(task, instances, seed, who=_WHO)
+    are_pairs = [isinstance(unit, tuple) and len(unit) == 2 for unit in given]
+    if any(are_pairs) != all(are_pairs):
+        raise EvidenceError("a sweep is of instances or of pairs, not of both")
+    needs = [m.name for m in metrics if m.pairs] + (["Patch('pair', ...)"] if patches else [])
+    if not all(are_pairs) and needs:
+        raise EvidenceError(f"{needs[0]} needs pairs: give a number, or instances=task.pairs(n), not instances")
+    return [Pair(*unit) for unit in given] if all(are_pairs) else given
+
+
+def batches_of(given: Sequence[Any], seed: int | Sequence[int], rows_at_once: int, intervention: Any) -> list[Batch]:
+    """Units in batches of about one size, none of more rows than are run at once if a unit has no more.
+
+    Raises
+    ------
+    InputError
+        Seeds of another number, or seeds to be merged that are sides of pairs.
+    """
+    group, receiver = _merged(intervention)
+    paired = isinstance(given[0], Pair)
+    if paired and group > 1:
+        raise InputError("Merge merges seeds of one instance; the two sides of a pair are two")
+    seeds = list(seed) if isinstance(seed, Sequence) else row_seeds(seed, len(given) * group)
+    if len(seeds) != len(given) * group:
+        raise InputError(f"{len(seeds)} seeds for {len(given)} units of {group} seeds each")
+    width = 2 if paired else group
+    count, found = ceil(len(given) / max(1, rows_at_once // width)), []
+    for number, part in enumerate(np.array_split(np.arange(len(given)), count)):
+        rows = [row for i in part for row in (given[i] if paired else [given[i]] * group)]
+        names = [name for i in part for name in [_name(given[i].original if paired else given[i])] * width]
+        noise = [seed for i in part for k in range(group) for seed in [seeds[i * group + k]] * (width // group)]
+        counted = [receiver is None or row % group == receiver for row in range(len(rows))]
+        pairs = tuple(given[i] for i in part) if paired else None
+        found.append(Batch(number, tuple(rows), tuple(noise), tuple(names), pairs, tuple(counted)))
+    return found
+
+
+def _merged(intervention: Any) -> tuple[int, int | None]:
+    """How many seeds of an instance are merged, and the row of them that counts; None where all do."""
+    if not isinstance(intervention, Merge):
+        return 1, None
+    return intervention.group, intervention.receiver if isinstance(intervention.receiver, int) else None
+
+
+def _name(instance: Any) -> str:
+    return gather(instance, 0).rows[0].instance

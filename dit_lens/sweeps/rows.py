@@ -1,0 +1,99 @@
+"""Interventions of some rows of a run: the cells of a sweep stand side by side in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from dit_lens.display.short import short_repr
+from dit_lens.interventions.base import At, Intervention, check
+from dit_lens.interventions.patch import Patch
+from dit_lens.interventions.shapes import require_text
+from dit_lens.runs.inputs import Row
+from dit_lens.sites.geometry import Geometry
+from dit_lens.sites.site import Site
+from dit_lens.sites.sites import Sites
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Every activation put back as it was: what a cell does when it does nothing."""
+
+    sites: Sites
+
+    def __call__(self, activation: Tensor, at: At) -> Tensor:
+        return activation.clone()
+
+
+@dataclass(frozen=True, eq=False)
+class OnRows:
+    """An intervention that meets some consecutive rows of a run alone, as if there were no others.
+
+    Attributes
+    ----------
+    intervention : Intervention
+    rows : slice
+    """
+
+    intervention: Any
+    rows: slice
+
+    __repr__ = short_repr
+
+    @property
+    def sites(self) -> Sites:
+        return self.intervention.sites  # type: ignore[no-any-return]
+
+    @property
+    def reads_only(self) -> bool:
+        return bool(getattr(self.intervention, "reads_only", False))
+
+    def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
+        check(self.intervention, sites, geometry, rows[self.rows])
+
+    def __call__(self, activation: Tensor, at: At) -> Tensor | None:
+        valid = None if at.text_valid is None else at.text_valid[self.rows]
+        x0hat = None if at.x0hat is None else at.x0hat[self.rows]
+        own = replace(at, rows=at.rows[self.rows], text_valid=valid, x0hat=x0hat)
+        new = self.intervention(activation[self.rows], own)
+        if new is None:
+            return None
+        changed = activation.clone()
+        changed[self.rows] = new.to(changed.dtype)
+        return changed
+
+
+@dataclass(frozen=True, eq=False)
+class FromPartners:
+    """A `Patch` whose donor of every row is another row of the run without it.
+
+    Attributes
+    ----------
+    patch : Patch
+    parts : dict from Site to Tensor
+        The selected tokens of every row, as that run had them.
+    partners : tuple of int
+    """
+
+    patch: Patch
+    parts: Mapping[Site, Tensor]
+    partners: tuple[int, ...]
+
+    __repr__ = short_repr
+
+    @property
+    def sites(self) -> Sites:
+        return self.patch.sites
+
+    def __call__(self, activation: Tensor, at: At) -> Tensor:
+        if at.text_valid is not None:
+            require_text("donor", at.text_valid[list(self.partners)], at.text_valid, at.site)
+        return replace(self.patch, donor=self.parts[at.site], rows=self.partners)(activation, at)
+
+
+def on_rows(intervention: Intervention, start: int, count: int, total: int) -> Intervention:
+    """An intervention of ``count`` rows from ``start`` on of a run that has ``total``."""
+    return intervention if count == total else OnRows(intervention, slice(start, start + count))

@@ -1,0 +1,234 @@
+"""What a sweep takes, refuses, and returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dit_lens as dl
+from dit_lens.errors import DitLensError, EvidenceError, InputError, SiteError
+from tests.analysis.returned import check_result
+from tests.subjects import Subject, subject_of
+
+TASK = dl.tasks.Maze(size=4, lengths=(3, 8))
+SITES = dl.Sites("delta", steps=0)
+
+
+def swept(model: dl.VideoDiT, intervention: Any, over: Any, metrics: Any = "distance", **more: Any) -> dl.Sweep:
+    options = {"instances": 2, "num_inference_steps": 2} | more
+    return dl.sweep(model, options.pop("task", TASK), intervention, over, metrics, **options)
+
+
+def test_known_answers(organism: Subject) -> None:
+    """A whole residual stream hands over everything; nothing moves where nothing is done; the donor is the way."""
+    found = swept(
+        organism.model, dl.Patch("pair", dl.Sites("resid", steps=0)), {"layers": "each"}, "share", guidance_scale=1
+    ).table
+    values = found.set_index("cell")["value"]
+    assert values["baseline"] == values["identity"] == 0
+    assert values["donor"] == pytest.approx(1)
+    np.testing.assert_allclose(values["swept"], 1, atol=1e-5)
+    assert list(found[found["cell"] == "swept"]["layer"]) == [0, 1, 2, 3]
+    assert list(found[found["cell"] == "swept"]["site"]) == [f"s00/cond/L0{k}/resid/video" for k in range(4)]
+
+
+def test_a_dose_of_nothing_moves_nothing_and_more_moves_more(organism: Subject) -> None:
+    noise = dl.Noise(dl.Sites("resid", steps=0, layers=1), "add")
+    table = swept(organism.model, noise, {"dose": [0.0, 0.1, 1.0]}, batch=2).table
+    none, little, much = table[table["cell"] == "swept"]["value"]
+    assert none == 0 < little < much
+    assert list(table[table["cell"] == "swept"]["dose"]) == [0.0, 0.1, 1.0]
+
+
+def test_the_other_side_of_a_pair_shows_the_donors_answer(shipped: Subject) -> None:
+    everything = dl.Patch("pair", dl.Sites(("model_input", "delta")))
+    table = swept(
+        shipped.model, everything, {"layers": ["all"]}, ["donor_answer", "strict"], task=dl.tasks.Maze(),
+        num_inference_steps=10, seed=3,
+    ).table  # fmt: skip
+    value = table.set_index(["cell", "measure"])["value"]
+    assert value["swept", "donor_answer"] == value["donor", "donor_answer"]
+    assert value["baseline", "donor_answer"] < value["donor", "donor_answer"]
+
+
+def test_projection_reads_the_way_between_the_truths(organism: Subject) -> None:
+    pairs = TASK.pairs(2)
+    truths = [organism.model.encode(TASK.render(list(pair))) for pair in pairs]
+    plan = dl.plan_sweep(
+        organism.model, TASK, dl.Patch("pair", SITES), {"layers": [1]}, ["projection", "share"], instances=pairs,
+        num_inference_steps=2,
+    )  # fmt: skip
+    found = dl.carry_out(plan, progress=None)
+    (batch,) = plan.batches
+    run = organism.model.run(list(batch.instances), list(batch.seeds), record=True, num_inference_steps=2)
+    clean = organism.model.replay(run, 0).x0hat
+    for p, pair in enumerate(pairs):
+        cells = torch.from_numpy(TASK.answer_mask(pair))
+        own, other = clean[2 * p, :, 1:, cells].double(), clean[2 * p + 1, :, 1:, cells].double()
+        way = (truths[p][1] - truths[p][0])[:, 1:, cells].double()
+        expected = float(((other - own) * way).sum() / way.square().sum())
+        donor = [point.cell for point in found.points].index("donor")
+        assert found.values[donor, 0, 2 * p] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_result_is_a_result(organism: Subject, tmp_path: Path) -> None:
+    one = swept(organism.model, dl.Ablate(SITES), {"layers": "each"}, ["distance", "strict"])
+    check_result(one, tmp_path / "one")
+    two = swept(organism.model, dl.Ablate(SITES), {"layers": [0, 1], "steps": [0, 1]})
+    check_result(two, tmp_path / "two")
+    with pytest.raises(EvidenceError, match="unknown measure 'share'"):
+        two.plot(measure="share")
+    three = swept(organism.model, dl.Noise(dl.Sites("resid"), "add"), {"layers": [0], "steps": [0], "dose": [1.0]})
+    with pytest.raises(EvidenceError, match="3 axes"):
+        three.plot()
+    data = one.to_json()
+    assert {"cells", "plan", "errors"} <= set(data)
+    assert set(data["plan"]) == {"forwards", "naive_forwards", "seconds", "bytes"}
+    assert {"site", "value", "low", "high", "n"} <= set(data["cells"][0])
+
+
+def test_a_plan_says_what_it_costs_before_it_runs(organism: Subject) -> None:
+    plan = dl.plan_sweep(organism.model, TASK, dl.Ablate(SITES), {"layers": "each"}, "distance", instances=2)
+    cost = plan.forecast()
+    assert cost.forwards < cost.naive_forwards
+    assert cost.seconds is not None
+    assert cost.seconds > 0
+    assert f"forwards {cost.forwards:,.0f}; every cell from noise {cost.naive_forwards:,}" in str(plan)
+
+
+def test_doses_of_directions_by_their_names(organism: Subject) -> None:
+    width = organism.model.geometry(organism.inputs[0]).shapes["resid"][-1]
+    up, down = torch.ones(width), -torch.ones(width)
+    steer = dl.Steer(dl.Sites("resid", steps=0, layers=1), up)
+    table = swept(organism.model, steer, {"direction": {"up": up, "down": down}, "scale": [0.0, 1.0]}, batch=2).table
+    own = table[table["cell"] == "swept"]
+    assert list(own["direction"]) == ["up", "up", "down", "down"]
+    assert list(own["value"] == 0) == [True, False, True, False]
+
+
+PAIRS_NEEDED = "needs pairs"
+BAD: dict[str, tuple[Any, Any, dict[str, Any], type[DitLensError], str]] = {
+    "no axis": (dl.Ablate(SITES), {}, {}, InputError, "name what to sweep"),
+    "no mapping": (dl.Ablate(SITES), "layers", {}, InputError, "name what to sweep"),
+    "no values": (dl.Ablate(SITES), {"layers": []}, {}, InputError, "over layers: no values"),
+    "a number": (dl.Ablate(SITES), {"layers": 3}, {}, InputError, "need a list of values"),
+    "another word": (dl.Ablate(SITES), {"layers": "all"}, {}, InputError, "need a list of values"),
+    "twice": (dl.Ablate(SITES), {"layers": [1, 1]}, {}, InputError, "two values are called the same"),
+    "no such axis": (dl.Ablate(SITES), {"dose": [1]}, {}, InputError, "Ablate has nothing called 'dose'"),
+    "each of doses": (dl.Noise(SITES, "add"), {"dose": "each"}, {}, InputError, "only steps, layers, heads"),
+    "a dose below zero": (dl.Noise(SITES, "add"), {"dose": [-1.0]}, {}, InputError, "dose=-1.0"),
+    "no layer": (dl.Ablate(SITES), {"layers": [9]}, {}, SiteError, "no layer 9"),
+    "a window outside": (dl.Ablate(SITES), {"layers": [(3, 4)]}, {}, SiteError, "no layer 4"),
+    "too large a window": (dl.Ablate(SITES), {"layers": dl.windows(9)}, {}, SiteError, "windows of 9 layers"),
+    "no step": (dl.Ablate(SITES), {"steps": [2]}, {}, SiteError, "no step 2"),
+    "a tensor without a name": (
+        dl.Steer(SITES, torch.ones(3)), {"direction": [torch.ones(3)]}, {}, InputError, "has no name",
+    ),
+    "no dataclass": (lambda x, at: x, {"layers": [1]}, {}, InputError, "cannot be swept"),
+    "no metric": (dl.Ablate(SITES), {"layers": [1]}, {"metrics": []}, InputError, "give at least one"),
+    "another metric": (dl.Ablate(SITES), {"layers": [1]}, {"metrics": "beauty"}, InputError, "unknown metric 'beauty'"),
+    "one metric twice": (dl.Ablate(SITES), {"layers": [1]}, {"metrics": ["strict", "strict"]}, InputError, "its own"),
+    "share without pairs": (
+        dl.Ablate(SITES), {"layers": [1]}, {"metrics": "share", "instances": TASK.sample(2)}, EvidenceError,
+        PAIRS_NEEDED,
+    ),
+    "a patch without pairs": (
+        dl.Patch("pair", SITES), {"layers": [1]}, {"instances": TASK.sample(2)}, EvidenceError, PAIRS_NEEDED,
+    ),
+    "no instances": (dl.Ablate(SITES), {"layers": [1]}, {"instances": 0}, EvidenceError, "got none"),
+    "both": (
+        dl.Ablate(SITES), {"layers": [1]}, {"instances": [*TASK.sample(1), *TASK.pairs(1)]}, EvidenceError,
+        "not of both",
+    ),
+    "merged sides": (
+        dl.Merge(SITES, group=2), {"layers": [1]}, {"instances": TASK.pairs(1)}, InputError, "Merge merges seeds",
+    ),
+    "other rows": (dl.Merge(SITES, group=2), {"group": [2, 4]}, {}, InputError, "says which rows there are"),
+    "no batch": (dl.Ablate(SITES), {"layers": [1]}, {"batch": 0}, InputError, "batch=0"),
+    "what it sets itself": (dl.Ablate(SITES), {"layers": [1]}, {"record": True}, InputError, "set by a sweep itself"),
+    "a lens of two steps": (
+        dl.Ablate(dl.Sites("delta")), {"layers": [1]},
+        {"metrics": dl.Metric("lens", "x0hat", lambda m: m.x0hat.flatten(1).sum(1), layer=1)}, InputError,
+        "is of one step",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_swept_is_refused_before_anything_runs(
+    organism: Subject, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intervention, over, more, error, said = BAD[name]
+    monkeypatch.setattr(dl.VideoDiT, "run", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(error, match=said) as refusal:
+        swept(organism.model, intervention, over, **more)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda frames, _: np.zeros(len(frames) + 1), "must return 2 finite numbers"),
+        (lambda frames, _: np.full(len(frames), np.nan), "NaN or infinity"),
+        (lambda frames, _: None, "must return 2 finite numbers"),
+        (lambda frames, _: ["a", "b"], "must return 2 finite numbers"),
+        (lambda frames, _: 1.0, "must return 2 finite numbers"),
+    ],
+)
+def test_a_metric_that_returns_nonsense_is_refused_on_the_untouched_run(
+    organism: Subject, returned: Any, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        swept(organism.model, dl.Ablate(SITES), {"layers": [1]}, returned)
+
+
+def test_a_metric_that_fails_on_the_untouched_run_says_so_itself(organism: Subject) -> None:
+    def broken(frames: Any, instances: Any) -> Any:
+        raise ZeroDivisionError("of my own")
+
+    with pytest.raises(ZeroDivisionError, match="of my own"):
+        swept(organism.model, dl.Ablate(SITES), {"layers": [1]}, broken)
+
+
+def test_a_patch_of_a_pair_is_for_sweeps(organism: Subject) -> None:
+    with pytest.raises(dl.DitLensError, match="is for a sweep over pairs"):
+        organism.run(interventions=[dl.Patch("pair", SITES)])
+
+
+def test_pairs_that_do_not_differ_have_no_way(organism: Subject) -> None:
+    maze = TASK.sample(1)[0]
+    with pytest.raises(EvidenceError, match="row 0 is one whose clean estimates do not differ"):
+        swept(organism.model, dl.Patch("pair", SITES), {"layers": [1]}, "share", instances=[(maze, maze)])
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 2, 3, (0, 1), (2, 3), (0, 2)]), min_size=1, max_size=4, unique=True),
+    st.lists(st.floats(0, 2), min_size=1, max_size=3, unique=True),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_a_grid_is_every_combination_once_however_it_is_batched(
+    layers: Any, doses: list[float], batch: int, paired: bool
+) -> None:
+    model = subject_of("organism").model
+    noise = dl.Noise(dl.Sites("resid", steps=0), "add")
+    units, width = (TASK.pairs(5), 2) if paired else (TASK.sample(3), 1)
+    plan = dl.plan_sweep(
+        model, TASK, noise, {"layers": layers, "dose": doses}, "distance", instances=units, batch=batch
+    )
+    grid = [cell for cell in plan.cells if cell.kind == "swept"]
+    assert len({tuple(cell.labels.items()) for cell in grid}) == len(grid) == len(layers) * len(doses)
+    assert sum(map(len, plan.batches)) == len(units) * width
+    assert len({seed for b in plan.batches for seed in b.seeds}) == len(units)
+    for b in plan.batches:
+        assert len(b) <= max(batch, width)
+        groups = plan.groups(plan.cells, len(b))
+        assert sorted(c.number for g in groups for c in g) == [c.number for c in plan.cells if c.intervention]
+        assert all(len(g) * len(b) <= max(batch, len(b)) for g in groups)
+        assert all(plan.start(c) == plan.start(g[0]) for g in groups for c in g)
