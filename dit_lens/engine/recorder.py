@@ -47,7 +47,8 @@ class Recorder:
         ------
         NotFinite, InputError
         """
-        if _on_its_way(tensor):
+        # A copy from an accelerator into this memory may still be on its way.
+        if torch.cuda.is_initialized() and tensor.is_pinned():
             self._pinned.append((site, tensor))
         else:
             self.require_finite(tensor, site)
@@ -140,11 +141,6 @@ class Copies:
         return made
 
 
-def _on_its_way(tensor: Tensor) -> bool:
-    """Whether a copy from an accelerator into this memory may still be under way."""
-    return torch.cuda.is_initialized() and tensor.is_pinned()
-
-
 @dataclass
 class Visitor:
     """Hands activations to interventions and checks what comes back."""
@@ -178,9 +174,15 @@ class Visitor:
         def keep(name: str, tensor: Tensor) -> None:
             self.recorder.keep(site, name, tensor.clone() if shares_memory(tensor, part) else tensor)
 
-        before = _state(part)
-        carried = [(t, _state(t)) for t in met.values() if isinstance(t, Tensor)]
-        new = intervention(part, At(site, context.rows, keep, context.geometry, context.schedule, **met))
+        before, carried = _state(part), []
+        for tensor in met.values():
+            if isinstance(tensor, Tensor):
+                carried.append((tensor, _state(tensor)))
+        at: At = object.__new__(At)  # as by its constructor, in half the time: there is one for each value
+        at.__dict__.update(
+            site=site, rows=context.rows, keep=keep, geometry=context.geometry, schedule=context.schedule, **met
+        )
+        new = intervention(part, at)
         if _changed(part, before):
             self._refuse_change(planned, site, "the activation")
         for tensor, state in carried:
