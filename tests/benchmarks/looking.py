@@ -1,9 +1,9 @@
 """What looking costs, by processor time: ``python -m tests.benchmarks.looking --out docs/benchmarks/looking.json``.
 
-One generation of the shipped model in five ways: the plain pipeline; torch hooks that clone every block's output;
-nnsight's own trace of the whole pipeline, which saves every block's output; `VideoDiT.run` that captures them, its
+One generation of the shipped model in six ways: the plain pipeline; torch hooks that clone every block's output;
+nnsight's own trace of the whole pipeline, which saves every block's output, as it is or a copy; `VideoDiT.run` that captures them, its
 check of the model's identity included; and `VideoDiT.run` that captures their means over tokens. Each round runs all
-five in random order and gives one ratio for each comparison. Processor time is what other work on the machine disturbs
+six in random order and gives one ratio for each comparison. Processor time is what other work on the machine disturbs
 least; with one thread it is what an idle machine's clock would show.
 """
 
@@ -39,6 +39,7 @@ COMPARISONS = (
     ("full", "plain", None),
     ("pooled", "plain", 1.08),
     ("full", "nnsight", 1.0),
+    ("full", "nnsight, copies", None),
     ("pooled", "nnsight", None),
 )
 
@@ -57,8 +58,8 @@ class _Whole(nn.Module):
 class ByNnsight:
     """What one would write with nnsight alone: one trace of the whole generation that saves what every block gives."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, bench: Bench, *, copies: bool = False) -> None:
+        self.bench, self.copies = bench, copies
         self.whole: Any = nnsight.NNsight(_Whole(twin(bench.stranger)))
         self.calls = bench.steps * len(bench.geometry.branches)
 
@@ -70,7 +71,7 @@ class ByNnsight:
             kept = nnsight.save([])
             for _ in tracer.iter[: self.calls]:
                 for block in self.whole.transformer.blocks:
-                    kept.append(block.output.save())
+                    kept.append((block.output.clone() if self.copies else block.output).save())
             latents = tracer.result.save()
         return Outcome(latents, kept)
 
@@ -81,6 +82,7 @@ def sides(bench: Bench) -> dict[str, Side]:
         "plain": partial(_stranger, bench),
         "hooks": partial(_hooked, bench),
         "nnsight": ByNnsight(bench),
+        "nnsight, copies": ByNnsight(bench, copies=True),
         "full": partial(_run, bench, interventions=[dl.Capture(everything)]),
         "pooled": partial(_run, bench, interventions=[dl.Capture(everything, reduce="token_mean")]),
     }
@@ -90,7 +92,7 @@ def facts(outcomes: Mapping[str, Outcome]) -> dict[str, bool]:
     """What no clock decides: one video, and the same values kept in the same order."""
     plain, hooks = outcomes["plain"], outcomes["hooks"]
     same = {f"same latents, {name}": torch.equal(x.latents, plain.latents) for name, x in outcomes.items()}
-    for name in ("nnsight", "full"):
+    for name in ("nnsight", "nnsight, copies", "full"):
         pairs = zip(outcomes[name].kept, hooks.kept, strict=True)
         same[f"same values, {name}"] = all(torch.equal(a.flatten(), b.flatten()) for a, b in pairs)
     means = [x.mean(dim=1).flatten() for x in hooks.kept]
@@ -159,7 +161,7 @@ def table(result: dict[str, Any]) -> str:
     for case in result["comparisons"]:
         ratio = case["processor ratio"]
         lines.append(
-            f"{case['measured']:<8}/ {case['against']:<8}{ratio['median']:>7.3f}  [{ratio['low']:.3f}, "
+            f"{case['measured']:<8}/ {case['against']:<16}{ratio['median']:>7.3f}  [{ratio['low']:.3f}, "
             f"{ratio['high']:.3f}]  {'' if case['limit'] is None else case['limit']!s:<6}{case['verdict']}"
         )
     return "\n".join(lines)

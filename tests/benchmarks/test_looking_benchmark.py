@@ -30,4 +30,4 @@ def test_the_command_compares_in_every_round_and_writes_a_result(
     assert {len(seconds) for seconds in result["processor seconds"].values()} == {2}
     names = [(case["measured"], case["against"], case["limit"]) for case in result["comparisons"]]
     assert names == [tuple(case) for case in looking.COMPARISONS]
-    assert "full    / nnsight" in capsys.readouterr().out
+    assert "full    / nnsight " in capsys.readouterr().out
