@@ -1,10 +1,10 @@
 """What looking costs, by processor time: ``python -m tests.benchmarks.looking --out docs/benchmarks/looking.json``.
 
 One generation of the shipped model in six ways: the plain pipeline; torch hooks that clone every block's output;
-nnsight's own trace of the whole pipeline, which saves every block's output, as it is or a copy; `VideoDiT.run` that captures them, its
-check of the model's identity included; and `VideoDiT.run` that captures their means over tokens. Each round runs all
-six in random order and gives one ratio for each comparison. Processor time is what other work on the machine disturbs
-least; with one thread it is what an idle machine's clock would show.
+nnsight's own trace of the whole pipeline, which saves every block's output as it is, or a copy of it; `VideoDiT.run`
+that captures them, its check of the model's identity included; and `VideoDiT.run` that captures their means over
+tokens. Each round runs all six in random order and gives one ratio for each comparison. Processor time is what other
+work on the machine disturbs least; with one thread it is what an idle machine's clock would show.
 """
 
 from __future__ import annotations
