@@ -192,13 +192,16 @@ class SweepPlan:
         """The last step that the run without any cell must make."""
         return self.geometry.steps - 1 if self.makes_frames else max(cell.step for cell in self.cells)
 
-    def donors(self, cells: Iterable[Cell]) -> dict[Tokens, list[Site]]:
-        """What partners give: sites by the tokens that are needed of them."""
-        found: dict[Tokens, dict[Site, None]] = {}
+    def donors(self, cells: Iterable[Cell]) -> list[tuple[Tokens, list[Site]]]:
+        """What partners give: sites by the tokens that are needed of them (tokens that hold a list have no hash)."""
+        found: list[tuple[Tokens, dict[Site, None]]] = []
         for cell in cells:
             if isinstance(cell.intervention, Patch) and cell.intervention.donor == "pair":
-                found.setdefault(cell.intervention.sites.tokens, {}).update(dict.fromkeys(self.sites(cell)))
-        return {tokens: list(sites) for tokens, sites in found.items()}
+                tokens = cell.intervention.sites.tokens
+                if tokens not in [known for known, _ in found]:
+                    found.append((tokens, {}))
+                next(sites for known, sites in found if known == tokens).update(dict.fromkeys(self.sites(cell)))
+        return [(tokens, list(sites)) for tokens, sites in found]
 
     def starts(self, cells: Iterable[Cell]) -> list[Start]:
         """Places whose residual streams must be kept for the cells that start there."""
@@ -264,7 +267,7 @@ class SweepPlan:
             for start in self.starts(self.cells)
             for branch in branches
         ]
-        kept += [(Sites(tokens=t), site) for t, sites in self.donors(self.cells).items() for site in sites]
+        kept += [(Sites(tokens=t), site) for t, sites in self.donors(self.cells) for site in sites]
         shared = sum(prod(part_shape(sites, site, self.geometry) or (0,)) for sites, site in kept) * size
         calls = last * len(branches) * (prod(shapes["model_input"]) + prod(shapes["velocity"])) * size
         estimates = 2 * len({cell.step for cell in self.cells}) if self.reads_estimate else 0
