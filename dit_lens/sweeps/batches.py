@@ -55,7 +55,7 @@ def units_of(
     task: Task, intervention: Any, metrics: Sequence[Metric], instances: Any, seed: int | Sequence[int]
 ) -> list[Any]:
     """Pairs where something needs them or they were given, else instances."""
-    patches = isinstance(intervention, Patch) and isinstance(intervention.donor, str) and intervention.donor == "pair"
+    patches = isinstance(intervention, Patch) and intervention.of_pairs
     counted = isinstance(instances, int | np.integer)
     if counted and (patches or any(metric.pairs for metric in metrics)):
         if isinstance(seed, Sequence):

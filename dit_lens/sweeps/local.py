@@ -207,7 +207,7 @@ class _Lab:
     def _bound(self, cell: Cell) -> Intervention:
         """The intervention of a cell with the donors that it names."""
         patch: Any = cell.intervention
-        if not isinstance(patch, Patch) or not isinstance(patch.donor, str) or patch.donor != "pair":
+        if not isinstance(patch, Patch) or not patch.of_pairs:
             return patch  # type: ignore[no-any-return]
         assert self._sides is not None
         number = [tokens for tokens, _ in self.plan.donors(self.job.cells)].index(patch.sites.tokens)

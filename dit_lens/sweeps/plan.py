@@ -21,6 +21,7 @@ from dit_lens.model import VideoDiT
 from dit_lens.runs.describe import describe
 from dit_lens.runs.identity import versions
 from dit_lens.runs.inputs import gather
+from dit_lens.runs.per_row import entries
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
@@ -162,12 +163,15 @@ class SweepPlan:
 
     def is_behind(self, start: Start, intervention: Intervention) -> bool | None:
         """Whether an intervention is met from a start on; False where it is in the record; None where both."""
-        met = {
-            (s.step, s.layer or 0) >= (start.step, start.layer)
-            and not (start.layer and s.step == start.step and s.layer is None and s.component != "velocity")
-            for s in intervention.sites.resolve(self.geometry)
-        }
+        met = {self._is_met_from(start, site) for site in intervention.sites.resolve(self.geometry)}
         return met.pop() if len(met) == 1 else None
+
+    def _is_met_from(self, start: Start, site: Site) -> bool:
+        if start == Start(0, 0) or site.step != start.step:
+            return site.step >= start.step
+        if site.component == "latents":
+            return False  # the record has the state as it was edited
+        return site.component == "velocity" or (site.layer or 0) >= start.layer
 
     def groups(self, cells: Sequence[Cell], rows: int) -> list[list[Cell]]:
         """Cells that are computed at once, as many as rows are: those that start at the same place.
@@ -196,7 +200,7 @@ class SweepPlan:
         """What partners give: sites by the tokens that are needed of them (tokens that hold a list have no hash)."""
         found: list[tuple[Tokens, dict[Site, None]]] = []
         for cell in cells:
-            if isinstance(cell.intervention, Patch) and cell.intervention.donor == "pair":
+            if isinstance(cell.intervention, Patch) and cell.intervention.of_pairs:
                 tokens = cell.intervention.sites.tokens
                 if tokens not in [known for known, _ in found]:
                     found.append((tokens, {}))
@@ -231,7 +235,7 @@ class SweepPlan:
         """
         rows, branches = sum(map(len, self.batches)), len(self.geometry.branches)
         computed = sum(self.blocks(cell) for cell in self.cells)
-        runs = 1 + sum(cell.intervention is not None for cell in self.cells)
+        runs = 1 + sum(cell.kind == "swept" for cell in self.cells)
         return Forecast(
             forwards=rows * branches * computed / self.geometry.layers,
             naive_forwards=rows * branches * runs * self.geometry.steps,
@@ -317,6 +321,8 @@ def plan_sweep(
         raise InputError(f"{wrong[0]}= is set by a sweep itself: omit it")
     if isinstance(rows_at_once, bool) or not isinstance(rows_at_once, int) or rows_at_once < 1:
         raise InputError(f"batch={rows_at_once!r}: need a whole number of at least 1")
+    if by_row := [name for name, value in others.items() if entries(name, value) is not None]:
+        raise InputError(f"{by_row[0]}= has an entry for each row, and a sweep makes its own rows: give one for all")
     given = units_of(task, intervention, measured, instances, seed)
     first = given[0].original if isinstance(given[0], Pair) else given[0]
     geometry = model.geometry(first, **others)
@@ -348,7 +354,5 @@ def _require(plan: SweepPlan) -> None:
         if plan.layers_read and cell.intervention is not None and not plan._within_one_step(cell):
             where = cell.intervention.sites
             raise InputError(f"{cell}: a metric at a layer is of one step, inside the denoiser; it is at {where}")
-        if cell.intervention is not None and not (
-            isinstance(cell.intervention, Patch) and cell.intervention.donor == "pair"
-        ):
+        if cell.intervention is not None and not (isinstance(cell.intervention, Patch) and cell.intervention.of_pairs):
             make_plan([cell.intervention], plan.geometry, rows)

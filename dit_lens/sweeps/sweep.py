@@ -179,6 +179,11 @@ class Sweep(Result):
         rows, columns = self.axes
         return heatmap(table[table["measure"] == (measure or self.measures[0])], rows, columns, "value", axis)
 
+    def _repr_html_(self) -> str:
+        """As of every result; without a picture where there are too many axes for one."""
+        few = len(self.axes) <= 2
+        return super()._repr_html_() if few else self.table.to_html(index=False, float_format="{:.3g}".format)
+
     def to_json(self) -> dict[str, Any]:
         """As of every result, with ``cells`` (the rows of the table), ``plan`` and ``errors``."""
         data = super().to_json()

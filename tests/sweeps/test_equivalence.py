@@ -173,7 +173,7 @@ def test_merged_seeds_count_where_they_are_merged_into(organism: Subject) -> Non
 @pytest.mark.parametrize("frames", [False, True], ids=["one step", "video"])
 def test_interventions_of_every_run_stay_in_every_cell(organism: Subject, base: Any, frames: bool) -> None:
     steer = dl.Noise(dl.Sites("resid", steps=1), "add")
-    over = {"layers": [1, 3], "dose": [0.5, 1.0]}
+    over = {"layers": [0, 3], "dose": [0.5, 1.0]}
     options = {"metrics": FRAMES if frames else X0HAT, "interventions": [base]}
     units = list(organism.inputs)
     plan, values = swept(organism.model, steer, over, units, batch=2, **options)

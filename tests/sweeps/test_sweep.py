@@ -87,6 +87,7 @@ def test_a_result_is_a_result(organism: Subject, tmp_path: Path) -> None:
     three = swept(organism.model, dl.Noise(dl.Sites("resid"), "add"), {"layers": [0], "steps": [0], "dose": [1.0]})
     with pytest.raises(EvidenceError, match="3 axes"):
         three.plot()
+    assert three._repr_html_().startswith("<table")
     data = one.to_json()
     assert {"cells", "plan", "errors"} <= set(data)
     assert set(data["plan"]) == {"forwards", "naive_forwards", "seconds", "bytes"}
@@ -150,6 +151,9 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[DitLensError], str]] = {
         dl.Merge(SITES, group=2), {"layers": [1]}, {"instances": TASK.pairs(1)}, InputError, "Merge merges seeds",
     ),
     "other rows": (dl.Merge(SITES, group=2), {"group": [2, 4]}, {}, InputError, "says which rows there are"),
+    "entries of rows": (
+        dl.Ablate(SITES), {"layers": [1]}, {"negative_prompt": ["a", "b"]}, InputError, "has an entry for each row",
+    ),
     "no batch": (dl.Ablate(SITES), {"layers": [1]}, {"batch": 0}, InputError, "batch=0"),
     "what it sets itself": (dl.Ablate(SITES), {"layers": [1]}, {"record": True}, InputError, "set by a sweep itself"),
     "a lens of two steps": (
