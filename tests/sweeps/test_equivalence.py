@@ -131,7 +131,10 @@ def test_pairs_are_patched_in_both_directions_from_clean_donors(
 def test_a_patch_keeps_its_mode_weight_and_tokens(organism: Subject, mode: str) -> None:
     pairs = dl.tasks.Maze(size=4, lengths=(3, 8)).pairs(2)
     patch = dl.Patch("pair", dl.Sites("resid", steps=0, layers=1, tokens=dl.Tokens(frames=1)), mode=mode, weight=0.5)
-    over = {"weight": [0.25, 0.5], "tokens": [dl.Tokens(frames=0), dl.Tokens(rows=(0, 2))]}
+    over = {
+        "weight": [0.25, 0.5],
+        "tokens": [dl.Tokens(frames=0), dl.Tokens(frames=slice(1, None)), dl.Tokens(rows=(0, 2))],
+    }
     plan, values = swept(organism.model, patch, over, pairs)
     (batch,) = plan.batches
     keep = dl.Capture(dl.Sites("resid", steps=0, layers=1))
