@@ -27,7 +27,7 @@ from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell, swept
-from dit_lens.sweeps.batches import Batch, batches_of, units_of
+from dit_lens.sweeps.batches import Batch, batches_of, telling, units_of
 from dit_lens.sweeps.metrics import Metric, metrics_of
 from dit_lens.sweeps.rows import Identity
 from dit_lens.tasks.base import Pair, Task
@@ -82,6 +82,8 @@ class SweepPlan:
     arguments : dict
         Of `VideoDiT.run`.
     geometry : Geometry
+    dropped : int
+        Pairs that were left out, because their answers differ nowhere.
     """
 
     model: VideoDiT
@@ -93,6 +95,7 @@ class SweepPlan:
     interventions: tuple[Intervention, ...]
     arguments: Mapping[str, Any]
     geometry: Geometry
+    dropped: int = 0
 
     __repr__ = short_repr
 
@@ -291,6 +294,7 @@ class SweepPlan:
         units = len({unit for batch in self.batches for unit in batch.units})
         of = "pairs, both directions" if self.batches[0].pairs is not None else "instances"
         assert cost.seconds is not None
+        of += f" ({self.dropped} left out: their answers differ nowhere)" if self.dropped else ""
         measured = ", ".join(metric.name for metric in self.metrics)
         times = cost.naive_forwards / cost.forwards
         return (
@@ -323,7 +327,12 @@ def plan_sweep(
         raise InputError(f"batch={rows_at_once!r}: need a whole number of at least 1")
     if by_row := [name for name, value in others.items() if entries(name, value) is not None]:
         raise InputError(f"{by_row[0]}= has an entry for each row, and a sweep makes its own rows: give one for all")
-    given = units_of(task, intervention, measured, instances, seed)
+    drawn = units_of(task, intervention, measured, instances, seed)
+    given = telling(task, drawn, measured)
+    if len(given) < len(drawn) and isinstance(seed, Sequence):
+        raise InputError(
+            f"{len(drawn) - len(given)} pairs have answers that differ nowhere: leave them and their seeds out"
+        )
     first = given[0].original if isinstance(given[0], Pair) else given[0]
     geometry = model.geometry(first, **others)
     grid = swept(intervention, over, geometry)
@@ -331,7 +340,18 @@ def plan_sweep(
     if isinstance(intervention, Merge) and (rows := {"group", "receiver"}.intersection(over)):
         raise InputError(f"over {min(rows)}: it says which rows there are; make a sweep for each value")
     batches = batches_of(given, seed, rows_at_once, intervention)
-    plan = SweepPlan(model, task, measured, tuple(cells), tuple(batches), rows_at_once, base, others, geometry)
+    plan = SweepPlan(
+        model,
+        task,
+        measured,
+        tuple(cells),
+        tuple(batches),
+        rows_at_once,
+        base,
+        others,
+        geometry,
+        len(drawn) - len(given),
+    )
     _require(plan)
     return plan
 

@@ -237,7 +237,8 @@ def test_the_forecast_is_what_is_computed(organism: Subject, name: str, metrics:
     plan, _ = swept(organism.model, intervention, over, list(organism.inputs), metrics=metrics)
     found = dl.carry_out(plan, progress=None)
     assert found.forwards == found.planned.forwards == plan.forecast(timed=False).forwards
-    assert found.planned.forwards < found.planned.naive_forwards
+    if name != "every step":  # nothing can be shared there, and the identity comes on top
+        assert found.planned.forwards < found.planned.naive_forwards
 
 
 def test_what_is_kept_is_what_was_said(organism: Subject) -> None:

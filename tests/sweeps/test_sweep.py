@@ -206,9 +206,26 @@ def test_a_patch_of_a_pair_is_for_sweeps(organism: Subject) -> None:
 
 
 def test_pairs_that_do_not_differ_have_no_way(organism: Subject) -> None:
-    maze = TASK.sample(1)[0]
+    maze, patch = TASK.sample(1)[0], dl.Patch("pair", SITES)
+    with pytest.raises(EvidenceError, match="none of 1 pairs has answers that differ anywhere"):
+        swept(organism.model, patch, {"layers": [1]}, "share", instances=[(maze, maze)])
+    found = swept(organism.model, patch, {"layers": [1]}, "share", instances=[(maze, maze), *TASK.pairs(2)])
+    assert found.dropped == 1
+    assert set(found.table["n"]) == {2}
+    assert "1 pairs left out" in str(found)
+    still = swept(organism.model, patch, {"layers": [1]}, "distance", instances=[(maze, maze)])
+    assert still.dropped == 0
+    with pytest.raises(InputError, match="leave them and their seeds out"):
+        swept(organism.model, patch, {"layers": [1]}, "share", instances=[(maze, maze), *TASK.pairs(1)], seed=[1, 2])
+
+
+def test_a_way_that_is_not_there_is_refused() -> None:
+    """Two pictures that the model cannot tell apart."""
+    subject = subject_of("organism")
+    still = dl.Bypass(dl.Sites("delta"))
+    zero = dl.Ablate(dl.Sites("velocity"))
     with pytest.raises(EvidenceError, match="row 0 is one whose clean estimates do not differ"):
-        swept(organism.model, dl.Patch("pair", SITES), {"layers": [1]}, "share", instances=[(maze, maze)])
+        swept(subject.model, dl.Patch("pair", SITES), {"layers": [1]}, "share", interventions=[still, zero])
 
 
 @given(
