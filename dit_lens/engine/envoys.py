@@ -120,11 +120,12 @@ class Tree:
                 step()
 
     def _attach(self, module: nn.Module, controller: Mapping[str, Any], undo: list[Callable[[], object]]) -> None:
-        before = _take_off(module)
+        own = module.__dict__
+        before = _take_off(module) if "forward" in own or STATE in own else {}
         if before:
-            undo.append(partial(module.__dict__.update, before))
-        undo.append(partial(_take_off, module))
-        module.__dict__.update(controller)
+            undo.append(partial(own.update, before))
+        undo += [partial(own.pop, key, None) for key in controller]
+        own.update(controller)
         beneath = _beneath(module, before["forward"]) if "forward" in before else None
         if beneath is not None:
             undo.append(_run_body(controller[STATE], beneath))

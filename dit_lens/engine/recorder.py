@@ -171,7 +171,7 @@ class Visitor:
         if site.stream != "video":
             tokens = tokens.among(valid, site)
             met["text_valid"] = tokens.valid(valid)
-        part = tokens.take(activation, site.component)
+        part = activation if tokens.is_all else tokens.take(activation, site.component)
         planned.visited += 1
         self.recorder.visited[site] = None
 

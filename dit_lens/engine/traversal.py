@@ -75,6 +75,13 @@ class Walk:
                 self._at.setdefault(site.layer, {}).setdefault(place, []).append((planned, site))
                 self._components.setdefault(site.layer, set()).add(site.component)
                 self._left += 1
+        #: The first block that is computed.
+        self._first = self.resume.layer if self.resume is not None else 0
+        self._embedded = self._wanted(None, _EMBED)
+        #: The blocks at which there is anything to do, and those of which the inputs must be met.
+        busy = {*range(self._first), *(k for k in self._at if k is not None), *((0,) if self._embedded else ())}
+        self._route = [(k, *self.layers[k]) for k in sorted(busy)]
+        self._opened = {k for k, _, _, block in self._route if k >= self._first and self._needs_inputs(k, block)}
         #: Whether nothing of the call is replaced or left out, so that nothing has to wait for the walk.
         self.reads_only = not self._first and all(planned.reads_only for planned, _ in self.visits)
         self._bypassing = any(planned.skips for planned, _ in self.visits)
@@ -93,22 +100,15 @@ class Walk:
     def stops(self) -> tuple[tuple[str, str], ...]:
         """Path and end ("inputs", "output", "skip") of all that the walk may ask for, edits of it left out."""
         stops = [("", "inputs"), ("", "output")]
-        for k, (path, _, block) in enumerate(self.layers):
+        for k, path, _, block in self._route:
             if k < self._first:
                 stops.append((path, "skip"))
-            elif self._busy(k):
-                stops += [(path, "inputs")] if self._needs_inputs(k, block) else []
+                continue
+            if k in self._opened:
+                stops.append((path, "inputs"))
                 stops += [(f"{path}.{module}", _END[end]) for module, _, end in map(_split, self._events(k, block))]
-                stops.append((path, "output"))
+            stops.append((path, "output"))
         return tuple(stops)
-
-    @property
-    def _first(self) -> int:
-        """The first block that is computed."""
-        return self.resume.layer if self.resume is not None else 0
-
-    def _busy(self, layer: int) -> bool:
-        return layer in self._at or (layer == 0 and self._wanted(None, _EMBED))
 
     def _terms(self, layer: int, block: Block) -> list[Term]:
         """The terms of a block that are wanted, whole or by head."""
@@ -139,11 +139,11 @@ class Walk:
         """Meet all sites: asks for one value of the call after the other, and is sent it."""
         if self._at:
             yield from self._offer_input()
-        for layer, (path, module, block) in enumerate(self.layers):
+        for layer, path, module, block in self._route:
             if layer < self._first:
                 yield Ask(path, "skip", self._recorded(block))
                 self.blocks_run -= 1
-            elif self._busy(layer):
+            else:
                 yield from self._block(path, module, block, layer)
         if self._at:
             yield from self._offer_output()
@@ -174,29 +174,27 @@ class Walk:
 
     def _block(self, path: str, module: nn.Module, block: Block, layer: int) -> Asking:
         """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
-        met, embedded = None, layer == 0 and self._wanted(None, _EMBED)
-        if self._needs_inputs(layer, block):
+        met: Met | None = None
+        if layer in self._opened:
             args, kwargs = yield Ask(path, "inputs")
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
             if block.text_valid is not all_valid:
                 self._valid = block.text_valid(met)
-            if embedded:
+            if layer == 0 and self._embedded:
                 yield from self._offer_embed(path, block, met, args, kwargs)
             if self._bypassed(layer):
                 yield Ask(path, "skip", self._left_out(block, layer, met))
                 return
         pending: dict[str, Tensor] = {}
-        if met is not None:
+        if met is not None and self._wanted(layer, _TERMS):
             yield from self._offer_terms(block, layer, met, pending)
         if pending or self._wanted(layer, _OF_OUTPUT):
             yield from self._offer_block_output(path, block, layer, met, pending)
 
     def _needs_inputs(self, layer: int, block: Block) -> bool:
-        embedded = layer == 0 and self._wanted(None, _EMBED)
-        return embedded or self._wanted(layer, _OF_INPUTS) or self._reads_text(layer, block)
-
-    def _reads_text(self, layer: int, block: Block) -> bool:
-        """Whether a text stream is wanted of which attention reads only some positions."""
+        if (layer == 0 and self._embedded) or self._wanted(layer, _OF_INPUTS):
+            return True
+        # Of a text stream, which of its positions attention reads.
         return block.text_valid is not all_valid and any(place[2] != "video" for place in self._at.get(layer, ()))
 
     def _offer_embed(self, path: str, block: Block, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asking:

@@ -43,7 +43,7 @@ def tensors(module: nn.Module, *, computed: bool = False) -> dict[str, Tensor]:
         for name, tensor in own.items():
             if tensor is not None:
                 found[path + name] = tensor if tensor.device.type != "meta" else _away(part, name, tensor)
-    return {name: read(found[name]) for name in sorted(found)}
+    return {name: read(found[name]) for name in sorted(found)} if read.places else dict(sorted(found.items()))
 
 
 def _away(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
@@ -59,19 +59,19 @@ class _Disk:
     """Tensors that diffusers' group offloading has written to files: what stands in memory meanwhile means nothing."""
 
     def __init__(self) -> None:
-        self._places: dict[int, tuple[str, str]] = {}
+        self.places: dict[int, tuple[str, str]] = {}
 
     def note(self, module: nn.Module) -> None:
         hook: Any = module.__dict__["_diffusers_hook"].hooks.get("group_offloading")
         group = getattr(hook, "group", None)
         if group is not None and group._is_offloaded_to_disk:
             file = group.safetensors_file_path
-            self._places |= {id(tensor): (file, key) for tensor, key in group.tensor_to_key.items()}
+            self.places |= {id(tensor): (file, key) for tensor, key in group.tensor_to_key.items()}
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self._places:
+        if id(tensor) not in self.places:
             return tensor
-        file, key = self._places[id(tensor)]
+        file, key = self.places[id(tensor)]
         with safe_open(file, "pt") as opened:
             return opened.get_tensor(key)  # type: ignore[no-any-return]
 
@@ -122,6 +122,8 @@ def _inner(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _sample(tensor: Tensor) -> Tensor:
+    if tensor.ndim == 1:
+        return tensor
     step = stride(tensor.shape)
     if not tensor.is_contiguous():
         return tensor.reshape(-1)[::step]
