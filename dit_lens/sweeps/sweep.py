@@ -177,11 +177,17 @@ class Sweep(Result):
             raise EvidenceError(
                 f"this sweep has {len(self.axes)} axes, {', '.join(self.axes)}; select from .table and plot that"
             )
+        for name in self.axes:  # words stand in their own order
+            if any(isinstance(label, str) for label in table[name]):
+                words = table[name].astype(str)
+                table = table.assign(**{name: pd.Categorical(words, words.unique(), ordered=True)})
         if len(self.axes) == 1:
             chosen = table if measure is None else table[table["measure"] == measure]
             return curves(chosen, self.axes[0], "value", hue="measure", axis=axis)
         rows, columns = self.axes
-        return heatmap(table[table["measure"] == (measure or self.measures[0])], rows, columns, "value", axis)
+        chosen = table[table["measure"] == (measure or self.measures[0])]
+        bar = {"label": measure or self.measures[0]}
+        return heatmap(chosen, rows, columns, "value", axis, cbar_kws=bar)
 
     def _repr_html_(self) -> str:
         """As of every result; without a picture where there are too many axes for one."""

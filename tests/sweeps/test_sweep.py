@@ -94,6 +94,15 @@ def test_a_result_is_a_result(organism: Subject, tmp_path: Path) -> None:
     assert {"site", "value", "low", "high", "n"} <= set(data["cells"][0])
 
 
+@pytest.mark.parametrize("over", [{"layers": [0, (1, 2), 3]}, {"layers": dl.windows(2), "steps": [0, (0, 1)]}])
+def test_words_on_an_axis_stand_in_their_own_order(organism: Subject, over: dict[str, Any]) -> None:
+    found = swept(organism.model, dl.Ablate(SITES), over, batch=2)
+    axis = found.plot()
+    axis.figure.canvas.draw()  # type: ignore[union-attr]
+    labels = [text.get_text() for text in axis.get_xticklabels()]
+    assert labels == (["0", "1-2", "3"] if len(over) == 1 else ["0", "0-1"])
+
+
 def test_a_plan_says_what_it_costs_before_it_runs(organism: Subject) -> None:
     plan = dl.plan_sweep(organism.model, TASK, dl.Ablate(SITES), {"layers": "each"}, "distance", instances=2)
     cost = plan.forecast()
