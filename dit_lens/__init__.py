@@ -101,12 +101,14 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "sweep",
     "windows",
     # what is concluded; `behaviours`, intervals and pictures
+    "AttributionPatching",
     "Evaluation",
     "GuidanceComparison",
     "Localization",
     "LocalizeConfig",
     "PatchingSweep",
     "PromptExchange",
+    "attribution_patching",
     "behaviours",
     "compare_guidance",
     "evaluate",
@@ -143,6 +145,8 @@ _MODULES = {
 }
 #: The modules of all other public names.
 _NAMES = {
+    "dit_lens.analysis.attribution.estimate": "attribution_patching",
+    "dit_lens.analysis.attribution.result": "AttributionPatching",
     "dit_lens.analysis.guidance": "GuidanceComparison compare_guidance",
     "dit_lens.analysis.localization.localize": "localize",
     "dit_lens.analysis.localization.result": "Localization LocalizeConfig",
@@ -216,6 +220,8 @@ _WHERE = {name: module for module, names in _NAMES.items() for name in names.spl
 if TYPE_CHECKING:  # the same once more for type checkers and editors; a test compares the two
     from dit_lens import errors, families, organisms, tasks
     from dit_lens.analysis import behaviours
+    from dit_lens.analysis.attribution.estimate import attribution_patching
+    from dit_lens.analysis.attribution.result import AttributionPatching
     from dit_lens.analysis.guidance import GuidanceComparison, compare_guidance
     from dit_lens.analysis.localization.localize import localize
     from dit_lens.analysis.localization.result import Localization, LocalizeConfig

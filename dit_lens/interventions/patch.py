@@ -108,6 +108,11 @@ class Patch:
             raise InputError("Patch('rows', ...): rows= must say which row of this run each row is given")
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether the donor of every row is the other side of its pair, which a sweep knows."""
+        return isinstance(self.donor, str) and self.donor == "pair"
+
+    @property
     def _is_batch(self) -> bool:
         """Whether the donors are rows of the activation itself."""
         return isinstance(self.donor, str) and self.donor == "rows"
@@ -163,7 +168,7 @@ class Patch:
 
     def check(self, sites: tuple[Site, ...], geometry: Geometry, rows: tuple[Row, ...]) -> None:
         """Refuse a donor that lacks a site or does not fit, before the run."""
-        if isinstance(self.donor, str) and self.donor == "pair":
+        if self.of_pairs:
             raise DonorError("Patch('pair', ...) is for a sweep over pairs; a run has none: give a donor, or 'rows'")
         if not self._is_batch:
             require_rows("donor", self.donor)

@@ -18,6 +18,7 @@ from dit_lens.runs.seeds import row_seeds
 from dit_lens.sweeps.metrics import Metric
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_instances, draw_pairs
+from dit_lens.tasks.evidence import answer_masks, declares
 
 _WHO = "sweep"
 
@@ -55,7 +56,7 @@ def units_of(
     task: Task, intervention: Any, metrics: Sequence[Metric], instances: Any, seed: int | Sequence[int]
 ) -> list[Any]:
     """Pairs where something needs them or they were given, else instances."""
-    patches = isinstance(intervention, Patch) and isinstance(intervention.donor, str) and intervention.donor == "pair"
+    patches = isinstance(intervention, Patch) and intervention.of_pairs
     counted = isinstance(instances, int | np.integer)
     if counted and (patches or any(metric.pairs for metric in metrics)):
         if isinstance(seed, Sequence):
@@ -69,6 +70,27 @@ def units_of(
     if not all(are_pairs) and needs:
         raise EvidenceError(f"{needs[0]} needs pairs: give a number, or instances=task.pairs(n), not instances")
     return [Pair(*unit) for unit in given] if all(are_pairs) else given
+
+
+def telling(task: Task, given: list[Any], metrics: Sequence[Metric]) -> list[Any]:
+    """The units that can be measured: of pairs, where a metric reads the place at which right answers differ, those
+    whose answers differ somewhere.
+
+    Raises
+    ------
+    EvidenceError
+        None is left.
+    """
+    reads = any(metric.pairs and metric.of == "x0hat" for metric in metrics)
+    if not reads or not isinstance(given[0], Pair) or not declares(task, "answer_mask"):
+        return given
+    masks = answer_masks(task, given, who=_WHO)
+    kept = [pair for pair, mask in zip(given, masks, strict=True) if mask.any()]
+    if not kept:
+        raise EvidenceError(
+            f"none of {len(given)} pairs has answers that differ anywhere; there is nothing to measure on"
+        )
+    return kept
 
 
 def batches_of(given: Sequence[Any], seed: int | Sequence[int], rows_at_once: int, intervention: Any) -> list[Batch]:

@@ -122,7 +122,7 @@ class _Lab:
             Capture(Sites("resid", steps=start.step, layers=start.layer - 1, stream="all"))
             for start in plan.starts(self.job.cells)
         ]
-        for number, (tokens, sites) in enumerate(plan.donors(self.job.cells).items()):
+        for number, (tokens, sites) in enumerate(plan.donors(self.job.cells)):
             captures += [Capture(only(site).at(tokens=tokens), name=f"donor {number}") for site in sites]
         steps = {cell.step for cell in self.job.cells} if plan.reads_estimate else set[int]()
         return self._run(
@@ -207,11 +207,13 @@ class _Lab:
     def _bound(self, cell: Cell) -> Intervention:
         """The intervention of a cell with the donors that it names."""
         patch: Any = cell.intervention
-        if not isinstance(patch, Patch) or not isinstance(patch.donor, str) or patch.donor != "pair":
+        if not isinstance(patch, Patch) or not patch.of_pairs:
             return patch  # type: ignore[no-any-return]
         assert self._sides is not None
-        number = list(self.plan.donors(self.job.cells)).index(patch.sites.tokens)
-        return FromPartners(patch, self._clean.captures[f"donor {number}"], tuple(self._sides.partners))
+        number = [tokens for tokens, _ in self.plan.donors(self.job.cells)].index(patch.sites.tokens)
+        kept = self._clean.captures[f"donor {number}"]
+        own = {site: kept[site] for site in self.plan.sites(cell)}  # an id is hashed of all that a donor holds
+        return FromPartners(patch, own, tuple(self._sides.partners))
 
     def _others(self, interventions: Sequence[Intervention], copies: int) -> list[Intervention]:
         """Interventions of every run, for so many copies of its rows."""

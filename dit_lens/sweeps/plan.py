@@ -21,12 +21,13 @@ from dit_lens.model import VideoDiT
 from dit_lens.runs.describe import describe
 from dit_lens.runs.identity import versions
 from dit_lens.runs.inputs import gather
+from dit_lens.runs.per_row import entries
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell, swept
-from dit_lens.sweeps.batches import Batch, batches_of, units_of
+from dit_lens.sweeps.batches import Batch, batches_of, telling, units_of
 from dit_lens.sweeps.metrics import Metric, metrics_of
 from dit_lens.sweeps.rows import Identity
 from dit_lens.tasks.base import Pair, Task
@@ -81,6 +82,8 @@ class SweepPlan:
     arguments : dict
         Of `VideoDiT.run`.
     geometry : Geometry
+    dropped : int
+        Pairs that were left out, because their answers differ nowhere.
     """
 
     model: VideoDiT
@@ -92,6 +95,7 @@ class SweepPlan:
     interventions: tuple[Intervention, ...]
     arguments: Mapping[str, Any]
     geometry: Geometry
+    dropped: int = 0
 
     __repr__ = short_repr
 
@@ -162,12 +166,15 @@ class SweepPlan:
 
     def is_behind(self, start: Start, intervention: Intervention) -> bool | None:
         """Whether an intervention is met from a start on; False where it is in the record; None where both."""
-        met = {
-            (s.step, s.layer or 0) >= (start.step, start.layer)
-            and not (start.layer and s.step == start.step and s.layer is None and s.component != "velocity")
-            for s in intervention.sites.resolve(self.geometry)
-        }
+        met = {self._is_met_from(start, site) for site in intervention.sites.resolve(self.geometry)}
         return met.pop() if len(met) == 1 else None
+
+    def _is_met_from(self, start: Start, site: Site) -> bool:
+        if start == Start(0, 0) or site.step != start.step:
+            return site.step >= start.step
+        if site.component == "latents":
+            return False  # the record has the state as it was edited
+        return site.component == "velocity" or (site.layer or 0) >= start.layer
 
     def groups(self, cells: Sequence[Cell], rows: int) -> list[list[Cell]]:
         """Cells that are computed at once, as many as rows are: those that start at the same place.
@@ -192,13 +199,16 @@ class SweepPlan:
         """The last step that the run without any cell must make."""
         return self.geometry.steps - 1 if self.makes_frames else max(cell.step for cell in self.cells)
 
-    def donors(self, cells: Iterable[Cell]) -> dict[Tokens, list[Site]]:
-        """What partners give: sites by the tokens that are needed of them."""
-        found: dict[Tokens, dict[Site, None]] = {}
+    def donors(self, cells: Iterable[Cell]) -> list[tuple[Tokens, list[Site]]]:
+        """What partners give: sites by the tokens that are needed of them (tokens that hold a list have no hash)."""
+        found: list[tuple[Tokens, dict[Site, None]]] = []
         for cell in cells:
-            if isinstance(cell.intervention, Patch) and cell.intervention.donor == "pair":
-                found.setdefault(cell.intervention.sites.tokens, {}).update(dict.fromkeys(self.sites(cell)))
-        return {tokens: list(sites) for tokens, sites in found.items()}
+            if isinstance(cell.intervention, Patch) and cell.intervention.of_pairs:
+                tokens = cell.intervention.sites.tokens
+                if tokens not in [known for known, _ in found]:
+                    found.append((tokens, {}))
+                next(sites for known, sites in found if known == tokens).update(dict.fromkeys(self.sites(cell)))
+        return [(tokens, list(sites)) for tokens, sites in found]
 
     def starts(self, cells: Iterable[Cell]) -> list[Start]:
         """Places whose residual streams must be kept for the cells that start there."""
@@ -228,7 +238,7 @@ class SweepPlan:
         """
         rows, branches = sum(map(len, self.batches)), len(self.geometry.branches)
         computed = sum(self.blocks(cell) for cell in self.cells)
-        runs = 1 + sum(cell.intervention is not None for cell in self.cells)
+        runs = 1 + sum(cell.kind == "swept" for cell in self.cells)
         return Forecast(
             forwards=rows * branches * computed / self.geometry.layers,
             naive_forwards=rows * branches * runs * self.geometry.steps,
@@ -264,7 +274,7 @@ class SweepPlan:
             for start in self.starts(self.cells)
             for branch in branches
         ]
-        kept += [(Sites(tokens=t), site) for t, sites in self.donors(self.cells).items() for site in sites]
+        kept += [(Sites(tokens=t), site) for t, sites in self.donors(self.cells) for site in sites]
         shared = sum(prod(part_shape(sites, site, self.geometry) or (0,)) for sites, site in kept) * size
         calls = last * len(branches) * (prod(shapes["model_input"]) + prod(shapes["velocity"])) * size
         estimates = 2 * len({cell.step for cell in self.cells}) if self.reads_estimate else 0
@@ -284,6 +294,7 @@ class SweepPlan:
         units = len({unit for batch in self.batches for unit in batch.units})
         of = "pairs, both directions" if self.batches[0].pairs is not None else "instances"
         assert cost.seconds is not None
+        of += f" ({self.dropped} left out: their answers differ nowhere)" if self.dropped else ""
         measured = ", ".join(metric.name for metric in self.metrics)
         times = cost.naive_forwards / cost.forwards
         return (
@@ -314,7 +325,14 @@ def plan_sweep(
         raise InputError(f"{wrong[0]}= is set by a sweep itself: omit it")
     if isinstance(rows_at_once, bool) or not isinstance(rows_at_once, int) or rows_at_once < 1:
         raise InputError(f"batch={rows_at_once!r}: need a whole number of at least 1")
-    given = units_of(task, intervention, measured, instances, seed)
+    if by_row := [name for name, value in others.items() if entries(name, value) is not None]:
+        raise InputError(f"{by_row[0]}= has an entry for each row, and a sweep makes its own rows: give one for all")
+    drawn = units_of(task, intervention, measured, instances, seed)
+    given = telling(task, drawn, measured)
+    if len(given) < len(drawn) and isinstance(seed, Sequence):
+        raise InputError(
+            f"{len(drawn) - len(given)} pairs have answers that differ nowhere: leave them and their seeds out"
+        )
     first = given[0].original if isinstance(given[0], Pair) else given[0]
     geometry = model.geometry(first, **others)
     grid = swept(intervention, over, geometry)
@@ -322,7 +340,18 @@ def plan_sweep(
     if isinstance(intervention, Merge) and (rows := {"group", "receiver"}.intersection(over)):
         raise InputError(f"over {min(rows)}: it says which rows there are; make a sweep for each value")
     batches = batches_of(given, seed, rows_at_once, intervention)
-    plan = SweepPlan(model, task, measured, tuple(cells), tuple(batches), rows_at_once, base, others, geometry)
+    plan = SweepPlan(
+        model,
+        task,
+        measured,
+        tuple(cells),
+        tuple(batches),
+        rows_at_once,
+        base,
+        others,
+        geometry,
+        len(drawn) - len(given),
+    )
     _require(plan)
     return plan
 
@@ -345,7 +374,5 @@ def _require(plan: SweepPlan) -> None:
         if plan.layers_read and cell.intervention is not None and not plan._within_one_step(cell):
             where = cell.intervention.sites
             raise InputError(f"{cell}: a metric at a layer is of one step, inside the denoiser; it is at {where}")
-        if cell.intervention is not None and not (
-            isinstance(cell.intervention, Patch) and cell.intervention.donor == "pair"
-        ):
+        if cell.intervention is not None and not (isinstance(cell.intervention, Patch) and cell.intervention.of_pairs):
             make_plan([cell.intervention], plan.geometry, rows)

@@ -75,6 +75,8 @@ class Sweep(Result):
         What a row counts for (its instance, or the first of its pair), and its noise.
     counted : bool array of shape (R,)
         Rows that count; see `Batch`.
+    dropped : int
+        Pairs that were left out, because their answers differ nowhere.
     identity : float
         The largest difference that putting every activation back made to any metric of any row.
     planned : Forecast
@@ -93,6 +95,7 @@ class Sweep(Result):
     units: tuple[str, ...]
     seeds: tuple[int, ...]
     counted: Bools
+    dropped: int
     identity: float
     planned: Forecast
     forwards: float
@@ -145,8 +148,9 @@ class Sweep(Result):
     def __str__(self) -> str:
         shown = self.table.drop(columns="site").round(3)
         text = shown.where(shown.notna(), "").to_string(index=False)
+        left_out = f" ({self.dropped} pairs left out: their answers differ nowhere)" if self.dropped else ""
         lines = [
-            f"{self.task} on {self.model}, {len(set(self.units))} units",
+            f"{self.task} on {self.model}, {len(set(self.units))} units{left_out}",
             text,
             f"{self.forwards:,.0f} forwards, one by one from noise {self.planned.naive_forwards:,}; identity exact to "
             f"{self.identity:.2g}",
@@ -173,11 +177,22 @@ class Sweep(Result):
             raise EvidenceError(
                 f"this sweep has {len(self.axes)} axes, {', '.join(self.axes)}; select from .table and plot that"
             )
+        for name in self.axes:  # words stand in their own order
+            if any(isinstance(label, str) for label in table[name]):
+                words = table[name].astype(str)
+                table = table.assign(**{name: pd.Categorical(words, words.unique(), ordered=True)})
         if len(self.axes) == 1:
             chosen = table if measure is None else table[table["measure"] == measure]
             return curves(chosen, self.axes[0], "value", hue="measure", axis=axis)
         rows, columns = self.axes
-        return heatmap(table[table["measure"] == (measure or self.measures[0])], rows, columns, "value", axis)
+        chosen = table[table["measure"] == (measure or self.measures[0])]
+        bar = {"label": measure or self.measures[0]}
+        return heatmap(chosen, rows, columns, "value", axis, cbar_kws=bar)
+
+    def _repr_html_(self) -> str:
+        """As of every result; without a picture where there are too many axes for one."""
+        few = len(self.axes) <= 2
+        return super()._repr_html_() if few else self.table.to_html(index=False, float_format="{:.3g}".format)
 
     def to_json(self) -> dict[str, Any]:
         """As of every result, with ``cells`` (the rows of the table), ``plan`` and ``errors``."""
@@ -319,6 +334,7 @@ def _result(plan: SweepPlan, done: Mapping[tuple[int, int], Outcome], seconds: f
         units=tuple(unit for batch in plan.batches for unit in batch.units),
         seeds=tuple(seed for batch in plan.batches for seed in batch.seeds),
         counted=np.array([counts for batch in plan.batches for counts in batch.counted]),
+        dropped=plan.dropped,
         identity=_identity(plan, done),
         planned=plan.forecast(timed=False),
         forwards=sum(o.blocks for o in done.values()) / plan.geometry.layers,

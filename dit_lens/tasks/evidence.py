@@ -196,7 +196,7 @@ def require_task(task: Any, *, who: str) -> None:
     """
     if isinstance(task, type):
         raise EvidenceError(f"{who} needs a task, got the class {task.__name__}: make one, {task.__name__}(...)")
-    if not isinstance(getattr(task, "name", None), str) or not callable(getattr(task, "sample", None)):
+    if not isinstance(getattr(task, "name", None), str):
         raise EvidenceError(f"{who} needs a task, such as dl.tasks.Maze(size=4), got {task!r:.80}")
 
 

@@ -69,6 +69,7 @@ TASKS: dict[str, Callable[[Path], Any]] = {
 
 ANALYSES: dict[str, Callable[[Any], Result]] = {
     "patching_sweep": lambda task: dl.patching_sweep(model(), task, 2, flip_pairs=1),
+    "attribution_patching": lambda task: dl.attribution_patching(model(), task, 2, sites=dl.Sites("delta", steps=0)),
     "lens_curves": lambda task: lens_curves(model(), task, 2),
     "localize": lambda task: dl.localize(model(), task, SMALL),
     "evaluate": lambda task: dl.evaluate(model(), task, 2),
@@ -102,7 +103,8 @@ REFUSED: dict[str, dict[str, str]] = {
     "tictactoe": _PUZZLE,
     "vbvr": _NO_ANSWER | _NO_PICTURES | {
         "probes": "needs",
-        "patching_sweep": "needs", "evaluate": "needs score", "exchange_prompts": "needs score",
+        "patching_sweep": "needs", "attribution_patching": "needs", "evaluate": "needs score",
+        "exchange_prompts": "needs score",
         "compare_guidance": "needs score", "self_correction, strict": "needs score",
     },
     "pairs": _NO_ANSWER | _NO_PICTURES | {

@@ -241,10 +241,11 @@ def interrupted(subject: Subject, times: int, seed: int = 0) -> int:
     """Interrupt runs, replays and gradients at random moments; how many of them it ended."""
     chance, ended = random.Random(seed), 0
     record, expected = run(subject, record=True), run(subject).latents
+    within = dl.Capture(dl.Sites(("delta", "attn", "resid")))
     everything = dl.Capture(dl.Sites(("delta", "attn", "resid", "latents")))
     kinds: list[tuple[Callable[[], object], float]] = [
         (lambda: run(subject, everything), 0.06),
-        (lambda: subject.model.replay(record, 1, [everything]), 0.03),
+        (lambda: subject.model.replay(record, 1, [within]), 0.03),
         (lambda: subject.model.gradients(record, 1, lambda r: r.x0hat.sum(), DELTA), 0.03),
     ]
     with Timer() as timer:

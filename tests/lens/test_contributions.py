@@ -175,7 +175,7 @@ def test_bad_input(organism: Subject) -> None:
         contributions(organism.model, run, sites=dl.Sites("a2v"))
     with pytest.raises(SiteError, match=r"contributions reads resid, pos, attn.*; 'head' is none of them"):
         contributions(organism.model, run, sites=dl.Sites("head"))
-    with pytest.raises(SiteError, match="no components"):
+    with pytest.raises(SiteError, match="need a name, or a list of names"):
         contributions(organism.model, run, sites=dl.Sites(()))
     with pytest.raises(SiteError, match="unknown branch 'uncond'"):
         contributions(organism.model, run, branch="uncond")

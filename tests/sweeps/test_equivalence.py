@@ -131,7 +131,10 @@ def test_pairs_are_patched_in_both_directions_from_clean_donors(
 def test_a_patch_keeps_its_mode_weight_and_tokens(organism: Subject, mode: str) -> None:
     pairs = dl.tasks.Maze(size=4, lengths=(3, 8)).pairs(2)
     patch = dl.Patch("pair", dl.Sites("resid", steps=0, layers=1, tokens=dl.Tokens(frames=1)), mode=mode, weight=0.5)
-    over = {"weight": [0.25, 0.5], "tokens": [dl.Tokens(frames=0), dl.Tokens(rows=(0, 2))]}
+    over = {
+        "weight": [0.25, 0.5],
+        "tokens": [dl.Tokens(frames=0), dl.Tokens(frames=slice(1, None)), dl.Tokens(rows=(0, 2))],
+    }
     plan, values = swept(organism.model, patch, over, pairs)
     (batch,) = plan.batches
     keep = dl.Capture(dl.Sites("resid", steps=0, layers=1))
@@ -173,7 +176,7 @@ def test_merged_seeds_count_where_they_are_merged_into(organism: Subject) -> Non
 @pytest.mark.parametrize("frames", [False, True], ids=["one step", "video"])
 def test_interventions_of_every_run_stay_in_every_cell(organism: Subject, base: Any, frames: bool) -> None:
     steer = dl.Noise(dl.Sites("resid", steps=1), "add")
-    over = {"layers": [1, 3], "dose": [0.5, 1.0]}
+    over = {"layers": [0, 3], "dose": [0.5, 1.0]}
     options = {"metrics": FRAMES if frames else X0HAT, "interventions": [base]}
     units = list(organism.inputs)
     plan, values = swept(organism.model, steer, over, units, batch=2, **options)
@@ -234,7 +237,8 @@ def test_the_forecast_is_what_is_computed(organism: Subject, name: str, metrics:
     plan, _ = swept(organism.model, intervention, over, list(organism.inputs), metrics=metrics)
     found = dl.carry_out(plan, progress=None)
     assert found.forwards == found.planned.forwards == plan.forecast(timed=False).forwards
-    assert found.planned.forwards < found.planned.naive_forwards
+    if name != "every step":  # nothing can be shared there, and the identity comes on top
+        assert found.planned.forwards < found.planned.naive_forwards
 
 
 def test_what_is_kept_is_what_was_said(organism: Subject) -> None:

@@ -87,10 +87,20 @@ def test_a_result_is_a_result(organism: Subject, tmp_path: Path) -> None:
     three = swept(organism.model, dl.Noise(dl.Sites("resid"), "add"), {"layers": [0], "steps": [0], "dose": [1.0]})
     with pytest.raises(EvidenceError, match="3 axes"):
         three.plot()
+    assert three._repr_html_().startswith("<table")
     data = one.to_json()
     assert {"cells", "plan", "errors"} <= set(data)
     assert set(data["plan"]) == {"forwards", "naive_forwards", "seconds", "bytes"}
     assert {"site", "value", "low", "high", "n"} <= set(data["cells"][0])
+
+
+@pytest.mark.parametrize("over", [{"layers": [0, (1, 2), 3]}, {"layers": dl.windows(2), "steps": [0, (0, 1)]}])
+def test_words_on_an_axis_stand_in_their_own_order(organism: Subject, over: dict[str, Any]) -> None:
+    found = swept(organism.model, dl.Ablate(SITES), over, batch=2)
+    axis = found.plot()
+    axis.figure.canvas.draw()  # type: ignore[union-attr]
+    labels = [text.get_text() for text in axis.get_xticklabels()]
+    assert labels == (["0", "1-2", "3"] if len(over) == 1 else ["0", "0-1"])
 
 
 def test_a_plan_says_what_it_costs_before_it_runs(organism: Subject) -> None:
@@ -150,6 +160,9 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[DitLensError], str]] = {
         dl.Merge(SITES, group=2), {"layers": [1]}, {"instances": TASK.pairs(1)}, InputError, "Merge merges seeds",
     ),
     "other rows": (dl.Merge(SITES, group=2), {"group": [2, 4]}, {}, InputError, "says which rows there are"),
+    "entries of rows": (
+        dl.Ablate(SITES), {"layers": [1]}, {"negative_prompt": ["a", "b"]}, InputError, "has an entry for each row",
+    ),
     "no batch": (dl.Ablate(SITES), {"layers": [1]}, {"batch": 0}, InputError, "batch=0"),
     "what it sets itself": (dl.Ablate(SITES), {"layers": [1]}, {"record": True}, InputError, "set by a sweep itself"),
     "a lens of two steps": (
@@ -202,9 +215,26 @@ def test_a_patch_of_a_pair_is_for_sweeps(organism: Subject) -> None:
 
 
 def test_pairs_that_do_not_differ_have_no_way(organism: Subject) -> None:
-    maze = TASK.sample(1)[0]
+    maze, patch = TASK.sample(1)[0], dl.Patch("pair", SITES)
+    with pytest.raises(EvidenceError, match="none of 1 pairs has answers that differ anywhere"):
+        swept(organism.model, patch, {"layers": [1]}, "share", instances=[(maze, maze)])
+    found = swept(organism.model, patch, {"layers": [1]}, "share", instances=[(maze, maze), *TASK.pairs(2)])
+    assert found.dropped == 1
+    assert set(found.table["n"]) == {2}
+    assert "1 pairs left out" in str(found)
+    still = swept(organism.model, patch, {"layers": [1]}, "distance", instances=[(maze, maze)])
+    assert still.dropped == 0
+    with pytest.raises(InputError, match="leave them and their seeds out"):
+        swept(organism.model, patch, {"layers": [1]}, "share", instances=[(maze, maze), *TASK.pairs(1)], seed=[1, 2])
+
+
+def test_a_way_that_is_not_there_is_refused() -> None:
+    """Two pictures that the model cannot tell apart."""
+    subject = subject_of("organism")
+    still = dl.Bypass(dl.Sites("delta"))
+    zero = dl.Ablate(dl.Sites("velocity"))
     with pytest.raises(EvidenceError, match="row 0 is one whose clean estimates do not differ"):
-        swept(organism.model, dl.Patch("pair", SITES), {"layers": [1]}, "share", instances=[(maze, maze)])
+        swept(subject.model, dl.Patch("pair", SITES), {"layers": [1]}, "share", interventions=[still, zero])
 
 
 @given(
