@@ -11,6 +11,7 @@ import numpy as np
 
 from dit_lens.errors import InputError, SiteError
 from dit_lens.interventions.base import Intervention
+from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import indices, show
 from dit_lens.sites.sites import Sites
@@ -27,6 +28,14 @@ SITE_AXES = {
     "tokens": "tokens",
 }
 _NUMBERED = ("steps", "layers", "heads")
+#: Columns that a table has besides those of the axes.
+_TAKEN = (*SITE_COLUMNS, *VALUE_COLUMNS, "tokens", "cell", "site", "number", "instance", "seed")
+
+
+def column(axis: str) -> str:
+    """The column of a table for an axis; ``own_seed`` and the like where a table has one of that name already."""
+    return SITE_AXES.get(axis, f"own_{axis}" if axis in _TAKEN else axis)
+
 
 #: Value of an axis as a table and a file have it.
 Label = int | float | str
@@ -139,6 +148,10 @@ def _changed(intervention: Any, name: str, value: Any) -> Any:
 def _values(name: str, values: Any, intervention: Any, geometry: Geometry) -> dict[Label, Any]:
     """The values of an axis by their labels."""
     settings = [field.name for field in fields(intervention) if field.init and field.name != "sites"]
+    if name in SITE_AXES and name in settings:
+        raise InputError(
+            f"over {name}: {type(intervention).__name__} and its sites both have it; give yours another name"
+        )
     if name not in SITE_AXES and name not in settings:
         known = ", ".join([*SITE_AXES, *settings])
         raise InputError(f"{type(intervention).__name__} has nothing called {name!r} to sweep; there are {known}")

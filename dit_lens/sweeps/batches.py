@@ -8,11 +8,14 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from dit_lens.display.short import short_repr
 from dit_lens.errors import EvidenceError, InputError
+from dit_lens.interventions.ablate import Ablate
 from dit_lens.interventions.merge import Merge
 from dit_lens.interventions.patch import Patch
+from dit_lens.runs.donor import Donor
 from dit_lens.runs.inputs import gather
 from dit_lens.runs.seeds import row_seeds
 from dit_lens.sweeps.metrics import Metric
@@ -32,7 +35,7 @@ class Batch:
     number : int
     instances, seeds : tuple, one of each row
     units : tuple of str
-        What each row counts for: its instance, or the first of its pair.
+        What each row counts for: its instance, or its pair.
     pairs : tuple of Pair, or None
         Where the rows are the sides of pairs, each original before its counterfactual, both from the same noise.
     counted : tuple of bool
@@ -57,9 +60,11 @@ def units_of(
 ) -> list[Any]:
     """Pairs where something needs them or they were given, else instances."""
     patches = isinstance(intervention, Patch) and intervention.of_pairs
+    if patches and intervention.rows is not None:
+        raise InputError("Patch('pair', rows=...): the other side of its pair is given to each row; omit rows=")
     counted = isinstance(instances, int | np.integer)
     if counted and (patches or any(metric.pairs for metric in metrics)):
-        if isinstance(seed, Sequence):
+        if not isinstance(seed, int):
             raise EvidenceError(f"instances={instances} with a seed for each: give the pairs themselves")
         return draw_pairs(task, instances, seed, who=_WHO)
     given = draw_instances(task, instances, seed, who=_WHO)
@@ -72,48 +77,53 @@ def units_of(
     return [Pair(*unit) for unit in given] if all(are_pairs) else given
 
 
-def telling(task: Task, given: list[Any], metrics: Sequence[Metric]) -> list[Any]:
+def telling(task: Task, given: Sequence[Any], metrics: Sequence[Metric]) -> list[int]:
     """The units that can be measured: of pairs, where a metric reads the place at which right answers differ, those
     whose answers differ somewhere.
 
     Raises
     ------
     EvidenceError
-        None is left.
+        There is none.
     """
     reads = any(metric.pairs and metric.of == "x0hat" for metric in metrics)
     if not reads or not isinstance(given[0], Pair) or not declares(task, "answer_mask"):
-        return given
-    masks = answer_masks(task, given, who=_WHO)
-    kept = [pair for pair, mask in zip(given, masks, strict=True) if mask.any()]
+        return list(range(len(given)))
+    kept = [i for i, mask in enumerate(answer_masks(task, given, who=_WHO)) if mask.any()]
     if not kept:
-        raise EvidenceError(
-            f"none of {len(given)} pairs has answers that differ anywhere; there is nothing to measure on"
-        )
+        raise EvidenceError(f"none of {len(given)} pairs has answers that differ anywhere; nothing can be measured")
     return kept
 
 
-def batches_of(given: Sequence[Any], seed: int | Sequence[int], rows_at_once: int, intervention: Any) -> list[Batch]:
-    """Units in batches of about one size, none of more rows than are run at once if a unit has no more.
+def seeds_of(given: Sequence[Any], seed: int | Sequence[int], intervention: Any) -> list[list[int]]:
+    """The seeds of each unit: one, or as many as are merged.
 
     Raises
     ------
     InputError
-        Seeds of another number, or seeds to be merged that are sides of pairs.
+        Another number of seeds, or seeds to be merged that are sides of pairs.
     """
-    group, receiver = _merged(intervention)
-    paired = isinstance(given[0], Pair)
-    if paired and group > 1:
+    group, _ = _merged(intervention)
+    if group > 1 and isinstance(given[0], Pair):
         raise InputError("Merge merges seeds of one instance; the two sides of a pair are two")
-    seeds = list(seed) if isinstance(seed, Sequence) else row_seeds(seed, len(given) * group)
+    seeds = row_seeds(seed, len(given) * group) if isinstance(seed, int) else [int(one) for one in seed]
     if len(seeds) != len(given) * group:
         raise InputError(f"{len(seeds)} seeds for {len(given)} units of {group} seeds each")
+    return [seeds[start : start + group] for start in range(0, len(seeds), group)]
+
+
+def batches_of(
+    given: Sequence[Any], seeds: Sequence[Sequence[int]], rows_at_once: int, intervention: Any
+) -> list[Batch]:
+    """Units in batches of about one size, none of more rows than are run at once if a unit has no more."""
+    group, receiver = _merged(intervention)
+    paired = isinstance(given[0], Pair)
     width = 2 if paired else group
     count, found = ceil(len(given) / max(1, rows_at_once // width)), []
     for number, part in enumerate(np.array_split(np.arange(len(given)), count)):
         rows = [row for i in part for row in (given[i] if paired else [given[i]] * group)]
-        names = [name for i in part for name in [_name(given[i].original if paired else given[i])] * width]
-        noise = [seed for i in part for k in range(group) for seed in [seeds[i * group + k]] * (width // group)]
+        names = [name for i in part for name in [_name(given[i])] * width]
+        noise = [seed for i in part for one in seeds[i] for seed in [one] * (width // group)]
         counted = [receiver is None or row % group == receiver for row in range(len(rows))]
         pairs = tuple(given[i] for i in part) if paired else None
         found.append(Batch(number, tuple(rows), tuple(noise), tuple(names), pairs, tuple(counted)))
@@ -124,8 +134,29 @@ def _merged(intervention: Any) -> tuple[int, int | None]:
     """How many seeds of an instance are merged, and the row of them that counts; None where all do."""
     if not isinstance(intervention, Merge):
         return 1, None
-    return intervention.group, intervention.receiver if isinstance(intervention.receiver, int) else None
+    return intervention.group, None if intervention.receiver == "all" else int(intervention.receiver)
 
 
-def _name(instance: Any) -> str:
-    return gather(instance, 0).rows[0].instance
+def _name(unit: Any) -> str:
+    sides = unit if isinstance(unit, Pair) else (unit,)
+    return " | ".join(gather(side, 0).rows[0].instance for side in sides)
+
+
+def require_rows_anywhere(intervention: Any, batches: Sequence[Batch]) -> None:
+    """Refuse what names rows of its run, or of a donor, where there are several runs with the same numbers.
+
+    Raises
+    ------
+    InputError
+    """
+    given = getattr(intervention, "donor", getattr(intervention, "reference", None))
+    many = isinstance(given, Donor | Tensor) and len(given.rows if isinstance(given, Donor) else given) > 1
+    others = isinstance(intervention, Ablate) and intervention.mode == "resample"
+    averages = isinstance(intervention, Ablate) and intervention.mode == "mean"
+    named = not isinstance(getattr(intervention, "rows", None), int | None)
+    if len(batches) > 1 and not averages and (many or others or named):
+        rows = sum(map(len, batches))
+        raise InputError(
+            f"{type(intervention).__name__} goes by the numbers of rows, and each of {len(batches)} batches counts its "
+            f"own from 0: give batch={rows}, or fewer instances"
+        )

@@ -6,15 +6,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from dit_lens.errors import StoreError
+from dit_lens.errors import EvidenceError, StoreError
 from dit_lens.files import strict
 from dit_lens.files.atomic import make_folder, sync, write_atomic
 from dit_lens.files.lock import NAME as LOCK
 from dit_lens.files.lock import Lock
 from dit_lens.files.strict import Malformed
-from dit_lens.sweeps.local import Outcome
+from dit_lens.sweeps.local import Outcome, require_outcome
+from dit_lens.sweeps.plan import SweepPlan
 
 _HEAD, _LINES = "sweep.json", "cells.jsonl"
 _FORMAT = "dit_lens sweep 1"
@@ -27,8 +27,7 @@ class Journal:
     ----------
     folder : path
         New, empty, or of the same plan.
-    plan : str
-        Its id.
+    plan : SweepPlan
 
     Raises
     ------
@@ -36,8 +35,8 @@ class Journal:
         A folder of another plan or of anything else, a line that was changed, or another writer.
     """
 
-    def __init__(self, folder: str | Path, plan: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, plan: SweepPlan) -> None:
+        self.folder, self._plan = Path(folder), plan
         self._path = self.folder / _LINES
         try:
             if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
@@ -52,7 +51,7 @@ class Journal:
                 raise
             raise StoreError(f"{self.folder} cannot be used: {error.strerror or error}") from error
         try:
-            self._require(plan)
+            self._require(plan.id)
             self.found = {(o.batch, o.cell): o for o in self._read() if not o.error}
         except BaseException:
             self.close()
@@ -83,8 +82,10 @@ class Journal:
             os.truncate(self._path, whole)
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
-                yield _outcome(strict.parse_line(line))
-            except Malformed as error:
+                outcome: Outcome = strict.typed(strict.parse_line(line), Outcome, "outcome")
+                require_outcome(self._plan, outcome)
+                yield outcome
+            except (Malformed, EvidenceError) as error:
                 raise StoreError(f"{self._path}, line {number}: {error}") from error
 
     def add(self, outcome: Outcome) -> None:
@@ -113,8 +114,3 @@ class Journal:
 
     def close(self) -> None:
         self._lock.release()
-
-
-def _outcome(line: dict[str, Any]) -> Outcome:
-    found: Outcome = strict.typed(line, Outcome, "outcome")
-    return found

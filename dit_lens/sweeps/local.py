@@ -142,7 +142,8 @@ class _Lab:
 
     @cached_property
     def _sides(self) -> Sides | None:
-        return None if self.batch.pairs is None else Sides(self.plan.model, self.plan.task, self.batch.pairs)
+        pairs, plan = self.batch.pairs, self.plan
+        return None if pairs is None else Sides(plan.model, plan.task, pairs, plan.geometry)
 
     @cached_property
     def _still(self) -> dict[tuple[int, int | None], Tensor]:
@@ -193,6 +194,8 @@ class _Lab:
             replay = self._replayed(record, step, acts, start, len(group))
             ledger.add(replay.ledger)
             estimates |= self._lens(record, replay, step)
+            for layer in (k for k in plan.layers_read if k < start.layer):  # nothing has been done there yet
+                estimates[layer] = torch.cat([self._untouched(step, layer)] * len(group))
             estimates.setdefault(None, replay.x0hat)
         for place, cell in enumerate(group):
             rows = slice(place * count, (place + 1) * count)
@@ -238,7 +241,11 @@ class _Lab:
         """One step of cells alone."""
         plan = self.plan
         others = [i for i in acting(plan.interventions, record.geometry, step) if plan.is_behind(start, i) is not False]
-        reads = [Capture(Sites("resid", steps=step, layers=k, branches="cond"), name=_LENS) for k in plan.layers_read]
+        reads = [
+            Capture(Sites("resid", steps=step, layers=k, branches="cond"), name=_LENS)
+            for k in plan.layers_read
+            if k >= start.layer
+        ]
         return plan.model.replay(record, step, [*self._others(others, copies), *acts, *reads], from_layer=start.layer)
 
     def _lens(self, record: Run, replay: Replay, step: int) -> dict[int | None, Tensor]:
@@ -256,7 +263,8 @@ class _Lab:
         found, partners = {}, None if self._sides is None else self._sides.partners
         for metric in self.plan.metrics:
             if metric.of == "frames":
-                found[metric.name] = metric(frames, list(self.batch.instances), rows=len(self.batch))
+                assert frames is not None
+                found[metric.name] = metric(frames.copy(), list(self.batch.instances), rows=len(self.batch))
                 continue
             clean = self._untouched(cell.step, metric.layer)
             donor = None if partners is None else clean[partners]
@@ -285,6 +293,24 @@ def only(site: Site) -> Sites:
     if site.branch is not None:
         chosen["branches"] = site.branch
     return Sites(site.component, steps=site.step, stream=site.stream, **chosen)
+
+
+def require_outcome(plan: SweepPlan, outcome: Outcome) -> None:
+    """Refuse what is no outcome of a plan's cell: numbers of one that there is not, or of other metrics or rows.
+
+    Raises
+    ------
+    EvidenceError
+    """
+    if not (0 <= outcome.cell < len(plan.cells) and 0 <= outcome.batch < len(plan.batches)):
+        raise EvidenceError(f"an outcome of cell {outcome.cell}, batch {outcome.batch}: the plan has no such cell")
+    wanted, rows = {metric.name for metric in plan.metrics}, len(plan.batches[outcome.batch])
+    fits = outcome.values.keys() == wanted and all(len(found) == rows for found in outcome.values.values())
+    if outcome.error is None and not fits:
+        raise EvidenceError(
+            f"the outcome of {plan.cells[outcome.cell]}, batch {outcome.batch}, must have {rows} numbers of each of "
+            f"{', '.join(sorted(wanted))}"
+        )
 
 
 def require_identity(plan: SweepPlan, outcome: Outcome, baseline: Outcome) -> float:

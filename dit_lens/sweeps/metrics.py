@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from dit_lens.errors import EvidenceError, InputError
 from dit_lens.files.video import Video
 from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
+from dit_lens.sites.geometry import Geometry
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.evidence import answer_masks, declares, on_grid, require, scores_of, show_answer
 
@@ -59,8 +60,13 @@ class Metric:
         InputError
             Anything but ``rows`` finite numbers.
         """
+        before = _versions(given)
         found = self.function(*given)
-        found = found.detach().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+        if _versions(given) != before:
+            raise InputError(
+                f"metric {self.name!r} changed what it was given in place; make a new tensor (x - y, not x -= y)"
+            )
+        found = found.detach().double().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
         if found.shape != (rows,) or found.dtype.kind not in "biuf" or not np.isfinite(found).all():
             got = (
                 f"{found.dtype} {found.shape}"
@@ -73,6 +79,12 @@ class Metric:
         return found.astype(np.float64)
 
 
+def _versions(given: Sequence[Any]) -> list[int]:
+    """How often the estimates that a metric is given were changed, by torch's count."""
+    moved = [one for one in given if isinstance(one, Moved)]
+    return [x._version for one in moved for x in (one.x0hat, one.clean) if not x.is_inference()]
+
+
 @dataclass(frozen=True, eq=False)
 class Sides:
     """The two sides of P pairs as 2 P rows: each counterfactual follows its original, so row r's partner is r ^ 1."""
@@ -80,7 +92,7 @@ class Sides:
     model: VideoDiT
     task: Task
     pairs: tuple[Pair, ...]
-    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
+    geometry: Geometry
 
     @property
     def partners(self) -> list[int]:
@@ -97,7 +109,7 @@ class Sides:
             later[:] = 1
             return mask
         height, width = like.shape[-2:]
-        pixels = self.model.geometry(self.pairs[0].original).pixels
+        pixels = self.geometry.pixels
         picture = (height, width) if pixels is None else (pixels.height, pixels.width)
         cells = on_grid(self.task, answer_masks(self.task, self.pairs, who="a sweep"), (height, width), picture)
         later[:, 0] = torch.from_numpy(cells).to(mask).repeat_interleave(2, dim=0)[:, None]
@@ -147,7 +159,7 @@ def share(moved: Moved, *, of: int = 0) -> Tensor:
     Parameters
     ----------
     of : int
-        Along the way of the pair so many places before, counted round: a null for ``of`` > 0.
+        Along the way of the pair so many places before it in the batch, counted round: a null for ``of`` > 0.
 
     Raises
     ------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields, is_dataclass
 from math import prod
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from dit_lens.display.short import short_repr
 from dit_lens.engine.plan import listed, make_plan
@@ -27,7 +29,7 @@ from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell, swept
-from dit_lens.sweeps.batches import Batch, batches_of, telling, units_of
+from dit_lens.sweeps.batches import Batch, batches_of, require_rows_anywhere, seeds_of, telling, units_of
 from dit_lens.sweeps.metrics import Metric, metrics_of
 from dit_lens.sweeps.rows import Identity
 from dit_lens.tasks.base import Pair, Task
@@ -102,9 +104,12 @@ class SweepPlan:
     def __str__(self) -> str:
         return self.describe()
 
-    @cached_property
+    @property
     def id(self) -> str:
-        """Hash of all that its values depend on: model, rows, cells, metrics, settings and versions."""
+        """Hash of all that its values depend on: model, task, rows, cells, metrics, settings and versions, as they are.
+
+        Of the task and its instances counts what makes them, not what they have drawn and kept.
+        """
         rows = [gather(list(b.instances), list(b.seeds)) for b in self.batches]
         parts = [
             self.model.id,
@@ -112,7 +117,8 @@ class SweepPlan:
             describe([(r.rows, r.content) for r in rows]),
             describe([[cell.number, cell.kind, cell.step, cell.intervention, cell.labels] for cell in self.cells]),
             describe([(metric.name, metric.of, metric.layer, metric.function) for metric in self.metrics]),
-            describe([self.interventions, dict(self.arguments), self.rows_at_once]),
+            describe([self.interventions, dict(self.arguments), self.rows_at_once, dict(self.model.defaults)]),
+            describe([_essence(self.task), [_essence(row) for batch in self.batches for row in batch.instances]]),
             describe(versions()),
         ]
         return short_hash([part.encode() for part in parts])
@@ -179,17 +185,20 @@ class SweepPlan:
     def groups(self, cells: Sequence[Cell], rows: int) -> list[list[Cell]]:
         """Cells that are computed at once, as many as rows are: those that start at the same place.
 
-        A reference stays alone, so that it is what it would be without the grid.
+        A reference stays alone, so that it is what it would be without the grid, and so does what leaves blocks out: a
+        block is left out for all rows or for none.
         """
-        at_once, groups = max(1, self.rows_at_once // rows), list[list[Cell]]()
+        skips = any(getattr(i, "skips", False) for i in self.interventions)
+        at_once, groups = 1 if skips else max(1, self.rows_at_once // rows), list[list[Cell]]()
         open_groups: dict[tuple[Start, int], list[Cell]] = {}
         for cell in (c for c in cells if c.intervention is not None):
             key = (self.start(cell), cell.step)
             group = open_groups.get(key)
-            if cell.kind != "swept" or group is None or len(group) == at_once:
+            alone = cell.kind != "swept" or getattr(cell.intervention, "skips", False)
+            if alone or group is None or len(group) == at_once:
                 group = []
                 groups.append(group)
-                if cell.kind == "swept":
+                if not alone:
                     open_groups[key] = group
             group.append(cell)
         return groups
@@ -305,6 +314,13 @@ class SweepPlan:
         )
 
 
+def _essence(value: Any) -> Any:
+    """What makes a task or an instance: the fields of a dataclass, so not what it has worked out since; else itself."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return [type(value), {field.name: _essence(getattr(value, field.name)) for field in fields(value)}]
+
+
 def plan_sweep(
     model: VideoDiT,
     task: Task,
@@ -327,19 +343,19 @@ def plan_sweep(
         raise InputError(f"batch={rows_at_once!r}: need a whole number of at least 1")
     if by_row := [name for name, value in others.items() if entries(name, value) is not None]:
         raise InputError(f"{by_row[0]}= has an entry for each row, and a sweep makes its own rows: give one for all")
+    if isinstance(seed, np.integer | np.ndarray | Tensor):
+        seed = seed.tolist()
     drawn = units_of(task, intervention, measured, instances, seed)
-    given = telling(task, drawn, measured)
-    if len(given) < len(drawn) and isinstance(seed, Sequence):
-        raise InputError(
-            f"{len(drawn) - len(given)} pairs have answers that differ nowhere: leave them and their seeds out"
-        )
+    dealt = seeds_of(drawn, seed, intervention)
+    kept = telling(task, drawn, measured)
+    given = [drawn[i] for i in kept]
     first = given[0].original if isinstance(given[0], Pair) else given[0]
     geometry = model.geometry(first, **others)
     grid = swept(intervention, over, geometry)
     cells = _cells(grid, geometry, pairs=isinstance(given[0], Pair))
     if isinstance(intervention, Merge) and (rows := {"group", "receiver"}.intersection(over)):
         raise InputError(f"over {min(rows)}: it says which rows there are; make a sweep for each value")
-    batches = batches_of(given, seed, rows_at_once, intervention)
+    batches = batches_of(given, [dealt[i] for i in kept], rows_at_once, intervention)
     plan = SweepPlan(
         model,
         task,
@@ -370,7 +386,10 @@ def _require(plan: SweepPlan) -> None:
     """Refuse, before anything runs, cells that no run could take."""
     batch = plan.batches[0]
     rows = gather(list(batch.instances), list(batch.seeds)).rows
+    for intervention in plan.interventions:
+        require_rows_anywhere(intervention, plan.batches)
     for cell in plan.cells:
+        require_rows_anywhere(cell.intervention, plan.batches)
         if plan.layers_read and cell.intervention is not None and not plan._within_one_step(cell):
             where = cell.intervention.sites
             raise InputError(f"{cell}: a metric at a layer is of one step, inside the denoiser; it is at {where}")

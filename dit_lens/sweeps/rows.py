@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_lens.display.short import short_repr
+from dit_lens.errors import DonorError
 from dit_lens.interventions.base import At, Intervention, check
 from dit_lens.interventions.patch import Patch
 from dit_lens.interventions.shapes import require_text
@@ -61,6 +62,11 @@ class OnRows:
         new = self.intervention(activation[self.rows], own)
         if new is None:
             return None
+        part = activation[self.rows]
+        if not isinstance(new, Tensor) or new.shape != part.shape or not new.is_floating_point():
+            given = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
+            name = type(self.intervention).__name__
+            raise DonorError(f"{name} returned {given} at {at.site}; expected floating point {tuple(part.shape)}")
         changed = activation.clone()
         changed[self.rows] = new.to(changed.dtype)
         return changed

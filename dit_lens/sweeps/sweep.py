@@ -22,9 +22,9 @@ from dit_lens.results.plots import curves, heatmap
 from dit_lens.results.result import SITE_COLUMNS, VALUE_COLUMNS, Result
 from dit_lens.sites.select import show
 from dit_lens.sites.sites import Sites
-from dit_lens.sweeps.axes import SITE_AXES, Cell, Label
+from dit_lens.sweeps.axes import Cell, Label, column
 from dit_lens.sweeps.journal import Journal
-from dit_lens.sweeps.local import Executor, Job, Outcome, require_identity, run_here
+from dit_lens.sweeps.local import Executor, Job, Outcome, require_identity, require_outcome, run_here
 from dit_lens.sweeps.plan import Forecast, SweepPlan, plan_sweep
 from dit_lens.tasks.base import Task
 
@@ -72,7 +72,7 @@ class Sweep(Result):
     values : float array of shape (N, M, R)
         Of every row, NaN where a cell failed.
     units, seeds : tuple, one of each of the R rows
-        What a row counts for (its instance, or the first of its pair), and its noise.
+        What a row counts for (its instance, or its pair), and its noise.
     counted : bool array of shape (R,)
         Rows that count; see `Batch`.
     dropped : int
@@ -284,16 +284,24 @@ def carry_out(
     StoreError, DitLensError
         As in `sweep`.
     """
-    started, journal = time.perf_counter(), None if folder is None else Journal(folder, plan.id)
+    started = time.perf_counter()
+    journal = None if folder is None else Journal(folder, plan)
     done = dict(journal.found) if journal is not None else {}
     total = len(plan.batches) * len(plan.cells)
     try:
         with tqdm(total=total, initial=len(done), desc=progress, unit="cell", disable=progress is None) as bar:
             for outcome in executor(plan, _missing(plan, done)):
+                require_outcome(plan, outcome)
+                if (outcome.batch, outcome.cell) in done:
+                    continue  # it stood beside one that was missing
                 if journal is not None:
                     journal.add(outcome)
                 done[outcome.batch, outcome.cell] = outcome
                 bar.update()
+            if len(done) < total:
+                raise EvidenceError(
+                    f"the executor gave {len(done)} of {total} cells; those that are missing have no value"
+                )
     except KeyboardInterrupt as stop:
         kept = f"kept in {folder}: the same call goes on from there" if folder else "lost: give folder= to keep them"
         stop.add_note(f"{len(done)} of {total} cells were finished, {kept}")
@@ -305,11 +313,14 @@ def carry_out(
 
 
 def _missing(plan: SweepPlan, done: Mapping[tuple[int, int], Outcome]) -> list[Job]:
+    """Jobs of all cells that are not done, and of those that stand beside one: then each is what it would have been."""
     jobs = []
     for batch in plan.batches:
-        cells = tuple(cell for cell in plan.cells if (batch.number, cell.number) not in done)
+        groups = plan.groups(plan.cells, len(batch)) + [[c] for c in plan.cells if c.intervention is None]
+        left = [group for group in groups if any((batch.number, cell.number) not in done for cell in group)]
+        cells = sorted((cell for group in left for cell in group), key=lambda cell: cell.number)
         if cells:
-            jobs.append(Job(batch, cells))
+            jobs.append(Job(batch, tuple(cells)))
     return jobs
 
 
@@ -323,6 +334,7 @@ def _result(plan: SweepPlan, done: Mapping[tuple[int, int], Outcome], seconds: f
             errors[cell] = outcome.error
         for m, name in enumerate(names if not outcome.error else ()):
             values[cell, m, rows[batch] : rows[batch + 1]] = outcome.values[name]
+    values[list(errors)] = np.nan  # on some batches alone it would be compared with others on all
     of_step = {plan.cells[c].step: o for (_, c), o in done.items()}
     return Sweep(
         model=plan.model.id,
@@ -354,7 +366,7 @@ def _identity(plan: SweepPlan, done: Mapping[tuple[int, int], Outcome]) -> float
 
 def _axes(plan: SweepPlan) -> tuple[str, ...]:
     swept = next(cell for cell in plan.cells if cell.kind == "swept")
-    return tuple(SITE_AXES.get(name, name) for name in swept.labels)
+    return tuple(map(column, swept.labels))
 
 
 def _point(plan: SweepPlan, cell: Cell, outcome: Outcome, error: str | None) -> Point:
@@ -362,7 +374,7 @@ def _point(plan: SweepPlan, cell: Cell, outcome: Outcome, error: str | None) -> 
     if cell.intervention is None:
         return Point(cell.kind, "", along)
     sites, found = cell.intervention.sites, plan.sites(cell)
-    columns = along | _address(sites) | {SITE_AXES.get(name, name): label for name, label in cell.labels.items()}
+    columns = along | _address(sites) | {column(name): label for name, label in cell.labels.items()}
     return Point(cell.kind, str(found[0]) if len(found) == 1 else str(sites), columns, error)
 
 

@@ -55,7 +55,7 @@ class ByHand:
     def __init__(self, plan: dl.SweepPlan) -> None:
         self.plan, (self.batch,) = plan, plan.batches
         assert self.batch.pairs is not None
-        self.sides = Sides(plan.model, plan.task, self.batch.pairs)
+        self.sides = Sides(plan.model, plan.task, self.batch.pairs, plan.geometry)
         self.pipeline = copy.deepcopy(plan.model.pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
         # The stock method takes no batch of pictures; without this the loop would go row by row.

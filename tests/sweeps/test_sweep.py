@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 import dit_lens as dl
 from dit_lens.errors import DitLensError, EvidenceError, InputError, SiteError
+from dit_lens.families.tiny.pipelines import TINY
+from dit_lens.sweeps.metrics import distance
 from tests.analysis.returned import check_result
 from tests.subjects import Subject, subject_of
 
@@ -224,8 +227,9 @@ def test_pairs_that_do_not_differ_have_no_way(organism: Subject) -> None:
     assert "1 pairs left out" in str(found)
     still = swept(organism.model, patch, {"layers": [1]}, "distance", instances=[(maze, maze)])
     assert still.dropped == 0
-    with pytest.raises(InputError, match="leave them and their seeds out"):
-        swept(organism.model, patch, {"layers": [1]}, "share", instances=[(maze, maze), *TASK.pairs(1)], seed=[1, 2])
+    given = [(maze, maze), *TASK.pairs(1)]
+    seeded = swept(organism.model, patch, {"layers": [1]}, "share", instances=given, seed=[1, 2])
+    assert seeded.seeds == (2, 2)  # the noise of a pair does not depend on which others are left out
 
 
 def test_a_way_that_is_not_there_is_refused() -> None:
@@ -262,3 +266,143 @@ def test_a_grid_is_every_combination_once_however_it_is_batched(
         assert sorted(c.number for g in groups for c in g) == [c.number for c in plan.cells if c.intervention]
         assert all(len(g) * len(b) <= max(batch, len(b)) for g in groups)
         assert all(plan.start(c) == plan.start(g[0]) for g in groups for c in g)
+
+
+def test_a_row_named_by_its_number_is_refused_where_there_are_several_batches(organism: Subject) -> None:
+    given = TASK.sample(3)
+    resample = dl.Ablate(SITES, mode="resample")
+    assert not swept(organism.model, resample, {"layers": [1]}, instances=given, batch=3).errors
+    donor = organism.model.run(given[:2], [1, 2], interventions=[dl.Capture(SITES)], num_inference_steps=2)
+    for row_wise in (resample, dl.Patch(donor, SITES), dl.Patch(torch.zeros(2, 32), dl.Sites("resid", steps=0))):
+        with pytest.raises(InputError, match="goes by the numbers of rows, and each of"):
+            swept(organism.model, row_wise, {"layers": [1]}, instances=given, batch=2)
+    with pytest.raises(InputError, match="goes by the numbers of rows"):
+        swept(organism.model, dl.Ablate(SITES), {"layers": [1]}, instances=given, batch=2, interventions=[resample])
+    with pytest.raises(InputError, match="omit rows="):
+        swept(organism.model, dl.Patch("pair", SITES, rows=(1, 0)), {"layers": [1]})
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Returns one row for all of them."""
+
+    sites: dl.Sites
+    dose: float = 1.0
+
+    def __call__(self, activation: torch.Tensor, at: dl.At) -> torch.Tensor:
+        return activation[:1] * self.dose
+
+
+@pytest.mark.parametrize("batch", [2, 8], ids=["alone", "side by side"])
+def test_a_replacement_of_another_shape_fails_alone_and_side_by_side(organism: Subject, batch: int) -> None:
+    odd = Odd(dl.Sites("delta", steps=0, layers=1))
+    found = swept(organism.model, odd, {"dose": [0.5, 0.9]}, instances=TASK.sample(2), batch=batch)
+    assert len(found.errors) == 2
+    assert all("DonorError: Odd returned" in error for error in found.errors.values())
+    assert found.table[found.table["cell"] == "swept"]["value"].isna().all()
+
+
+def test_a_block_that_is_left_out_is_left_out_alone() -> None:
+    """A stream that is carried beside the others is left out with the block, also where many rows would fit."""
+    tiny = TINY["ltx-2"]
+    model, given = dl.VideoDiT(tiny.build()), list(tiny.inputs())
+    bypass = dl.Bypass(dl.Sites("delta", steps=1))
+    few, many = (
+        swept(
+            model, bypass, {"layers": [0, 2]}, instances=given, seed=[1, 2], batch=batch, **dict(tiny.settings)
+        ).values
+        for batch in (2, 32)
+    )
+    np.testing.assert_array_equal(few, many)
+
+
+@dataclass(frozen=True)
+class Aimed:
+    """An instance of one's own, with something that only a metric reads."""
+
+    prompt: str
+    image: Any
+    id: str
+    target: float
+
+
+def test_an_id_is_of_all_that_values_depend_on_and_of_nothing_that_was_drawn(organism: Subject) -> None:
+    model, patch = organism.model, dl.Patch("pair", SITES)
+
+    class Other(dl.tasks.Maze):
+        def answer_mask(self, pair: Any) -> Any:
+            return np.ones_like(super().answer_mask(pair))
+
+    def plan(task: Any = TASK, of: dl.VideoDiT = model, **more: Any) -> dl.SweepPlan:
+        options = {"instances": TASK.pairs(2)} | more
+        return dl.plan_sweep(of, task, patch, {"layers": [1]}, "share", **options)
+
+    first = plan().id
+    made = plan(num_inference_steps=2)
+    before = made.id
+    dl.carry_out(made, progress=None)
+    assert made.id == before == plan(num_inference_steps=2).id
+    slower = dl.VideoDiT(model.pipeline, defaults={**model.defaults, "num_inference_steps": 4})
+    assert len({first, before, plan(Other(size=4, lengths=(3, 8))).id, plan(of=slower).id}) == 4
+
+    def aimed(target: float) -> str:
+        maze = TASK.sample(1)[0]
+        given = [Aimed(maze.prompt, maze.image, maze.id, target)]
+        return dl.plan_sweep(model, TASK, dl.Ablate(SITES), {"layers": [1]}, "distance", instances=given).id
+
+    assert aimed(1.0) != aimed(7.0)
+
+
+@pytest.mark.parametrize("task", [dl.tasks.Sort(), dl.tasks.Permanence(), dl.tasks.TicTacToe()], ids=lambda t: t.name)
+def test_an_id_stays_when_tasks_and_instances_have_been_used(organism: Subject, task: Any) -> None:
+    pairs = task.pairs(2)
+    made = dl.plan_sweep(
+        organism.model, task, dl.Patch("pair", SITES), {"layers": [1]}, ["share", "strict"], instances=pairs,
+        num_inference_steps=2,
+    )  # fmt: skip
+    before = made.id
+    dl.carry_out(made, progress=None)
+    assert made.id == before
+
+
+def test_a_metric_that_changes_what_it_is_given_is_refused(organism: Subject) -> None:
+    greedy = dl.Metric("greedy", "x0hat", lambda moved: moved.x0hat.sub_(moved.clean).flatten(1).sum(1))
+    with pytest.raises(InputError, match="metric 'greedy' changed what it was given in place"):
+        swept(organism.model, dl.Ablate(SITES), {"layers": [1]}, [greedy, "distance"])
+
+    def painting(frames: Any, instances: Any) -> Any:
+        frames[:] = 0
+        return np.zeros(len(frames))
+
+    both = swept(organism.model, dl.Ablate(SITES), {"layers": [1]}, [painting, "score"])
+    alone = swept(organism.model, dl.Ablate(SITES), {"layers": [1]}, ["score"])
+    np.testing.assert_array_equal(both.values[:, 1], alone.values[:, 0])
+
+
+def test_a_lens_that_reads_before_a_cell_reads_what_was_there(organism: Subject) -> None:
+    lens = dl.Metric("lens", "x0hat", distance, layer=1)
+    found = swept(organism.model, dl.Ablate(SITES), {"layers": [3, 0]}, [lens, "distance"], batch=2)
+    assert not found.errors
+    late, early = found.table[(found.table["cell"] == "swept") & (found.table["measure"] == "lens")]["value"]
+    assert late == 0 < early
+
+
+def test_columns_of_a_table_keep_their_meaning(organism: Subject) -> None:
+    noise = dl.Noise(dl.Sites("latents", steps=1), "add")
+    table = swept(organism.model, noise, {"seed": [3, 4]}).table
+    assert list(table[table["cell"] == "swept"]["own_seed"]) == [3, 4]
+
+
+def test_pairs_of_one_original_are_two_units(organism: Subject) -> None:
+    (a, b), (_, c) = TASK.pairs(2)
+    table = swept(organism.model, dl.Patch("pair", SITES), {"layers": [1]}, instances=[(a, b), (a, c)]).table
+    assert set(table["n"]) == {2}
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_seeds_may_be_an_array_and_a_receiver_a_number_of_numpy(organism: Subject, kind: Any) -> None:
+    found = swept(organism.model, dl.Ablate(SITES), {"layers": [1]}, instances=TASK.sample(2), seed=kind([5, 6]))
+    assert found.seeds == (5, 6)
+    merge = dl.Merge(dl.Sites("resid", steps=0), group=2, receiver=np.int64(1))  # type: ignore[arg-type]
+    merged = swept(organism.model, merge, {"layers": [1]}, instances=TASK.sample(1))
+    assert list(merged.counted) == [False, True]

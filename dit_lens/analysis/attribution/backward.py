@@ -66,7 +66,9 @@ class Estimator(ABC):
         """Of the sides of some pairs: (K, R)."""
         self.blocks += run.ledger.block_forwards
         sides = tuple(Pair(*rows) for rows in zip(run.inputs[::2], run.inputs[1::2], strict=True))
-        metric = Still(self.plan.metrics[0], tuple(run.inputs), Sides(self.plan.model, self.plan.task, sides))
+        metric = Still(
+            self.plan.metrics[0], tuple(run.inputs), Sides(self.plan.model, self.plan.task, sides, self.plan.geometry)
+        )
         found: dict[Place, Floats] = {}
         for gradients in self._at_steps(run, metric):
             for site, own in gradients.activations.items():
