@@ -7,8 +7,8 @@ its donors are captured once. Both sides patch the update of a layer in both dir
 and must come to the same numbers. Cases:
 
 - ``one step``: every layer at step 0, the share of the way that the clean estimate of that step moves;
-- ``video``: layers 0 and 7 at steps 0, 3, 6 and 9 (together as far from the noise as all 80 of the grid), whether the
-  finished video shows the donor's answer.
+- ``video``: every layer at steps 0, 3, 6 and 9 (on average as far from the noise as all ten), whether the finished
+  video shows the donor's answer.
 
 ``growth`` compares 200 doses of noise with 20 of them: seconds and peak memory.
 
@@ -45,7 +45,7 @@ from tests.benchmarks.memory import peak_bytes
 LIMITS = {"cpu": {"one step": 10.0, "video": 2.0}, "cuda": {"one step": 10.0, "video": 4.0}}
 GRIDS: dict[str, tuple[Sequence[int], Sequence[int]]] = {
     "one step": (range(8), (0,)),
-    "video": ((0, 7), (0, 3, 6, 9)),
+    "video": (range(8), (0, 3, 6, 9)),
 }
 
 
