@@ -232,7 +232,8 @@ class _Lab:
         return self._run(
             [*self._others(others, copies), *acts, *keep],
             copies,
-            resume=Resume(record, start.step, start.layer) if start > Start(0, 0) else None,
+            # From its very beginning the record spares the encoding of pictures, unless a state is yet to be edited.
+            resume=Resume(record, start.step, start.layer) if start > Start(0, 0) or not others else None,
             decode=plan.makes_frames,
             stop_after=None if last == plan.geometry.steps - 1 else last,
         )
