@@ -90,7 +90,7 @@ class Dispatcher:
                 module = tree.modules[""]
                 before = {"forward": module.__dict__["forward"]} if "forward" in module.__dict__ else {}
                 stack.callback(module.__dict__.update, before)
-                stack.callback(module.__dict__.pop, "forward")
+                stack.callback(module.__dict__.pop, "forward", None)
                 module.__dict__["forward"] = self._dispatching(expert, module.forward)
             return stack.pop_all()
 

@@ -116,15 +116,16 @@ class Tree:
                 self._attach(self.modules[path], self._controllers[path], undo)
             yield
         finally:
-            for step in reversed(undo):
-                step()
+            _undo_all(undo)
 
     def _attach(self, module: nn.Module, controller: Mapping[str, Any], undo: list[Callable[[], object]]) -> None:
         own = module.__dict__
-        before = _take_off(module) if "forward" in own or STATE in own else {}
-        if before:
+        before = {key: own[key] for key in ("forward", STATE) if key in own}
+        if before:  # what is to be put back is known before it is taken: a Ctrl-C may come in between
             undo.append(partial(own.update, before))
         undo += [partial(own.pop, key, None) for key in controller]
+        for key in before:
+            del own[key]
         own.update(controller)
         beneath = _beneath(module, before["forward"]) if "forward" in before else None
         if beneath is not None:
@@ -254,6 +255,17 @@ def at(envoy: Any, path: str) -> Any:
     for part in path.split(".") if path else ():
         envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
     return envoy
+
+
+def _undo_all(undo: list[Callable[[], object]]) -> None:
+    """Undo every step, the last first, also where a Ctrl-C comes in between: one may be done twice, none is left."""
+    try:
+        while undo:
+            undo[-1]()
+            undo.pop()
+    except BaseException:
+        _undo_all(undo)
+        raise
 
 
 def _take_off(module: nn.Module) -> dict[str, Any]:

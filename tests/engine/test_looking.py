@@ -13,7 +13,7 @@ from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens.engine.envoys import Ask
+from dit_lens.engine.envoys import Ask, _undo_all
 from dit_lens.errors import InputError, NotFinite, PipelineBusy
 from dit_lens.families.tiny.pipelines import TINY
 from tests.subjects import Edit, leftovers
@@ -209,3 +209,18 @@ def test_what_the_model_never_comes_to_is_an_error() -> None:
     with pytest.raises(OutOfOrderError, match=r"never came to the output of blocks\.0"):
         tree.look(lambda: None, walk(), (("blocks.0", "output"),))
     assert leftovers(model.pipeline) == []
+
+
+def test_a_ctrl_c_while_things_are_put_back_leaves_none_of_them() -> None:
+    done: list[str] = []
+
+    def interrupted() -> None:
+        done.append("second")
+        if done.count("second") == 1:
+            raise KeyboardInterrupt
+
+    undo = [lambda: done.append("first"), interrupted, lambda: done.append("third")]
+    with pytest.raises(KeyboardInterrupt):
+        _undo_all(undo)
+    assert done == ["third", "second", "second", "first"]
+    assert not undo
