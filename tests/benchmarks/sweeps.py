@@ -160,10 +160,10 @@ def compare(name: str, rounds: int, pairs: int, device: str, seed: int = 0) -> d
     order, taken = random.Random(seed), {name: [] for name in sides}  # type: dict[str, list[float]]
     numbers: dict[str, Any] = {}
     for _ in range(rounds + 1):
-        for name in order.sample(list(sides), 2):
+        for side in order.sample(list(sides), 2):
             started = clock()
-            numbers[name] = sides[name]()
-            taken[name].append(clock() - started)
+            numbers[side] = sides[side]()
+            taken[side].append(clock() - started)
     swept = numbers["sweep"].values[[point.cell == "swept" for point in numbers["sweep"].points]]
     ratio = Ratio.of([a / b for a, b in zip(taken["by hand"][1:], taken["sweep"][1:], strict=True)])
     limit = LIMITS[device][case]

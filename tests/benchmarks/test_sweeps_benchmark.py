@@ -30,6 +30,8 @@ def test_the_command_says_what_it_measured(
     out = tmp_path / "sweeps.json"
     assert benchmark.main(["--rounds", "1", "--pairs", "1", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("one step: ")
+    assert "\none step, side by side: " in printed
     assert "times faster than by hand, wanted 10" in printed
     assert "ten times the cells took 10.0 times the seconds" in printed
     assert {"cases", "growth", "machine", "date"} <= set(json.loads(out.read_text()))
