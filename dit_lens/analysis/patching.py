@@ -39,7 +39,7 @@ from dit_lens.sweeps.metrics import Metric
 from dit_lens.sweeps.sweep import Sweep, sweep
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_pairs
-from dit_lens.tasks.evidence import answer_masks, declares, scores_of
+from dit_lens.tasks.evidence import declares, pairs_that_differ, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,7 +168,7 @@ def patching_sweep(
         Not one component, stream and step, or a layer that the model does not have.
     """
     given = draw_pairs(task, pairs, seed, who=_WHO)
-    given = [pair for pair, mask in zip(given, answer_masks(task, given, who=_WHO), strict=True) if mask.any()]
+    given = [given[number] for number in pairs_that_differ(task, given, who=_WHO)]
     if not given:
         raise EvidenceError(
             "no pair's two answers differ where what was given does not; there is nothing to measure on"

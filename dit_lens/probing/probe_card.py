@@ -16,7 +16,7 @@ from dit_lens.probing.probe_grid import Probe
 from dit_lens.probing.rows.data import Source
 from dit_lens.sites.select import indices
 from dit_lens.sites.site import Site
-from dit_lens.sites.sites import Sites
+from dit_lens.sites.sites import Sites, selection
 from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks import TASKS, declares, require
 from dit_lens.tasks.base import Level, Task
@@ -164,16 +164,7 @@ def tokens_of(card: Mapping[str, Any]) -> Tokens:
 
 def sites_of(names: Sequence[str], tokens: Tokens) -> Sites:
     """The selection of some sites of one branch and stream, given by their canonical strings."""
-    sites = [Site.parse(name) for name in names]
-    return Sites(
-        component=tuple(dict.fromkeys(site.component for site in sites)),
-        steps=sorted({site.step for site in sites}),
-        layers=sorted({site.layer for site in sites if site.layer is not None}) or "all",
-        branches=str(sites[0].branch),
-        stream=sites[0].stream,
-        heads=sorted({site.head for site in sites if site.head is not None}) or "all",
-        tokens=tokens,
-    )
+    return selection([Site.parse(name) for name in names], tokens)
 
 
 def options_of(written: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,6 +194,19 @@ def _names(what: str, given: Any) -> str | tuple[str, ...]:
     return given if isinstance(given, str) else tuple(several)
 
 
+def selection(sites: Sequence[Site], tokens: Tokens = Tokens()) -> Sites:  # noqa: B008 - it is frozen
+    """The selection of some sites of one branch and stream."""
+    return Sites(
+        component=tuple(dict.fromkeys(site.component for site in sites)),
+        steps=sorted({site.step for site in sites}),
+        layers=sorted({site.layer for site in sites if site.layer is not None}) or "all",
+        branches=sites[0].branch or "all",
+        stream=sites[0].stream,
+        heads=sorted({site.head for site in sites if site.head is not None}) or "all",
+        tokens=tokens,
+    )
+
+
 def _among(
     what: str, chosen: str | tuple[str, ...], available: tuple[str, ...], has: str, hint: str = ""
 ) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from dit_lens.runs.seeds import row_seeds
 from dit_lens.sweeps.metrics import Metric
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_instances, draw_pairs
-from dit_lens.tasks.evidence import answer_masks, declares
+from dit_lens.tasks.evidence import declares, pairs_that_differ
 
 _WHO = "sweep"
 
@@ -89,7 +89,7 @@ def telling(task: Task, given: Sequence[Any], metrics: Sequence[Metric]) -> list
     reads = any(metric.pairs and metric.of == "x0hat" for metric in metrics)
     if not reads or not isinstance(given[0], Pair) or not declares(task, "answer_mask"):
         return list(range(len(given)))
-    kept = [i for i, mask in enumerate(answer_masks(task, given, who=_WHO)) if mask.any()]
+    kept = pairs_that_differ(task, given, who=_WHO)
     if not kept:
         raise EvidenceError(f"none of {len(given)} pairs has answers that differ anywhere; nothing can be measured")
     return kept

@@ -22,7 +22,8 @@ from dit_lens.runs.replay import Replay, Resume
 from dit_lens.runs.rows import selected
 from dit_lens.runs.run import Run
 from dit_lens.sites.site import Site
-from dit_lens.sites.sites import Sites
+from dit_lens.sites.sites import Sites, selection
+from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell
 from dit_lens.sweeps.batches import Batch
 from dit_lens.sweeps.metrics import Moved, Sides
@@ -122,8 +123,8 @@ class _Lab:
             Capture(Sites("resid", steps=start.step, layers=start.layer - 1, stream="all"))
             for start in plan.starts(self.job.cells)
         ]
-        for number, (tokens, sites) in enumerate(plan.donors(self.job.cells)):
-            captures += [Capture(only(site).at(tokens=tokens), name=f"donor {number}") for site in sites]
+        for number, (tokens, sites) in enumerate(self._donors):
+            captures += [Capture(selection([site], tokens), name=f"donor {number}") for site in sites]
         steps = {cell.step for cell in self.job.cells} if plan.reads_estimate else set[int]()
         return self._run(
             [*plan.until(plan.last_step), *captures, *self._estimates(steps)],
@@ -144,6 +145,10 @@ class _Lab:
     def _sides(self) -> Sides | None:
         pairs, plan = self.batch.pairs, self.plan
         return None if pairs is None else Sides(plan.model, plan.task, pairs, plan.geometry)
+
+    @cached_property
+    def _donors(self) -> list[tuple[Tokens, list[Site]]]:
+        return self.plan.donors(self.job.cells)
 
     @cached_property
     def _still(self) -> dict[tuple[int, int | None], Tensor]:
@@ -185,7 +190,7 @@ class _Lab:
         estimates: dict[int | None, Tensor] = {}
         frames = None
         if not plan.is_replay(group[0]):
-            run = self._resumed(record, acts, start, step, len(group))
+            run = self._resumed(record, acts, start, group[0], len(group))
             ledger.add(run.ledger)
             frames = run.frames
             if plan.reads_estimate:
@@ -213,7 +218,7 @@ class _Lab:
         if not isinstance(patch, Patch) or not patch.of_pairs:
             return patch  # type: ignore[no-any-return]
         assert self._sides is not None
-        number = [tokens for tokens, _ in self.plan.donors(self.job.cells)].index(patch.sites.tokens)
+        number = [tokens for tokens, _ in self._donors].index(patch.sites.tokens)
         kept = self._clean.captures[f"donor {number}"]
         own = {site: kept[site] for site in self.plan.sites(cell)}  # an id is hashed of all that a donor holds
         return FromPartners(patch, own, tuple(self._sides.partners))
@@ -223,12 +228,12 @@ class _Lab:
         count = len(self.batch)
         return [on_rows(i, copy * count, count, copies * count) for copy in range(copies) for i in interventions]
 
-    def _resumed(self, record: Run, acts: Sequence[Intervention], start: Start, step: int, copies: int) -> Run:
-        """The videos of cells, or the states up to a step, from where they begin to differ."""
+    def _resumed(self, record: Run, acts: Sequence[Intervention], start: Start, cell: Cell, copies: int) -> Run:
+        """The videos of cells that are made as this one is, or their states, from where they begin to differ."""
         plan = self.plan
-        last = plan.geometry.steps - 1 if plan.makes_frames else step
+        last = plan.end(cell)
         others = [i for i in plan.until(last) if plan.is_behind(start, i) is not False]
-        keep = self._estimates({step}) if plan.reads_estimate else []
+        keep = self._estimates({cell.step}) if plan.reads_estimate else []
         return self._run(
             [*self._others(others, copies), *acts, *keep],
             copies,
@@ -285,15 +290,6 @@ def _estimate(run: Run, kept: dict[Site, Tensor], step: int) -> Tensor:
     """The clean estimate of a step from the state before it and the combined prediction."""
     found = {site.component: tensor for site, tensor in kept.items() if site.step == step}
     return run.clean(step, found["latents"], found["guided"])
-
-
-def only(site: Site) -> Sites:
-    """The selection of one site."""
-    own = {"layers": site.layer, "heads": site.head}
-    chosen: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-    if site.branch is not None:
-        chosen["branches"] = site.branch
-    return Sites(site.component, steps=site.step, stream=site.stream, **chosen)
 
 
 def require_outcome(plan: SweepPlan, outcome: Outcome) -> None:

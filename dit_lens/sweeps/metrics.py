@@ -67,12 +67,9 @@ class Metric:
                 f"metric {self.name!r} changed what it was given in place; make a new tensor (x - y, not x -= y)"
             )
         found = found.detach().double().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
-        if found.shape != (rows,) or found.dtype.kind not in "biuf" or not np.isfinite(found).all():
-            got = (
-                f"{found.dtype} {found.shape}"
-                if found.shape != (rows,) or found.dtype.kind not in "biuf"
-                else "NaN or infinity"
-            )
+        fits = found.shape == (rows,) and found.dtype.kind in "biuf"
+        if not fits or not np.isfinite(found).all():
+            got = "NaN or infinity" if fits else f"{found.dtype} {found.shape}"
             raise InputError(
                 f"metric {self.name!r} returned {got}; it must return {rows} finite numbers, one for each row"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from dit_lens.display.short import short_repr
+from dit_lens.engine.loop import require_batch
 from dit_lens.engine.plan import listed, make_plan
 from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
@@ -206,7 +207,11 @@ class SweepPlan:
     @property
     def last_step(self) -> int:
         """The last step that the run without any cell must make."""
-        return self.geometry.steps - 1 if self.makes_frames else max(cell.step for cell in self.cells)
+        return max(map(self.end, self.cells))
+
+    def end(self, cell: Cell) -> int:
+        """The last step that a cell must make: the one whose estimate is measured, or where frames are, the last."""
+        return self.geometry.steps - 1 if self.makes_frames else cell.step
 
     def donors(self, cells: Iterable[Cell]) -> list[tuple[Tokens, list[Site]]]:
         """What partners give: sites by the tokens that are needed of them (tokens that hold a list have no hash)."""
@@ -225,14 +230,13 @@ class SweepPlan:
 
     def blocks(self, cell: Cell) -> int:
         """Blocks that a cell computes for one row of one branch."""
-        depth, steps = self.geometry.layers, self.geometry.steps
+        depth = self.geometry.layers
         if cell.intervention is None:
             run = depth * (self.last_step + 1) if cell.number == 0 else 0
             return run + (depth if self.layers_read and cell.kind == "baseline" else 0)
         start, count = self.start(cell), 0
         if not self.is_replay(cell):
-            last = steps - 1 if self.makes_frames else cell.step
-            count += depth - start.layer + depth * (last - start.step)
+            count += depth - start.layer + depth * (self.end(cell) - start.step)
         if self.is_replay(cell) or self.layers_read:
             count += depth - start.layer
         return count
@@ -339,8 +343,7 @@ def plan_sweep(
     others.pop("batch", None)
     if wrong := [name for name in ("record", "decode", "stop_after", "resume", "body", "progress") if name in others]:
         raise InputError(f"{wrong[0]}= is set by a sweep itself: omit it")
-    if isinstance(rows_at_once, bool) or not isinstance(rows_at_once, int) or rows_at_once < 1:
-        raise InputError(f"batch={rows_at_once!r}: need a whole number of at least 1")
+    require_batch(rows_at_once)
     if by_row := [name for name, value in others.items() if entries(name, value) is not None]:
         raise InputError(f"{by_row[0]}= has an entry for each row, and a sweep makes its own rows: give one for all")
     if isinstance(seed, np.integer | np.ndarray | Tensor):

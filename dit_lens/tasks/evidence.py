@@ -250,6 +250,11 @@ def answer_masks(task: Task, pairs: Sequence[Pair], *, who: str) -> Bools:
     return np.stack(masks)
 
 
+def pairs_that_differ(task: Task, pairs: Sequence[Pair], *, who: str) -> list[int]:
+    """The numbers of the pairs whose right answers differ somewhere, of a task with masks."""
+    return [number for number, mask in enumerate(answer_masks(task, pairs, who=who)) if mask.any()]
+
+
 def on_grid(task: Task, masks: Bools, grid: tuple[int, int], picture: tuple[int, int]) -> Bools:
     """Masks of cells or pixels, as `answer_masks` gives them, on H x W tokens or latents: bool (P, H, W).
 

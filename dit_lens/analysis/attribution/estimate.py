@@ -29,7 +29,7 @@ from dit_lens.sweeps.plan import SweepPlan, plan_sweep
 from dit_lens.sweeps.sweep import Sweep, carry_out
 from dit_lens.tasks.base import Pair, Task
 from dit_lens.tasks.draw import draw_pairs
-from dit_lens.tasks.evidence import answer_masks, declares
+from dit_lens.tasks.evidence import declares, pairs_that_differ
 
 _WHO = "attribution_patching"
 
@@ -143,10 +143,10 @@ def _with_answers(task: Task, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs whose right answers differ somewhere; all of them where the task does not say."""
     if not declares(task, "answer_mask"):
         return list(pairs)
-    masks = answer_masks(task, pairs, who=_WHO)
-    if not masks.any():
+    differing = pairs_that_differ(task, pairs, who=_WHO)
+    if not differing:
         raise EvidenceError(f"{_WHO}: the right answers of no pair differ where what was given does not")
-    return [pair for pair, mask in zip(pairs, masks, strict=True) if mask.any()]
+    return [pairs[number] for number in differing]
 
 
 def _part(check: Sites, sites: Sites) -> Sites:
