@@ -99,8 +99,9 @@ def _parts_of(part: Any, *, whole: bool = False) -> Iterator[bytes]:
     """What there is to know of a part of a pipeline: configuration, settings made later, weights and adapters."""
     yield json.dumps(_config(part) | _later(part), sort_keys=True, default=describe).encode()
     if isinstance(part, nn.Module):
-        yield from contents(tensors(part), whole=whole)
-        yield repr(_adapters(part)).encode()
+        parts = submodules(part)
+        yield from contents(tensors(parts), whole=whole)
+        yield repr(_adapters(parts)).encode()
 
 
 def _kind(part: Any) -> bytes:
@@ -132,9 +133,8 @@ def _later(part: Any) -> dict[str, Any]:
     return found | ({"words": len(part)} if hasattr(part, "get_vocab") else {})
 
 
-def _adapters(module: nn.Module) -> list[tuple[Any, ...]]:
+def _adapters(parts: Iterable[tuple[str, Any]]) -> list[tuple[Any, ...]]:
     """Names and scales of the adapters that act in each adapted layer, and those that are fused into it."""
-    parts: Iterable[tuple[str, Any]] = submodules(module)
     return [
         (
             path,
@@ -149,6 +149,7 @@ def _adapters(module: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def _computed(expert: nn.Module) -> Iterator[bytes]:
-    yield from contents(tensors(expert, computed=True), half=True)
-    kept = [(path, part.__dict__) for path, part in submodules(expert)]
+    parts = submodules(expert)
+    yield from contents(tensors(parts, computed=True), half=True)
+    kept = [(path, part.__dict__) for path, part in parts]
     yield describe({path: type(own["processor"]) for path, own in kept if "processor" in own}).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+#: A module and those within it, by path.
+Parts = Sequence[tuple[str, nn.Module]]
 
-def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+
+def submodules(module: nn.Module) -> Parts:
     """A module and those within it, by path. Every run asks, so it must be quick."""
     found, left = list[tuple[str, nn.Module]](), [("", module)]
     while left:
@@ -23,16 +26,17 @@ def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def tensors(module: nn.Module, *, computed: bool = False) -> dict[str, Tensor]:
+def tensors(parts: nn.Module | Parts, *, computed: bool = False) -> dict[str, Tensor]:
     """Parameters and buffers by name, in the order of their names.
 
     Parameters
     ----------
+    parts : nn.Module, or its `submodules` where they are at hand
     computed : bool
         The buffers that are computed and not saved, such as tables of positions, instead of all others.
     """
     found, read = {}, _Disk()
-    for path, part in submodules(module):
+    for path, part in submodules(parts) if isinstance(parts, nn.Module) else parts:
         kept = part.__dict__
         unsaved = kept["_non_persistent_buffers_set"]
         own = kept["_parameters"] if not computed else {}
