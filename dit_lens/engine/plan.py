@@ -137,6 +137,7 @@ def make_plan(interventions: Sequence[Intervention], geometry: Geometry, rows: t
         if not isinstance(getattr(intervention, "sites", None), Sites) or not callable(intervention):
             raise InputError(f"{intervention!r} is no intervention: it needs `sites` and a call (activation, at)")
         sites = intervention.sites.resolve(geometry)
+        _check_rows(intervention, rows)
         edited = [s for s in sites if s.component in READ_ONLY]
         if not getattr(intervention, "reads_only", False):
             if edited:
@@ -147,13 +148,23 @@ def make_plan(interventions: Sequence[Intervention], geometry: Geometry, rows: t
     return plan
 
 
+def _check_rows(intervention: Intervention, rows: tuple[Row, ...]) -> None:
+    """Refuse tokens of each row for another number of rows."""
+    named = intervention.sites.tokens.rows_named
+    if named not in (None, len(rows)):
+        raise SiteError(
+            f"{type(intervention).__name__} at [{intervention.sites}]: tokens of {named} rows, and this run has "
+            f"{len(rows)}; `runs` takes a function (inputs, seeds) that makes the interventions of each batch"
+        )
+
+
 def _check_fixed(selection: Sites, sites: Sequence[Site], geometry: Geometry) -> None:
     """Refuse an edit of frames of the state that the pipeline overwrites before the denoiser sees them."""
     site = next((s for s in sites if s.component == "latents"), None)
     if site is None or not geometry.fixed_frames:
         return
     frames, *_ = geometry.latent_grid
-    cells = selection.tokens.resolve(geometry, component="latents").take(_frame_numbers(geometry), "latents")
+    cells = selection.tokens.of_any_row.resolve(geometry, component="latents").take(_frame_numbers(geometry), "latents")
     if overwritten := sorted(set(cells.flatten().tolist()) & set(geometry.fixed_frames)):
         free = [f for f in range(frames) if f not in geometry.fixed_frames]
         raise SiteError(

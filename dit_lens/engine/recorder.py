@@ -14,7 +14,7 @@ from dit_lens.engine.plan import Planned
 from dit_lens.errors import DonorError, InputError, NotFinite
 from dit_lens.families.base import Architecture
 from dit_lens.interventions.base import At
-from dit_lens.interventions.shapes import shares_memory
+from dit_lens.interventions.shapes import channel_axis, shares_memory
 from dit_lens.runs.call import Call, Context, Prepared
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.nest import mapped
@@ -167,6 +167,8 @@ class Visitor:
         if site.stream != "video":
             tokens = tokens.among(valid, site)
             met["text_valid"] = tokens.valid(valid)
+        if tokens.rows_named is not None:
+            met["own"] = tokens.own(_tokens_of(activation, site))
         part = activation if tokens.is_all else tokens.take(activation, site.component)
         planned.visited += 1
         self.recorder.visited[site] = None
@@ -214,6 +216,12 @@ class Visitor:
         replacement: Tensor = new.to(part.device, part.dtype)
         self.recorder.require_finite(replacement, site)
         return replacement
+
+
+def _tokens_of(activation: Tensor, site: Site) -> int:
+    """How many tokens, cells or positions an activation has."""
+    axes = activation.shape[2:] if channel_axis(site) == 1 else activation.shape[1:-1]
+    return math.prod(axes)
 
 
 def _state(tensor: Tensor) -> int | Tensor:

@@ -20,6 +20,7 @@ from dit_lens.interventions.shapes import (
     require_captured,
     require_choice,
     require_rows,
+    require_same_tokens,
     require_sigma,
     require_text,
     require_whole,
@@ -91,12 +92,25 @@ class Ablate:
     def __call__(self, activation: Tensor, at: At) -> Tensor:
         if self.mode == "zero":
             return torch.zeros_like(activation)
-        given, words = self._given(activation, at)
+        if isinstance(self.reference, Donor):
+            require_sigma("reference", self.reference, at.site, SIGMA_TOLERANCE)
         if self.mode == "resample":
-            chosen = list(self._resampled(len(activation), len(given)))
-            require_text("reference", None if words is None else words[chosen], at.text_valid, at.site)
-            return fitted(given[chosen], activation, "reference", at.site)
-        return fitted(self._mean(given, words, at), activation, "reference", at.site)
+            return fitted(self._other(activation, at), activation, "reference", at.site)
+        mean = self._mean(*self._given(activation, at), at) if at.own is None else self._mean_of_own(at)
+        return fitted(mean, activation, "reference", at.site)
+
+    def _other(self, activation: Tensor, at: At) -> Tensor:
+        """The reference's row for each row, of the tokens that are ablated."""
+        source = self.reference
+        rows = source.rows if isinstance(source, Donor) else activation if source is None else source
+        chosen = list(self._resampled(len(activation), len(rows)))
+        if isinstance(source, Donor):
+            given, words = part_of_donor(source, at.site, self.sites, at.site, at.geometry, chosen)
+        else:
+            given, words = self._given(activation, at)
+            given, words = given[chosen], None if words is None else words[chosen]
+        require_text("reference", words, at.text_valid, at.site)
+        return given
 
     def _given(self, activation: Tensor, at: At) -> tuple[Tensor, Tensor | None]:
         """The reference's rows, of the tokens that are ablated, and which of its text positions attention may read."""
@@ -104,7 +118,6 @@ class Ablate:
             return activation, at.text_valid
         if isinstance(self.reference, Tensor):
             return self.reference, None
-        require_sigma("reference", self.reference, at.site, SIGMA_TOLERANCE)
         return part_of_donor(self.reference, at.site, self.sites, at.site, at.geometry)
 
     def _mean(self, given: Tensor, words: Tensor | None, at: At) -> Tensor:
@@ -117,6 +130,29 @@ class Ablate:
         axis = channel_axis(at.site) % chosen.ndim
         tokens = [a for a in range(1, chosen.ndim) if a != axis] if self.over == "tokens" else []
         return chosen.mean(dim=[0, *tokens], keepdim=True, dtype=dtype)
+
+    def _mean_of_own(self, at: At) -> Tensor:
+        """The mean at the tokens of each row: (B, n, D), or over these too, (B, 1, D); channels where theirs are."""
+        source = self.reference
+        if isinstance(source, Tensor):
+            return self._mean(source, None, at)
+        assert source is not None
+        assert at.own is not None
+        total: Tensor | float = 0.0
+        count: Tensor | float = 0.0
+        for row in range(len(source.rows)) if self.rows is None else self.rows:
+            part, words = part_of_donor(source, at.site, self.sites, at.site, at.geometry, [row] * len(at.rows))
+            dtype = torch.promote_types(part.dtype, torch.float32)
+            if self.over == "rows":
+                require_text("reference", words, at.text_valid, at.site)
+                total, count = total + part.to(dtype), count + 1
+                continue
+            counted = (at.own.to(part.device) if words is None else words & at.own.to(words.device)).to(dtype)
+            axis = 2 if channel_axis(at.site) == 1 else 1
+            spread = counted.unsqueeze(3 - axis)
+            total = total + (part * spread).sum(dim=axis, keepdim=True)
+            count = count + spread.sum(dim=axis, keepdim=True)
+        return total / count  # type: ignore[return-value]
 
     def _resampled(self, rows: int, count: int) -> tuple[int, ...]:
         """The reference's row for each row of this run."""
@@ -146,10 +182,14 @@ class Ablate:
             raise DonorError(f"Ablate(rows={self.rows}): the reference has rows 0..{count - 1}")
         if self.mode == "mean":
             return
+        if self.rows is not None and self.reference is None and len(self.rows) == len(rows):
+            require_same_tokens("Ablate(mode='resample')", self.sites, self.rows)
         if self.rows is not None and len(self.rows) != len(rows):
             raise DonorError(f"Ablate(rows={self.rows}) names {len(self.rows)} rows for {len(rows)} rows")
         if self.rows is None and not isinstance(self.reference, Tensor):
             given = self._resampled(len(rows), count)
+            if self.reference is None:
+                require_same_tokens("Ablate(mode='resample')", self.sites, given)
             own = next((i for i, row in enumerate(rows) if theirs[given[i]] == row), None)
             if own is not None:
                 raise DonorError(

@@ -14,6 +14,7 @@ from dit_lens.display.short import short_repr
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import LATENT_COMPONENTS
 
 if TYPE_CHECKING:
     from dit_lens.runs.inputs import Row
@@ -42,6 +43,8 @@ class At:
     text_valid : bool Tensor of shape (B, N) or None
         In a text stream: which of its positions are selected here and may be read by attention; the others are
         padding. None where attention reads all.
+    own : bool Tensor of shape (B, n) or None
+        Where rows select tokens of their own: which of the n are no padding. None where all rows have the same tokens.
     x0hat : Tensor of shape (B, C, F, H, W) or None
         At ``latents``: the clean estimate of the step before, whole whatever ``sites.tokens`` selects; None at step 0.
     """
@@ -55,8 +58,19 @@ class At:
     token_sigma: Tensor | None = None
     x0hat: Tensor | None = None
     text_valid: Tensor | None = None
+    own: Tensor | None = None
 
     __repr__ = short_repr
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Which of the selected tokens count, bool (B, n): neither padding of a text nor of a row's own tokens.
+
+        None where all do.
+        """
+        if self.own is None or self.text_valid is None:
+            return self.text_valid if self.own is None else self.own
+        return self.text_valid & self.own.to(self.text_valid.device)
 
     def noise(self, like: Tensor, seed: int = 0, *, per_step: bool = True) -> Tensor:
         """Standard normal noise of the shape, dtype and device of ``like`` (B, ...).
@@ -65,12 +79,21 @@ class At:
         that a row is what it would be alone and a run can be repeated. With ``per_step=False`` all steps share a draw.
         """
         site = str(self.site) if per_step else str(self.site).partition("/")[2]
-        rows = []
+        rows: list[Tensor] = []
         for row in self.rows:
             digest = hashlib.sha256(f"{seed}/{row.seed}/{site}".encode()).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
-            rows.append(torch.randn(like.shape[1:], generator=generator))
+            rows.append(self._drawn(tuple(like.shape[1:]), len(rows), generator))
         return torch.stack(rows).to(like.device, like.dtype)
+
+    def _drawn(self, shape: tuple[int, ...], row: int, generator: torch.Generator) -> Tensor:
+        """The noise of one row; of its own tokens alone where rows have such, so that no other row matters."""
+        if self.own is None:
+            return torch.randn(shape, generator=generator)
+        drawn, count = torch.zeros(shape), int(self.own[row].sum())
+        part = drawn[:, :count] if self.site.component in LATENT_COMPONENTS else drawn[:count]
+        part[:] = torch.randn(part.shape, generator=generator)
+        return drawn
 
 
 @runtime_checkable

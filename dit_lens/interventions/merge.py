@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_lens.display.short import short_repr
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
-from dit_lens.interventions.shapes import require_choice, require_number, wide
+from dit_lens.interventions.shapes import require_choice, require_number, require_same_tokens, wide
 from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import Site
@@ -115,6 +115,8 @@ class Merge:
                 raise InputError(
                     f"Merge: rows {first}..{first + self.group - 1} are of {len(members)} instances, not one"
                 )
+        firsts = [row - row % self.group for row in range(len(rows))]
+        require_same_tokens("Merge", self.sites, firsts)
         if self.how == "weighted":
             for step in sorted({site.step for site in sites}):
                 self.shares(step)

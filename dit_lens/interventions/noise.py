@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from dit_lens.display.short import short_repr
@@ -117,6 +118,9 @@ class Noise:
 
     def _unit(self, start: Tensor, at: At) -> Tensor | float:
         """What a dose of 1 is at a site."""
+        if at.site.component in _TOKEN_COMPONENTS and at.own is not None:
+            rows = [row[own].std(correction=0) for row, own in zip(start, at.own.to(start.device), strict=True)]
+            return torch.stack(rows).nan_to_num().reshape(-1, 1, 1)  # a row of no tokens has none that could be moved
         if at.site.component in _TOKEN_COMPONENTS:
             return start.std(dim=tuple(range(1, start.ndim)), keepdim=True, correction=0)
         if self.mode != "add":
@@ -161,6 +165,8 @@ class Noise:
         inside = [c for c in self.sites.components if c in _TOKEN_COMPONENTS]
         if inside:
             raise InputError(f"Noise at {', '.join(inside)}: its energy depends on the run; only latents and velocity")
+        if self.sites.tokens.rows_named is not None:
+            raise InputError(f"Noise.energy is that of every row alike; tokens {self.sites.tokens} are not")
         if len(sigmas) < geometry.steps:
             raise InputError(f"Noise.energy: {len(sigmas)} sigmas for {geometry.steps} steps")
         # One site per step: the branches of a step share their noise.

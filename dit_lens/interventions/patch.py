@@ -22,6 +22,7 @@ from dit_lens.interventions.shapes import (
     require_grid,
     require_number,
     require_rows,
+    require_same_tokens,
     require_sigma,
     require_text,
     require_whole,
@@ -126,16 +127,14 @@ class Patch:
 
     def _donated(self, activation: Tensor, at: At) -> Tensor:
         """The donor's rows for the rows of an activation: (B or 1, ...)."""
-        given, words = activation, at.text_valid
-        if isinstance(self.donor, Tensor):
-            given, words = self.donor, None
-        elif isinstance(self.donor, Donor):
-            given, words = part_of_donor(
-                self.donor, self._paired(self.donor, at.site), self.sites, at.site, at.geometry
-            )
-        if self.rows is not None:
-            chosen = [self.rows] if isinstance(self.rows, int) else list(self.rows)
-            given, words = given[chosen], None if words is None else words[chosen]
+        chosen = [self.rows] if isinstance(self.rows, int) else None if self.rows is None else list(self.rows)
+        if isinstance(self.donor, Donor):
+            captured = self._paired(self.donor, at.site)
+            given, words = part_of_donor(self.donor, captured, self.sites, at.site, at.geometry, chosen)
+        else:
+            given, words = (self.donor, None) if isinstance(self.donor, Tensor) else (activation, at.text_valid)
+            if chosen is not None:
+                given, words = given[chosen], None if words is None else words[chosen]
         require_text("donor", words, at.text_valid, at.site)
         return given
 
@@ -175,9 +174,11 @@ class Patch:
         if not isinstance(self.rows, int | None) and len(self.rows) != len(rows):
             raise DonorError(f"Patch(rows={self.rows}) names {len(self.rows)} donor rows for {len(rows)} rows")
         count = len(rows) if isinstance(self.donor, str) else self._count(self.donor, sites, geometry)
-        asked = (self.rows,) if isinstance(self.rows, int) else self.rows
+        asked = [self.rows] if isinstance(self.rows, int) else self.rows
         if asked is not None and not all(-count <= r < count for r in asked):
             raise DonorError(f"Patch(rows={self.rows}): the donor has rows 0..{count - 1}")
+        if self._is_batch and asked is not None:
+            require_same_tokens("Patch('rows', ...)", self.sites, [*asked] * (len(rows) if len(asked) == 1 else 1))
         if asked is None and count not in (1, len(rows)):
             raise DonorError(f"a donor of {count} rows cannot be paired with {len(rows)}; give rows=")
         self._check_shapes(sites, geometry)

@@ -28,11 +28,11 @@ __all__ = ["channels", "frame_mean", "norm", "project", "token_mean", "tokens", 
 
 
 def token_mean(activation: Tensor, at: At | None = None) -> Tensor:
-    """Mean over all tokens: (B, D), or (B, C) of the latent grid; of a text stream over its words, without padding."""
-    if at is not None and at.text_valid is not None:
-        words = at.text_valid.to(activation.device)[..., None]
-        total = torch.where(words, activation, 0).sum(dim=1, dtype=torch.promote_types(activation.dtype, torch.float32))
-        mean: Tensor = (total / words.sum(dim=1)).to(activation.dtype)
+    """Mean over all tokens but padding (of a text, or of rows' own tokens): (B, D), or (B, C) of the latent grid."""
+    if at is not None and at.valid is not None:
+        counted, tokens = at.valid.to(activation.device)[..., None], _channels_last(activation, at)
+        total = torch.where(counted, tokens, 0).sum(dim=1, dtype=torch.promote_types(tokens.dtype, torch.float32))
+        mean: Tensor = (total / counted.sum(dim=1)).to(activation.dtype)
         return mean
     axis = _axis(at) % activation.ndim
     return activation.mean(dim=[a for a in range(1, activation.ndim) if a != axis])
@@ -133,8 +133,8 @@ class _Subset:
 
     def __call__(self, activation: Tensor, at: At | None = None) -> Tensor:
         flat = _channels_last(activation, at).flatten(1, -2)
-        if at is not None and at.text_valid is not None:
-            flat = flat[:, at.text_valid.all(dim=0).to(flat.device)]
+        if at is not None and at.valid is not None:
+            flat = flat[:, at.valid.all(dim=0).to(flat.device)]
         if self.count > flat.shape[1]:
             raise InputError(f"tokens(count={self.count}){_where(at)}: there are {flat.shape[1]}")
         return flat[:, self.indices(flat.shape[1]).to(flat.device)]

@@ -54,14 +54,38 @@ def part_of(whole: Tensor, sites: Sites, site: Site, geometry: Geometry, valid: 
 
 
 def part_of_donor(
-    run: Donor, captured: Site, sites: Sites, site: Site, geometry: Geometry
+    run: Donor, captured: Site, sites: Sites, site: Site, geometry: Geometry, rows: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The tokens that ``sites`` selects of what a run captured, and which of its text positions attention may read."""
+    """The tokens that ``sites`` selects of what a run captured, and which of its text positions attention may read.
+
+    Parameters
+    ----------
+    rows : sequence of int, optional
+        The run's row for each row of the one that is given its activations, whose tokens ``sites`` selects.
+    """
+    whole, chosen = run[captured], slice(None) if rows is None else list(rows)
     valid = run.text_valid.get(captured.branch or "") if captured.stream != "video" else None
-    part = part_of(run[captured], sites, site, geometry, valid)
+    valid = None if valid is None else valid[chosen]
+    part = part_of(whole[chosen], sites, site, geometry, valid)
     if valid is None:
         return part, None
     return part, sites.tokens.resolve(geometry, site.stream).among(valid, site).valid(valid)
+
+
+def require_same_tokens(what: str, sites: Sites, rows: Sequence[int]) -> None:
+    """Refuse rows that are given another row's activation of other tokens.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        For each row the one whose activation it is given.
+    """
+    for row, donor in enumerate(rows):
+        if not sites.tokens.same_in(row, donor % len(rows)):
+            raise DonorError(
+                f"{what}: row {row} would be given the activation of row {donor}, whose own tokens are others: capture "
+                "the whole activation in a run of its own and give that run"
+            )
 
 
 def require_text(what: str, theirs: Tensor | None, own: Tensor | None, site: Site) -> None:
@@ -87,7 +111,8 @@ def part_shape(sites: Sites, site: Site, geometry: Geometry) -> tuple[int, ...] 
     if site.stream != "video" or site.component not in geometry.shapes:
         return None
     shape, axis = [1, *geometry.shapes[site.component]], channel_axis(site)
-    # One channel says which tokens are selected; a tensor without data would not do, for masks look at values.
+    # One channel says which tokens are selected; a tensor without data would not do, for masks look at values. The
+    # rows of tokens of each row have one length.
     channels, shape[axis] = shape[axis], 1
     part = list(part_of(torch.empty(shape), sites, site, geometry).shape)
     part[axis] = channels

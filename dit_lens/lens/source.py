@@ -76,6 +76,8 @@ def require_selection(lens: str, sites: Any) -> None:
     """
     if not isinstance(sites, Sites):
         raise SiteError(f"{lens} needs sites=Sites(...), got {sites!r:.80}")
+    if sites.tokens.rows_named is not None:
+        raise SiteError(f"{lens} reads the same tokens of every row, got tokens {sites.tokens}")
 
 
 def at_branch(sites: Sites, branch: str) -> Sites:

@@ -1,11 +1,12 @@
-"""Which tokens of an activation: latent frames, boxes, masks, boxes in pixels, positions in a text."""
+"""Which tokens of an activation: latent frames, boxes, masks, boxes in pixels, positions in a text, of each row."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
+from dit_lens.sites.by_row import RowTokens, mask_of_positions
 from dit_lens.sites.geometry import Geometry, Pixels
-from dit_lens.sites.select import Select, from_json, indices, plain, show, to_json
+from dit_lens.sites.select import Select, from_json, indices, plain, show, to_json, whole
 
 #: Components on the latent grid, (B, C, F, H, W); all others are (B, *grid, D) on the token grid.
 LATENT_COMPONENTS = ("latents", "model_input", "velocity", "guided")
@@ -50,6 +52,11 @@ class Mask:
             raise SiteError(f"a token mask of shape {array.shape} selects nothing: at least one entry must hold")
         return cls(array.shape, array.tobytes())
 
+    @cached_property
+    def by_row(self) -> RowTokens:
+        """Of a mask (B, F, H, W): what each row selects of the F H W tokens."""
+        return RowTokens.of(self.tensor().flatten(1))
+
     def tensor(self) -> Tensor:
         return torch.from_numpy(np.frombuffer(self.bits, dtype=bool).reshape(self.shape).copy())
 
@@ -78,13 +85,15 @@ class Tokens:
     rows, columns : (int, int) or None
         Half-open ranges on the grid.
     mask : boolean array of the grid's shape (F, H, W), of (H, W) for all frames, or of (N,) in a text stream, optional
-        With a mask the activation arrives as (B, n, D), or (B, C, n) on the latent grid.
+        With a mask the activation arrives as (B, n, D), or (B, C, n) on the latent grid. A mask (B, F, H, W) has one
+        for each of the B rows of a run; n is then the largest number of any row, rows of fewer are filled with zeros
+        that count for nothing, and a row of none is left alone.
     box : (top, left, bottom, right) in pixels, half open, optional
         All tokens that the box touches, through the VAE's and the patch's factors.
     pixel_frames : (int, int) or None
         Half-open range of pixel frames; the latent frames that hold them.
-    positions : Select
-        In a text stream only.
+    positions : Select, or a list of lists
+        In a text stream only. A list of lists has the positions of each row, which arrive as with a mask of each row.
     text : "all", "valid" or "shared"
         Without the padding of a text stream, where attention reads none of it: "valid" are all words, of which the rows
         must have as many, "shared" the positions that hold a word in every row. Of the video stream they select all.
@@ -112,6 +121,8 @@ class Tokens:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
+        if _is_nested(self.positions):
+            object.__setattr__(self, "positions", _of_rows(self.positions))
         for name in ("frames", "positions"):
             object.__setattr__(self, name, plain(getattr(self, name), f"tokens {name}"))
         for name, count in (("rows", 2), ("columns", 2), ("pixel_frames", 2), ("box", 4)):
@@ -130,9 +141,11 @@ class Tokens:
             raise SiteError(f"tokens pixel_frames={self.pixel_frames} and frames={show(self.frames)}: give one of them")
 
     def __str__(self) -> str:
-        parts = [f"{n}={show(s)}" for n, s in (("frames", self.frames), ("positions", self.positions)) if s != "all"]
+        parts = [f"frames={show(self.frames)}"] if self.frames != "all" else []
+        parts += [f"positions={_shown(self.positions)}"] if self.positions != "all" else []
         parts += [f"{n}={a}:{b}" for n, (a, b) in self._ranges()]
-        parts += [f"mask of {int(self.mask.tensor().sum())}"] if self.mask is not None else []
+        of_rows = "" if self.rows_named is None else f" in {self.rows_named} rows"
+        parts += [f"mask of {sum(self.mask.bits)}{of_rows}"] if self.mask is not None else []
         parts += ["box=" + ",".join(map(str, self.box)) + "px"] if self.box is not None else []
         parts += [f"text={self.text}"] if self.text != "all" else []
         return ",".join(parts) or "all"
@@ -144,6 +157,48 @@ class Tokens:
     @cached_property
     def is_all(self) -> bool:
         return self == Tokens()
+
+    @property
+    def rows_named(self) -> int | None:
+        """Of how many rows each has tokens of its own; None where all have the same."""
+        if self.mask is not None and len(self.mask.shape) == 4:
+            return int(self.mask.shape[0])
+        return None if self._of_each is None else len(self._of_each)
+
+    @property
+    def _of_each(self) -> tuple[tuple[int, ...], ...] | None:
+        """The positions of each row, where rows have their own."""
+        return cast(tuple[tuple[int, ...], ...], self.positions) if _is_nested(self.positions) else None
+
+    def of_rows(self, rows: Sequence[int | None]) -> Tokens:
+        """The tokens of other rows, in this order; None is a row of no tokens. The same where all rows have the same.
+
+        Raises
+        ------
+        SiteError
+            None of the rows has any.
+        """
+        if self._of_each is not None:
+            each: Any = [() if row is None else self._of_each[row] for row in rows]
+            return replace(self, positions=each)
+        if self.rows_named is None:
+            return self
+        mask = self.mask.tensor()
+        nothing = torch.zeros_like(mask[0])
+        return replace(self, mask=torch.stack([nothing if row is None else mask[row] for row in rows]))
+
+    def same_in(self, row: int, other: int) -> bool:
+        """Whether two rows have the same tokens."""
+        if self._of_each is not None:
+            return self._of_each[row] == self._of_each[other]
+        return self.rows_named is None or torch.equal(self.mask.tensor()[row], self.mask.tensor()[other])
+
+    @property
+    def of_any_row(self) -> Tokens:
+        """The tokens that some row has, for all rows."""
+        if self._of_each is not None:
+            return replace(self, positions=tuple(sorted({p for row in self._of_each for p in row})))
+        return self if self.rows_named is None else replace(self, mask=self.mask.tensor().any(dim=0))
 
     def resolve(self, geometry: Geometry, stream: str = "video", component: str = "resid") -> Tokens:
         """The same tokens as frames, rows and columns of the grid, checked against it.
@@ -159,7 +214,7 @@ class Tokens:
             raise SiteError(f"tokens positions={show(self.positions)} select in a text stream, not in video")
         grid = geometry.latent_grid if component in LATENT_COMPONENTS else geometry.grid
         if self.mask is not None:
-            if self.mask.shape not in (grid, grid[1:]):
+            if self.mask.shape not in (grid, grid[1:]) and self.mask.shape[1:] != grid:
                 raise SiteError(f"a token mask of shape {self.mask.shape} does not fit the grid {grid} of {component}")
             return self
         tokens = self._from_pixels(geometry.pixels, grid)
@@ -196,8 +251,9 @@ class Tokens:
             return self._words(valid, where)
         if valid is not None and not self.is_all:
             selected = self._selected(valid)
-            for row, (chosen, own) in enumerate(zip(selected, valid, strict=True)):
-                if not chosen.any():
+            counts = None if self.rows_named is None else self._by_row(valid.shape[1]).counts
+            for row, (chosen, own) in enumerate(zip(selected, valid.expand(len(selected), -1), strict=True)):
+                if not chosen.any() and (counts is None or counts[row]):
                     words = own.nonzero().flatten().tolist()
                     raise SiteError(
                         f"{where}: tokens {self} select padding alone in row {row}, which attention does not read; its "
@@ -226,6 +282,20 @@ class Tokens:
         """Of positions that attention may read (B, N) those that are selected: (B, n)."""
         return valid if valid is None or self.is_all else self._selected(valid)
 
+    def own(self, size: int) -> Tensor | None:
+        """Of N tokens or positions that rows select for themselves: which of the n are no padding, bool (B, n).
+
+        None where all rows have the same tokens.
+        """
+        return None if self.rows_named is None else self._by_row(size).own
+
+    def _by_row(self, size: int) -> RowTokens:
+        if self._of_each is None:
+            found: RowTokens = self.mask.by_row
+            return found
+        rows = [indices(row, size, "text position") if row else [] for row in self._of_each]
+        return RowTokens.of(mask_of_positions(rows, size))
+
     def _from_pixels(self, pixels: Pixels | None, grid: tuple[int, ...]) -> Tokens:
         if self.box is None and self.pixel_frames is None:
             return self
@@ -251,12 +321,19 @@ class Tokens:
 
     def take(self, activation: Tensor, component: str = "resid") -> Tensor:
         """The selected part of an activation (B, F, H, W, D), (B, C, F, H, W) or (B, N, D)."""
+        if self.rows_named is not None:
+            flat = _flat(activation, component)
+            return _channels_first(self._by_row(flat.shape[1]).take(flat), component)
         return activation if self.is_all else activation[self._index(activation, component)]
 
     def put(self, activation: Tensor, part: Tensor, component: str = "resid") -> Tensor:
         """A copy of ``activation`` with the selected part replaced."""
         if self.is_all:
             return part
+        if self.rows_named is not None:
+            flat, new = _flat(activation, component), _channels_first(part, component)
+            changed = _channels_first(self._by_row(flat.shape[1]).put(flat, new), component)
+            return changed.reshape(activation.shape)
         changed = activation.clone()
         changed[self._index(activation, component)] = part
         return changed
@@ -283,7 +360,8 @@ class Tokens:
         if self.mask is not None:
             ranges["mask"] = self.mask.to_json()
         text = {} if self.text == "all" else {"text": self.text}
-        return {"frames": to_json(self.frames), "positions": to_json(self.positions), **ranges, **text}
+        positions = to_json(self.positions) if self._of_each is None else [list(row) for row in self._of_each]
+        return {"frames": to_json(self.frames), "positions": positions, **ranges, **text}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tokens:
@@ -293,6 +371,44 @@ class Tokens:
             ranges["mask"] = Mask.from_json(data["mask"])
         frames, positions = from_json(data["frames"]), from_json(data["positions"])
         return cls(frames=frames, positions=positions, text=data.get("text", "all"), **ranges)
+
+
+def _flat(activation: Tensor, component: str) -> Tensor:
+    """Tokens in one axis and channels last: (B, N, D)."""
+    if component in LATENT_COMPONENTS:
+        return activation.flatten(2).transpose(1, 2)
+    return activation.flatten(1, -2)
+
+
+def _channels_first(tokens: Tensor, component: str) -> Tensor:
+    """(B, n, C) as the latent grid has it, (B, C, n), and back; of the token grid as it is."""
+    return tokens.transpose(1, 2) if component in LATENT_COMPONENTS else tokens
+
+
+def _is_nested(positions: Any) -> bool:
+    """Whether positions are listed for each row."""
+    listed = isinstance(positions, list | tuple) and len(positions) > 0
+    return listed and all(isinstance(row, list | tuple | range | np.ndarray | Tensor) for row in positions)
+
+
+def _of_rows(positions: Any) -> tuple[tuple[int, ...], ...]:
+    """Positions of each row as plain numbers, in rising order."""
+    rows = [plain(list(row) if isinstance(row, range) else row, "tokens positions of a row") for row in positions]
+    several = [row if isinstance(row, list | tuple) else (row,) for row in rows]
+    if not any(len(row) for row in several):
+        raise SiteError("tokens positions of each row select nothing: at least one row must have some")
+    return tuple(tuple(sorted({_position(p) for p in row})) for row in several)
+
+
+def _position(given: Any) -> int:
+    try:
+        return whole(given)
+    except TypeError as error:
+        raise SiteError(f"text position {given!r:.80} is no whole number") from error
+
+
+def _shown(positions: Any) -> str:
+    return f"those of {len(positions)} rows" if _is_nested(positions) else show(positions)
 
 
 def _whole(name: str, given: Any, count: int) -> tuple[int, ...] | None:
