@@ -81,6 +81,24 @@ def windows(size: int, stride: int = 1) -> Windows:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Several interventions that one cell makes.
+
+    Attributes
+    ----------
+    parts : tuple of Intervention
+        In the order in which they apply where they meet.
+    """
+
+    parts: tuple[Any, ...]
+
+    @property
+    def sites(self) -> Sites:
+        """Of the first, for messages."""
+        return self.parts[0].sites  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
 class Cell:
     """One point of a grid: what is done there. It can be pickled where its intervention can.
 
@@ -93,7 +111,7 @@ class Cell:
         was.
     step : int
         The denoising step whose clean estimate is measured: the last one that the intervention touches.
-    intervention : Intervention or None
+    intervention : Intervention, Together, or None
     at : dict from axis to label
     """
 
@@ -102,6 +120,13 @@ class Cell:
     step: int
     intervention: Any = None
     at: Mapping[str, Label] | None = None
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The interventions of the cell, in order."""
+        if self.intervention is None:
+            return ()
+        return self.intervention.parts if isinstance(self.intervention, Together) else (self.intervention,)
 
     @property
     def labels(self) -> dict[str, Label]:

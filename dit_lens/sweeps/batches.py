@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -40,6 +40,8 @@ class Batch:
         Where the rows are the sides of pairs, each original before its counterfactual, both from the same noise.
     counted : tuple of bool
         Rows whose values count: of merged seeds only those that are merged into.
+    first : int
+        Rows in the batches before it.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Batch:
     units: tuple[str, ...]
     pairs: tuple[Pair, ...] | None
     counted: tuple[bool, ...]
+    first: int = 0
 
     __repr__ = short_repr
 
@@ -119,14 +122,15 @@ def batches_of(
     group, receiver = _merged(intervention)
     paired = isinstance(given[0], Pair)
     width = 2 if paired else group
-    count, found = ceil(len(given) / max(1, rows_at_once // width)), []
+    count, found = ceil(len(given) / max(1, rows_at_once // width)), list[Batch]()
     for number, part in enumerate(np.array_split(np.arange(len(given)), count)):
         rows = [row for i in part for row in (given[i] if paired else [given[i]] * group)]
         names = [name for i in part for name in [_name(given[i])] * width]
         noise = [seed for i in part for one in seeds[i] for seed in [one] * (width // group)]
         counted = [receiver is None or row % group == receiver for row in range(len(rows))]
         pairs = tuple(given[i] for i in part) if paired else None
-        found.append(Batch(number, tuple(rows), tuple(noise), tuple(names), pairs, tuple(counted)))
+        first = sum(map(len, found))
+        found.append(Batch(number, tuple(rows), tuple(noise), tuple(names), pairs, tuple(counted), first))
     return found
 
 
@@ -140,6 +144,21 @@ def _merged(intervention: Any) -> tuple[int, int | None]:
 def _name(unit: Any) -> str:
     sides = unit if isinstance(unit, Pair) else (unit,)
     return " | ".join(gather(side, 0).rows[0].instance for side in sides)
+
+
+def of_batch(intervention: Any, batch: Batch) -> Any:
+    """An intervention with the tokens of a batch's rows, where its tokens are those of each row of the whole sweep.
+
+    Raises
+    ------
+    SiteError
+        No row of the batch has any.
+    """
+    tokens = intervention.sites.tokens
+    if tokens.rows_named is None:
+        return intervention
+    rows = range(batch.first, batch.first + len(batch))
+    return replace(intervention, sites=intervention.sites.at(tokens=tokens.of_rows(rows)))
 
 
 def require_rows_anywhere(intervention: Any, batches: Sequence[Batch]) -> None:

@@ -25,12 +25,15 @@ from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites, selection
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell
-from dit_lens.sweeps.batches import Batch
+from dit_lens.sweeps.batches import Batch, of_batch
 from dit_lens.sweeps.metrics import Moved, Sides
 from dit_lens.sweeps.plan import Start, SweepPlan
-from dit_lens.sweeps.rows import FromPartners, on_rows
+from dit_lens.sweeps.rows import FromPartners, needs_of, on_rows
 
 _ESTIMATE, _LENS = "sweep x0hat", "sweep lens"
+
+#: Which clean estimate: at a layer, of a branch, or the model's own.
+Read = int | str | None
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,10 @@ class _Lab:
             Capture(Sites("resid", steps=start.step, layers=start.layer - 1, stream="all"))
             for start in plan.starts(self.job.cells)
         ]
-        for number, (tokens, sites) in enumerate(self._donors):
-            captures += [Capture(selection([site], tokens), name=f"donor {number}") for site in sites]
-        steps = {cell.step for cell in self.job.cells} if plan.reads_estimate else set[int]()
+        if not self._from_own_state:
+            captures += self._donating(self._partners)
         return self._run(
-            [*plan.until(plan.last_step), *captures, *self._estimates(steps)],
+            [*plan.until(plan.last_step), *captures, *self._estimates({cell.step for cell in self.job.cells})],
             record=True,
             decode=plan.makes_frames,
             stop_after=None if plan.last_step == plan.geometry.steps - 1 else plan.last_step,
@@ -138,8 +140,59 @@ class _Lab:
         return self.plan.model.run(rows, seeds, interventions=interventions, **options, **self.plan.arguments)
 
     def _estimates(self, steps: set[int]) -> list[Capture]:
-        """What the clean estimate of a step is made of."""
-        return [Capture(Sites(("latents", "guided"), steps=sorted(steps)), name=_ESTIMATE)] if steps else []
+        """What the clean estimates of some steps are made of."""
+        read, at = self.plan.estimates_read, sorted(steps)
+        if not read:
+            return []
+        around = Sites(("latents", "guided") if None in read else "latents", steps=at)
+        branches = [branch for branch in read if branch is not None]
+        within = [Sites("velocity", steps=at, branches=tuple(branches))] if branches else []
+        return [Capture(sites, name=_ESTIMATE) for sites in (around, *within)]
+
+    @cached_property
+    def _partners(self) -> tuple[int, ...]:
+        return () if self._sides is None else tuple(self._sides.partners)
+
+    @property
+    def _from_own_state(self) -> bool:
+        """Whether donors are made of each row's own state, which is another one than the donor's own run has."""
+        return self.plan.of_condition and max(cell.step for cell in self.job.cells) > 0
+
+    def _donating(self, rows: Sequence[int]) -> list[Capture]:
+        """Keeps of each row what another needs: the tokens of ``rows``, one for each row of the run."""
+        found = []
+        for number, (tokens, sites) in enumerate(self._donors):
+            own = self._tokens(tokens).of_rows(rows)
+            found += [Capture(selection([site], own), name=f"donor {number}") for site in sites]
+        return found
+
+    def _tokens(self, tokens: Tokens) -> Tokens:
+        """Of the batch's rows, where they are of each row of the sweep."""
+        first = self.batch.first
+        return tokens if tokens.rows_named is None else tokens.of_rows(range(first, first + len(self.batch)))
+
+    @cached_property
+    def _other(self) -> Run:
+        """What the other side's condition makes of each row's state at the step of the cells."""
+        plan, rows, (step,) = self.plan, list(self._partners), {cell.step for cell in self.job.cells}
+        record, geometry = selected(self._clean, rows), plan.geometry
+        frames = [f for f in range(geometry.latent_grid[0]) if f not in geometry.fixed_frames]
+        tokens = Tokens(frames=frames) if geometry.fixed_frames else Tokens()
+        state = tokens.take(self._clean.states[step], "latents")
+        return plan.model.run(
+            [self.batch.instances[row] for row in rows],
+            [self.batch.seeds[row] for row in rows],
+            interventions=[
+                Patch(state, Sites("latents", steps=step, tokens=tokens)),
+                *(i for i in plan.until(step) if plan.is_behind(Start(step, 0), i) is not False),
+                *self._donating(range(len(rows))),
+                *self._estimates({step}),
+            ],
+            resume=Resume(record, step),
+            stop_after=step,
+            decode=False,
+            **plan.arguments,
+        )
 
     @cached_property
     def _sides(self) -> Sides | None:
@@ -151,20 +204,26 @@ class _Lab:
         return self.plan.donors(self.job.cells)
 
     @cached_property
-    def _still(self) -> dict[tuple[int, int | None], Tensor]:
-        """The clean estimates of the run without any cell, by step and by the layer that the lens reads."""
+    def _still(self) -> dict[tuple[int, Read], Tensor]:
+        """The clean estimates of the run without any cell, by step and by what is read."""
         return {}
 
-    def _untouched(self, step: int, layer: int | None) -> Tensor:
+    def _untouched(self, step: int, read: Read) -> Tensor:
         """Clean estimate (R, C, F, H, W) of the run without any cell."""
-        if (step, layer) not in self._still:
+        if (step, read) not in self._still:
             run = self._clean
-            if layer is None:
-                self._still[step, layer] = _estimate(run, run.captures[_ESTIMATE], step)
-            else:
+            if isinstance(read, int):
                 found = self._lens(run, self._replayed(run, step, [], Start(step, 0), 1), step)
                 self._still.update({(step, of): estimate for of, estimate in found.items()})
-        return self._still[step, layer]
+            else:
+                self._still[step, read] = _estimate(run, step, read)
+        return self._still[step, read]
+
+    def _donated(self, step: int, read: Read) -> Tensor:
+        """The same of each row's donor."""
+        if self._from_own_state and not isinstance(read, int):
+            return _estimate(self._other, step, read)
+        return self._untouched(step, read)[list(self._partners)]
 
     def _reference(self, cell: Cell) -> Outcome:
         """Nothing done, or the other side of each pair."""
@@ -172,9 +231,9 @@ class _Lab:
         blocks = run.ledger.block_forwards if cell.number == 0 else 0
         if cell.kind == "baseline" and plan.layers_read:
             blocks += len(run.rows) * len(plan.geometry.branches) * plan.geometry.layers
-        chosen = self._sides.partners if cell.kind == "donor" and self._sides else list(range(len(self.batch)))
-        layers = [*plan.layers_read, *([None] if plan.reads_estimate else [])]
-        estimates = {layer: self._untouched(cell.step, layer)[chosen] for layer in layers}
+        chosen = list(self._partners) if cell.kind == "donor" else list(range(len(self.batch)))
+        of = self._donated if cell.kind == "donor" else self._untouched
+        estimates = {read: of(cell.step, read) for read in (*plan.layers_read, *plan.estimates_read)}
         frames = run.decoded[chosen] if plan.makes_frames else None
         return self._outcome(cell, self._values(cell, estimates, frames), blocks)
 
@@ -185,43 +244,52 @@ class _Lab:
         plan, start, step, count = self.plan, self.plan.start(group[0]), group[0].step, len(self.batch)
         record, ledger = self._tiled(len(group)), Ledger()
         acts = [
-            on_rows(self._bound(cell), place * count, count, count * len(group)) for place, cell in enumerate(group)
+            on_rows(act, place * count, count, count * len(group))
+            for place, cell in enumerate(group)
+            for act in self._acts(cell)
         ]
-        estimates: dict[int | None, Tensor] = {}
+        estimates: dict[Read, Tensor] = {}
         frames = None
         if not plan.is_replay(group[0]):
             run = self._resumed(record, acts, start, group[0], len(group))
             ledger.add(run.ledger)
             frames = run.frames
-            if plan.reads_estimate:
-                estimates[None] = _estimate(run, run.captures[_ESTIMATE], step)
+            estimates |= {read: _estimate(run, step, read) for read in plan.estimates_read}
         if plan.is_replay(group[0]) or plan.layers_read:
             replay = self._replayed(record, step, acts, start, len(group))
             ledger.add(replay.ledger)
             estimates |= self._lens(record, replay, step)
             for layer in (k for k in plan.layers_read if k < start.layer):  # nothing has been done there yet
                 estimates[layer] = torch.cat([self._untouched(step, layer)] * len(group))
-            estimates.setdefault(None, replay.x0hat)
+            for read in (read for read in plan.estimates_read if read not in estimates):
+                own = replay.x0hat if read is None else record.clean(step, record.states[step], replay.velocities[read])
+                estimates[read] = own
         for place, cell in enumerate(group):
             rows = slice(place * count, (place + 1) * count)
-            own = None if frames is None else frames[rows]
-            values = self._values(cell, {layer: x[rows] for layer, x in estimates.items()}, own)
+            shown = None if frames is None else frames[rows]
+            values = self._values(cell, {read: x[rows] for read, x in estimates.items()}, shown)
             yield self._outcome(cell, values, ledger.block_forwards // len(group))
 
     def _tiled(self, copies: int) -> Run:
         """The record with its rows so many times over."""
         return self._clean if copies == 1 else selected(self._clean, list(range(len(self.batch))) * copies)
 
-    def _bound(self, cell: Cell) -> Intervention:
-        """The intervention of a cell with the donors that it names."""
-        patch: Any = cell.intervention
-        if not isinstance(patch, Patch) or not patch.of_pairs:
-            return patch  # type: ignore[no-any-return]
-        assert self._sides is not None
-        number = [tokens for tokens, _ in self._donors].index(patch.sites.tokens)
-        kept = self._clean.captures[f"donor {number}"]
-        own = {site: kept[site] for site in self.plan.sites(cell)}  # an id is hashed of all that a donor holds
-        return FromPartners(patch, own, tuple(self._sides.partners))
+    def _acts(self, cell: Cell) -> list[Intervention]:
+        """The interventions of a cell, for the rows of the batch, with the donors that they name."""
+        return [self._bound(part) for part in cell.parts]
+
+    def _bound(self, part: Any) -> Intervention:
+        needs = needs_of(part)
+        own: Any = of_batch(part, self.batch)
+        if needs is None:
+            return own  # type: ignore[no-any-return]
+        number = [tokens for tokens, _ in self._donors].index(needs.tokens)
+        kept = (self._other if self._from_own_state else self._clean).captures[f"donor {number}"]
+        parts = {site: kept[site] for site in needs.resolve(self.plan.geometry)}  # an id is hashed of all donors hold
+        partners = tuple(range(len(self.batch))) if self._from_own_state else self._partners
+        if isinstance(own, Patch):
+            return FromPartners(own, parts, partners, any_text=self.plan.of_condition)
+        return own.bound_to(parts, partners)  # type: ignore[no-any-return]
 
     def _others(self, interventions: Sequence[Intervention], copies: int) -> list[Intervention]:
         """Interventions of every run, for so many copies of its rows."""
@@ -233,7 +301,7 @@ class _Lab:
         plan = self.plan
         last = plan.end(cell)
         others = [i for i in plan.until(last) if plan.is_behind(start, i) is not False]
-        keep = self._estimates({cell.step}) if plan.reads_estimate else []
+        keep = self._estimates({cell.step})
         return self._run(
             [*self._others(others, copies), *acts, *keep],
             copies,
@@ -254,9 +322,9 @@ class _Lab:
         ]
         return plan.model.replay(record, step, [*self._others(others, copies), *acts, *reads], from_layer=start.layer)
 
-    def _lens(self, record: Run, replay: Replay, step: int) -> dict[int | None, Tensor]:
+    def _lens(self, record: Run, replay: Replay, step: int) -> dict[Read, Tensor]:
         """Clean estimates as the depth lens reads them, by layer."""
-        found: dict[int | None, Tensor] = {}
+        found: dict[Read, Tensor] = {}
         for site, residual in replay.captures.get(_LENS, {}).items():
             call = next(c for c in record.recorded(step) if "cond" in c.branches)
             velocity = self.plan.model.read_out(call, residual, replay.conditioning["cond"])
@@ -265,16 +333,17 @@ class _Lab:
 
     # -- numbers
 
-    def _values(self, cell: Cell, estimates: dict[int | None, Tensor], frames: Video | None) -> dict[str, Floats]:
-        found, partners = {}, None if self._sides is None else self._sides.partners
+    def _values(self, cell: Cell, estimates: dict[Read, Tensor], frames: Video | None) -> dict[str, Floats]:
+        found = {}
         for metric in self.plan.metrics:
             if metric.of == "frames":
                 assert frames is not None
                 found[metric.name] = metric(frames.copy(), list(self.batch.instances), rows=len(self.batch))
                 continue
-            clean = self._untouched(cell.step, metric.layer)
-            donor = None if partners is None else clean[partners]
-            moved = Moved(estimates[metric.layer], clean, self.batch.instances, donor, self._sides)
+            clean = self._untouched(cell.step, metric.reads)
+            donor = self._donated(cell.step, metric.reads) if self._partners else None
+            own = estimates[metric.reads]
+            moved = Moved(own, clean, self.batch.instances, donor, self._sides, self.batch.first)
             found[metric.name] = metric(moved, rows=len(self.batch))
         return found
 
@@ -286,10 +355,13 @@ class _Lab:
         )
 
 
-def _estimate(run: Run, kept: dict[Site, Tensor], step: int) -> Tensor:
-    """The clean estimate of a step from the state before it and the combined prediction."""
-    found = {site.component: tensor for site, tensor in kept.items() if site.step == step}
-    return run.clean(step, found["latents"], found["guided"])
+def _estimate(run: Run, step: int, branch: str | None) -> Tensor:
+    """The clean estimate of a step from the state before it and the prediction, of a branch or combined."""
+    component, found = ("guided" if branch is None else "velocity"), run.captures[_ESTIMATE]
+    (predicted,) = (
+        x for site, x in found.items() if (site.step, site.component, site.branch) == (step, component, branch)
+    )
+    return run.clean(step, found[Site(step, None, None, "latents")], predicted)
 
 
 def require_outcome(plan: SweepPlan, outcome: Outcome) -> None:

@@ -38,6 +38,8 @@ class Metric:
     layer : int, optional
         Of "x0hat": the estimate as the depth lens reads it from the residual stream after this layer, in the branch
         "cond", instead of the model's own.
+    branch : str, optional
+        Of "x0hat": the estimate of this branch's own prediction, instead of that of all branches combined.
     """
 
     name: str
@@ -45,12 +47,21 @@ class Metric:
     function: Callable[..., Any]
     pairs: bool = False
     layer: int | None = None
+    branch: str | None = None
 
     def __post_init__(self) -> None:
-        if self.of not in ("x0hat", "frames") or (self.layer is not None and self.of != "x0hat"):
+        if self.of not in ("x0hat", "frames") or (self.reads is not None and self.of != "x0hat"):
             raise InputError(
-                f"Metric({self.name!r}, of={self.of!r}, layer={self.layer}): of is 'x0hat' or 'frames', layer for x0hat"
+                f"Metric({self.name!r}, of={self.of!r}, layer={self.layer}, branch={self.branch!r}): of is 'x0hat' or "
+                "'frames', layer and branch for x0hat"
             )
+        if self.layer is not None and self.branch is not None:
+            raise InputError(f"Metric({self.name!r}): the estimate at a layer is of the branch 'cond'; omit branch=")
+
+    @property
+    def reads(self) -> int | str | None:
+        """Which clean estimate: at a layer, of a branch, or the model's own."""
+        return self.layer if self.layer is not None else self.branch
 
     def __call__(self, *given: Any, rows: int) -> Floats:
         """The numbers, checked.
@@ -134,6 +145,8 @@ class Moved:
     instances : tuple of R
     sides : Sides or None
         The pairs, where rows are sides of pairs.
+    first : int
+        Rows of the sweep before these.
     """
 
     x0hat: Tensor
@@ -141,6 +154,7 @@ class Moved:
     instances: tuple[Any, ...]
     donor: Tensor | None = None
     sides: Sides | None = None
+    first: int = 0
 
 
 def distance(moved: Moved) -> Tensor:

@@ -18,7 +18,6 @@ from dit_lens.errors import InputError
 from dit_lens.files.digest import short_hash
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.merge import Merge
-from dit_lens.interventions.patch import Patch
 from dit_lens.interventions.shapes import part_shape
 from dit_lens.model import VideoDiT
 from dit_lens.runs.describe import describe
@@ -30,12 +29,14 @@ from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell, swept
-from dit_lens.sweeps.batches import Batch, batches_of, require_rows_anywhere, seeds_of, telling, units_of
+from dit_lens.sweeps.batches import Batch, batches_of, of_batch, require_rows_anywhere, seeds_of, telling, units_of
 from dit_lens.sweeps.metrics import Metric, metrics_of
-from dit_lens.sweeps.rows import Identity
+from dit_lens.sweeps.rows import Identity, needs_of
 from dit_lens.tasks.base import Pair, Task
 
 _WHO = "sweep"
+#: Components that are met in every call, however many blocks are taken from a record.
+_OF_THE_END = ("head_modulation", "velocity", "guided")
 
 
 @dataclass(frozen=True, order=True)
@@ -87,6 +88,9 @@ class SweepPlan:
     geometry : Geometry
     dropped : int
         Pairs that were left out, because their answers differ nowhere.
+    of_condition : bool
+        What is patched in is what the other side's condition (prompt, picture) makes of the row's own state, instead of
+        what the other side's own run has there. At step 0 they are the same.
     """
 
     model: VideoDiT
@@ -99,6 +103,7 @@ class SweepPlan:
     arguments: Mapping[str, Any]
     geometry: Geometry
     dropped: int = 0
+    of_condition: bool = False
 
     __repr__ = short_repr
 
@@ -112,13 +117,14 @@ class SweepPlan:
         Of the task and its instances counts what makes them, not what they have drawn and kept.
         """
         rows = [gather(list(b.instances), list(b.seeds)) for b in self.batches]
+        of = ["of condition"] if self.of_condition else []
         parts = [
             self.model.id,
             describe(self.model.setup),
             describe([(r.rows, r.content) for r in rows]),
             describe([[cell.number, cell.kind, cell.step, cell.intervention, cell.labels] for cell in self.cells]),
-            describe([(metric.name, metric.of, metric.layer, metric.function) for metric in self.metrics]),
-            describe([self.interventions, dict(self.arguments), self.rows_at_once, dict(self.model.defaults)]),
+            describe([(metric.name, metric.of, metric.reads, metric.function) for metric in self.metrics]),
+            describe([self.interventions, dict(self.arguments), self.rows_at_once, dict(self.model.defaults), *of]),
             describe([_essence(self.task), [_essence(row) for batch in self.batches for row in batch.instances]]),
             describe(versions()),
         ]
@@ -134,12 +140,13 @@ class SweepPlan:
         return sorted({metric.layer for metric in self.metrics if metric.layer is not None})
 
     @property
-    def reads_estimate(self) -> bool:
-        """Whether a metric is of the model's own clean estimate."""
-        return any(metric.of == "x0hat" and metric.layer is None for metric in self.metrics)
+    def estimates_read(self) -> list[str | None]:
+        """Branches whose own clean estimate a metric reads; None is the model's own."""
+        read = [metric.branch for metric in self.metrics if metric.of == "x0hat" and metric.layer is None]
+        return list(dict.fromkeys(read))
 
     def sites(self, cell: Cell) -> tuple[Site, ...]:
-        return () if cell.intervention is None else cell.intervention.sites.resolve(self.geometry)
+        return tuple(site for part in cell.parts for site in part.sites.resolve(self.geometry))
 
     def is_replay(self, cell: Cell) -> bool:
         """Whether one denoising step, done again alone, says all."""
@@ -160,7 +167,7 @@ class SweepPlan:
     def _layer(self, site: Site) -> int:
         if site.layer is not None:
             return site.layer
-        return self.geometry.layers - 1 if site.component in ("velocity", "guided") else 0
+        return self.geometry.layers - 1 if site.component in _OF_THE_END else 0
 
     def _before_all(self, start: Start) -> Start:
         """The same, or the beginning where an intervention of all runs stands on both sides of it."""
@@ -181,7 +188,7 @@ class SweepPlan:
             return site.step >= start.step
         if site.component == "latents":
             return False  # the record has the state as it was edited
-        return site.component == "velocity" or (site.layer or 0) >= start.layer
+        return site.component in _OF_THE_END or (site.layer or 0) >= start.layer
 
     def groups(self, cells: Sequence[Cell], rows: int) -> list[list[Cell]]:
         """Cells that are computed at once, as many as rows are: those that start at the same place.
@@ -195,7 +202,7 @@ class SweepPlan:
         for cell in (c for c in cells if c.intervention is not None):
             key = (self.start(cell), cell.step)
             group = open_groups.get(key)
-            alone = cell.kind != "swept" or getattr(cell.intervention, "skips", False)
+            alone = cell.kind != "swept" or any(getattr(part, "skips", False) for part in cell.parts)
             if alone or group is None or len(group) == at_once:
                 group = []
                 groups.append(group)
@@ -216,12 +223,11 @@ class SweepPlan:
     def donors(self, cells: Iterable[Cell]) -> list[tuple[Tokens, list[Site]]]:
         """What partners give: sites by the tokens that are needed of them (tokens that hold a list have no hash)."""
         found: list[tuple[Tokens, dict[Site, None]]] = []
-        for cell in cells:
-            if isinstance(cell.intervention, Patch) and cell.intervention.of_pairs:
-                tokens = cell.intervention.sites.tokens
-                if tokens not in [known for known, _ in found]:
-                    found.append((tokens, {}))
-                next(sites for known, sites in found if known == tokens).update(dict.fromkeys(self.sites(cell)))
+        for needed in (needs for cell in cells for part in cell.parts if (needs := needs_of(part)) is not None):
+            if needed.tokens not in [known for known, _ in found]:
+                found.append((needed.tokens, {}))
+            sites = next(sites for known, sites in found if known == needed.tokens)
+            sites.update(dict.fromkeys(needed.resolve(self.geometry)))
         return [(tokens, list(sites)) for tokens, sites in found]
 
     def starts(self, cells: Iterable[Cell]) -> list[Start]:
@@ -290,7 +296,7 @@ class SweepPlan:
         kept += [(Sites(tokens=t), site) for t, sites in self.donors(self.cells) for site in sites]
         shared = sum(prod(part_shape(sites, site, self.geometry) or (0,)) for sites, site in kept) * size
         calls = last * len(branches) * (prod(shapes["model_input"]) + prod(shapes["velocity"])) * size
-        estimates = 2 * len({cell.step for cell in self.cells}) if self.reads_estimate else 0
+        estimates = (1 + len(self.estimates_read)) * len({c.step for c in self.cells}) if self.estimates_read else 0
         states = last + (last < self.geometry.steps) + estimates
         return rows * (shared + calls + states * prod(shapes["latents"]) * 4)
 
@@ -391,10 +397,14 @@ def _require(plan: SweepPlan) -> None:
     rows = gather(list(batch.instances), list(batch.seeds)).rows
     for intervention in plan.interventions:
         require_rows_anywhere(intervention, plan.batches)
+    for branch in (branch for branch in plan.estimates_read if branch not in (None, *plan.geometry.branches)):
+        known = ", ".join(plan.geometry.branches)
+        raise InputError(f"a metric reads branch {branch!r}; this run has {known}")
     for cell in plan.cells:
-        require_rows_anywhere(cell.intervention, plan.batches)
+        for part in cell.parts:
+            require_rows_anywhere(part, plan.batches)
         if plan.layers_read and cell.intervention is not None and not plan._within_one_step(cell):
             where = cell.intervention.sites
             raise InputError(f"{cell}: a metric at a layer is of one step, inside the denoiser; it is at {where}")
-        if cell.intervention is not None and not (isinstance(cell.intervention, Patch) and cell.intervention.of_pairs):
-            make_plan([cell.intervention], plan.geometry, rows)
+        for part in (part for part in cell.parts if needs_of(part) is None):
+            make_plan([of_batch(part, batch)], plan.geometry, rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,16 +38,24 @@ class OnRows:
     ----------
     intervention : Intervention
     rows : slice
+    total : int
+        Rows of the run.
     """
 
     intervention: Any
     rows: slice
+    total: int
 
     __repr__ = short_repr
 
-    @property
+    @cached_property
     def sites(self) -> Sites:
-        return self.intervention.sites  # type: ignore[no-any-return]
+        sites: Sites = self.intervention.sites
+        if sites.tokens.rows_named is None:
+            return sites
+        none = [None] * self.total
+        none[self.rows] = range(self.rows.stop - self.rows.start)  # type: ignore[assignment]
+        return sites.at(tokens=sites.tokens.of_rows(none))
 
     @property
     def reads_only(self) -> bool:
@@ -58,7 +67,8 @@ class OnRows:
     def __call__(self, activation: Tensor, at: At) -> Tensor | None:
         valid = None if at.text_valid is None else at.text_valid[self.rows]
         x0hat = None if at.x0hat is None else at.x0hat[self.rows]
-        own = replace(at, rows=at.rows[self.rows], text_valid=valid, x0hat=x0hat)
+        tokens = None if at.own is None else at.own[self.rows]
+        own = replace(at, rows=at.rows[self.rows], text_valid=valid, x0hat=x0hat, own=tokens)
         new = self.intervention(activation[self.rows], own)
         if new is None:
             return None
@@ -81,12 +91,16 @@ class FromPartners:
     patch : Patch
     parts : dict from Site to Tensor
         The selected tokens of every row, as that run had them.
+        Those that each row's partner needs.
     partners : tuple of int
+    any_text : bool
+        Patch a text whose words stand at other positions, too.
     """
 
     patch: Patch
     parts: Mapping[Site, Tensor]
     partners: tuple[int, ...]
+    any_text: bool = False
 
     __repr__ = short_repr
 
@@ -95,11 +109,40 @@ class FromPartners:
         return self.patch.sites
 
     def __call__(self, activation: Tensor, at: At) -> Tensor:
-        if at.text_valid is not None:
+        if at.text_valid is not None and not self.any_text:
             require_text("donor", at.text_valid[list(self.partners)], at.text_valid, at.site)
         return replace(self.patch, donor=self.parts[at.site], rows=self.partners)(activation, at)
 
 
 def on_rows(intervention: Intervention, start: int, count: int, total: int) -> Intervention:
     """An intervention of ``count`` rows from ``start`` on of a run that has ``total``."""
-    return intervention if count == total else OnRows(intervention, slice(start, start + count))
+    return intervention if count == total else OnRows(intervention, slice(start, start + count), total)
+
+
+@runtime_checkable
+class FromPair(Protocol):
+    """What is made of both sides of each pair, as they are without it.
+
+    Attributes
+    ----------
+    sites : Sites
+    needs : Sites
+        What must be kept of both sides.
+    """
+
+    @property
+    def sites(self) -> Sites: ...
+
+    @property
+    def needs(self) -> Sites: ...
+
+    def bound_to(self, parts: Mapping[Site, Tensor], partners: tuple[int, ...]) -> Intervention:
+        """The intervention itself, given the tokens of ``needs`` at its sites, of every row, and each row's partner."""
+        ...
+
+
+def needs_of(intervention: Any) -> Sites | None:
+    """What an intervention needs of both sides of each pair."""
+    if isinstance(intervention, Patch):
+        return intervention.sites if intervention.of_pairs else None
+    return intervention.needs if isinstance(intervention, FromPair) else None
