@@ -160,7 +160,7 @@ class SweepPlan:
     def _layer(self, site: Site) -> int:
         if site.layer is not None:
             return site.layer
-        return self.geometry.layers - 1 if site.component in ("velocity", "guided") else 0
+        return self.geometry.layers - 1 if site.component in ("head_modulation", "velocity", "guided") else 0
 
     def _before_all(self, start: Start) -> Start:
         """The same, or the beginning where an intervention of all runs stands on both sides of it."""
@@ -181,7 +181,7 @@ class SweepPlan:
             return site.step >= start.step
         if site.component == "latents":
             return False  # the record has the state as it was edited
-        return site.component == "velocity" or (site.layer or 0) >= start.layer
+        return site.component in ("head_modulation", "velocity") or (site.layer or 0) >= start.layer
 
     def groups(self, cells: Sequence[Cell], rows: int) -> list[list[Cell]]:
         """Cells that are computed at once, as many as rows are: those that start at the same place.
