@@ -32,7 +32,7 @@ from dit_lens.results.result import VALUE_COLUMNS, Result
 from dit_lens.runs.seeds import row_seeds
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import indices
-from dit_lens.sites.site import TERM_COMPONENTS
+from dit_lens.sites.site import TERM_COMPONENTS, TOLD_COMPONENTS
 from dit_lens.sites.sites import Sites
 from dit_lens.sweeps import metrics
 from dit_lens.sweeps.metrics import Metric
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _WHO = "patching_sweep"
 #: What has a layer and is patched in the video or in a text.
-_PATCHED = ("delta", "resid", "head", *TERM_COMPONENTS)
+_PATCHED = ("delta", "resid", "head", *TERM_COMPONENTS, *TOLD_COMPONENTS)
 
 
 @dataclass(frozen=True, repr=False)

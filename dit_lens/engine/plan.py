@@ -213,3 +213,11 @@ def _copy(site: Site, changes: Mapping[str, Any]) -> Site:
     copy = object.__new__(Site)
     copy.__dict__.update(site.__dict__, **changes)
     return copy
+
+
+def bypass_in(planned: Sequence[Planned]) -> int | None:
+    """The first of a list that bypasses every token and behind which nothing but bypasses edits; None without one."""
+    for place, p in enumerate(planned):
+        if p.skips and p.intervention.sites.tokens.is_all and all(q.skips or q.reads_only for q in planned[place:]):
+            return place
+    return None

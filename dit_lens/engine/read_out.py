@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.errors import InputError
 from dit_lens.families.at_hand import at_hand
 from dit_lens.families.base import Architecture
 from dit_lens.runs.call import Call
@@ -28,7 +29,17 @@ def read_out(
         The denoiser call that the residual is of.
     conditioning : mapping
         What the head needs besides, from `Replay.conditioning` of the residual's branch.
+
+    Raises
+    ------
+    InputError
+        It is empty, for the replay edited "head_modulation" behind the blocks.
     """
+    if architecture.conditioning and not conditioning:
+        raise InputError(
+            "this replay edited head_modulation, which the head of this family is told after the blocks: what it was "
+            "given is not kept; read out a replay without that edit"
+        )
     grid, times = call.context.geometry.grid, len(call.branches)
     # The last bits of a matrix product depend on its batch: the head is given one as large as the model's own.
     residuals = _repeated(residual.flatten(1, 3), times)

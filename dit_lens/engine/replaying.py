@@ -20,6 +20,8 @@ def make_again(
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Velocities by branch, and by branch what the model's head was given besides the residual stream.
 
+    Of a branch whose "head_modulation" was edited behind the blocks that is not known, and empty.
+
     Parameters
     ----------
     calls : the recorded calls of one step
@@ -35,4 +37,14 @@ def make_again(
             output = dispatcher.run_call(call, module.forward, call.args, call.kwargs)
         predicted |= velocities(call, output)
         conditioning |= {b: rows_of(outputs, call.rows(b), call) for b in call.branches}
+    # Behind the blocks an edit does not reach what the head's own embedder made: `read_out` refuses what is empty.
+    conditioning |= {branch: {} for branch in _edited_behind(dispatcher)}
     return predicted, conditioning
+
+
+def _edited_behind(dispatcher: Dispatcher) -> set[str]:
+    """The branches in which the arguments of the head's own norm are edited."""
+    if dispatcher.architecture.head_told.end == "output":
+        return set()
+    edits = (site for planned in dispatcher.plan if not planned.reads_only for site in planned.sites)
+    return {site.branch for site in edits if site.branch is not None and site.component == "head_modulation"}

@@ -17,6 +17,7 @@ from dit_lens.families.common import spatial_factor, temporal_factor
 from dit_lens.runs.inputs import Inputs, kept
 from dit_lens.runs.per_row import require_entries
 from dit_lens.sites.geometry import Geometry, Layer, Pixels
+from dit_lens.sites.site import TOLD_COMPONENTS
 
 #: Settings that a run always has; their defaults are the pipeline's own.
 _BASIC = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
@@ -169,9 +170,10 @@ def geometry_of(pipeline: Any, architecture: Architecture, settings: Settings) -
     kinds = tuple(_layer(module, block) for _, module, block in architecture.layers(transformer))
     tokens = (*grid, architecture.width(transformer))
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("latents", "velocity", "guided"), latent)
-    shapes |= {c: tokens for kind in kinds for c in ("embed", "head", *kind.components["video"])}
+    made = {c for kind in kinds for c in kind.components["video"] if c not in TOLD_COMPONENTS}
+    shapes |= dict.fromkeys(("embed", "head", *made), tokens)
     shapes["model_input"] = (transformer.config.in_channels, *latent[1:])
-    streams = dict.fromkeys(stream for kind in kinds for stream in kind.components)
+    streams = dict.fromkeys(s for kind in kinds for s, has in kind.components.items() if "resid" in has)
     branches = dict.fromkeys(b for call in architecture.calls(pipeline, settings) for b in call)
     return Geometry(
         steps=settings["num_inference_steps"],
@@ -187,10 +189,12 @@ def geometry_of(pipeline: Any, architecture: Architecture, settings: Settings) -
 
 
 def _layer(module: nn.Module, block: Block) -> Layer:
-    streams = [s.name for s in block.streams]
-    components = {
-        stream: (*(t.component for t in block.terms if t.stream == stream), "delta", "resid") for stream in streams
-    }
+    told = [t for t in block.told if t.has(module)]
+    components: dict[str, tuple[str, ...]] = {}
+    residual = [s.name for s in block.streams]
+    for name in dict.fromkeys((*residual, *(t.stream for t in told))):
+        made = (*(t.component for t in block.terms if t.stream == name), "delta", "resid") if name in residual else ()
+        components[name] = (*(t.component for t in told if t.stream == name), *made)
     counted = {t.stream: _heads(module) for t in block.terms if t.heads is not None}
     return Layer(block.kind, components, counted)
 

@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.engine.envoys import Ask, Asking
-from dit_lens.engine.plan import Planned
+from dit_lens.engine.layout import as_before, packed, per_row, shaped, token_sigma
+from dit_lens.engine.plan import Planned, bypass_in
 from dit_lens.engine.recorder import Visitor
 from dit_lens.engine.values import output_of, replaced
 from dit_lens.families.base import Block, Met, Reader, Term, all_valid, bind
 from dit_lens.interventions.shapes import wide
 from dit_lens.runs.call import Call, Context
 from dit_lens.runs.replay import Resume
-from dit_lens.sites.site import TERM_COMPONENTS, Site
+from dit_lens.sites.site import TERM_COMPONENTS, TEXTS, TOLD_COMPONENTS, Site
 
-_MODEL_INPUT, _EMBED, _VELOCITY = (frozenset({component}) for component in ("model_input", "embed", "velocity"))
+_MODEL_INPUT, _EMBED, _HEAD_MODULATION, _VELOCITY = (
+    frozenset({component}) for component in ("model_input", "embed", "head_modulation", "velocity")
+)
+_TOLD = frozenset(TOLD_COMPONENTS)
 _TERMS = frozenset({"head", *TERM_COMPONENTS})
 #: Components of a block for which its inputs must be met, and its output.
-_OF_INPUTS, _OF_OUTPUT = _TERMS | {"delta"}, frozenset({"delta", "resid"})
+_OF_INPUTS, _OF_OUTPUT = _TOLD | _TERMS | {"delta"}, frozenset({"delta", "resid"})
 
 #: What `Ask` calls the end of a module that an event names.
 _END = {"input": "inputs", "output": "output"}
@@ -87,6 +91,7 @@ class Walk:
         self._bypassing = any(planned.skips for planned, _ in self.visits)
         self._met: dict[str, Any] = {"model": self.module, "token_sigma": token_sigma(self.call)}
         self._valid: Tensor | None = None
+        self._rows = len(self.context.rows) * len(self.call.branches)
 
     def _wanted(self, layer: int | None, components: frozenset[str]) -> bool:
         return not components.isdisjoint(self._components.get(layer, ()))
@@ -100,6 +105,8 @@ class Walk:
     def stops(self) -> tuple[tuple[str, str], ...]:
         """Path and end ("inputs", "output", "skip") of all that the walk may ask for, edits of it left out."""
         stops = [("", "inputs"), ("", "output")]
+        if self._wanted(None, _HEAD_MODULATION):
+            stops.append((self.architecture.head_told.path, self.architecture.head_told.end))
         for k, path, _, block in self._route:
             if k < self._first:
                 stops.append((path, "skip"))
@@ -139,6 +146,7 @@ class Walk:
         """Meet all sites: asks for one value of the call after the other, and is sent it."""
         if self._at:
             yield from self._offer_input()
+            yield from self._offer_head_modulation("output")
         for layer, path, module, block in self._route:
             if layer < self._first:
                 yield Ask(path, "skip", self._recorded(block))
@@ -146,6 +154,7 @@ class Walk:
             else:
                 yield from self._block(path, module, block, layer)
         if self._at:
+            yield from self._offer_head_modulation("inputs")
             yield from self._offer_output()
 
     def _recorded(self, block: Block) -> Any:
@@ -161,27 +170,36 @@ class Walk:
     def _offer_input(self) -> Asking:
         if self._wanted(None, _MODEL_INPUT):
             args, kwargs = yield Ask("", "inputs")
-            changed = self._offer((None, "model_input", "video", None), kwargs["hidden_states"], latent=True)
+            changed = self._offer((None, "model_input", "video", None), kwargs["hidden_states"])
             if changed is not None:
                 yield Ask("", "inputs", (args, {**kwargs, "hidden_states": changed}))
+
+    def _offer_head_modulation(self, end: str) -> Asking:
+        """Offer what only the output head is told, at the end of the module where the family has it."""
+        told = self.architecture.head_told
+        if told.end != end or not self._wanted(None, _HEAD_MODULATION):
+            return
+        module, value = self.module.get_submodule(told.path), (yield Ask(told.path, end))
+        before = told.take(module, value)
+        changed = self._offer((None, "head_modulation", "video", None), per_row(before, self._rows))
+        if changed is not None:
+            yield Ask(told.path, end, told.put(module, value, as_before(changed, before)))
 
     def _offer_output(self) -> Asking:
         if self._wanted(None, _VELOCITY):
             output = yield Ask("", "output")
-            changed = self._offer((None, "velocity", "video", None), output[0], latent=True)
+            changed = self._offer((None, "velocity", "video", None), output[0])
             if changed is not None:
                 yield Ask("", "output", (changed, *output[1:]))
 
     def _block(self, path: str, module: nn.Module, block: Block, layer: int) -> Asking:
-        """Meet a block's sites in the order: embed, terms and heads as they are made, delta, resid."""
+        """Meet a block's sites: embed, what it is told, terms and heads as they are made, delta, resid."""
         met: Met | None = None
         if layer in self._opened:
             args, kwargs = yield Ask(path, "inputs")
             met = Met(module, bind(module, args, kwargs), math.prod(self.context.geometry.grid))
-            if block.text_valid is not all_valid:
-                self._valid = block.text_valid(met)
-            if layer == 0 and self._embedded:
-                yield from self._offer_embed(path, block, met, args, kwargs)
+            self._know_valid(block, met)
+            yield from self._offer_inputs(path, block, layer, met, args, kwargs)
             if self._bypassed(layer):
                 yield Ask(path, "skip", self._left_out(block, layer, met))
                 return
@@ -197,15 +215,48 @@ class Walk:
         # Of a text stream, which of its positions attention reads.
         return block.text_valid is not all_valid and any(place[2] != "video" for place in self._at.get(layer, ()))
 
-    def _offer_embed(self, path: str, block: Block, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asking:
-        """Offer what the first block is given; edits go to the block and to what is met of it."""
+    def _know_valid(self, block: Block, met: Met) -> None:
+        if block.text_valid is not all_valid:
+            self._valid = block.text_valid(met)
+
+    def _offer_inputs(
+        self, path: str, block: Block, layer: int, met: Met, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Asking:
+        """Offer what a block is given and told; edits go to the block and to what is met of it."""
+        changes: dict[str, Any] = {}
+        if layer == 0 and self._embedded:
+            changes |= self._offer_embed(block, met)
+        if self._wanted(layer, _TOLD):
+            changes |= self._offer_told(block, layer, met)
+        for name, value in changes.items():
+            args, kwargs = replaced(args, kwargs, list(met.arguments).index(name) - 1, name, value)
+        if changes:
+            yield Ask(path, "inputs", (args, kwargs))
+            self._know_valid(block, met)
+
+    def _offer_embed(self, block: Block, met: Met) -> dict[str, Any]:
+        """Offer the streams as they enter the first block; the call arguments that edits change."""
+        changes: dict[str, Any] = {}
         for stream in block.streams:
             changed = self._offer((None, "embed", stream.name, None), met.arguments[stream.argument])
             if changed is not None:
-                place = list(met.arguments).index(stream.argument)
-                args, kwargs = replaced(args, kwargs, place - 1, stream.argument, changed)
-                yield Ask(path, "inputs", (args, kwargs))
-                met.arguments[stream.argument] = changed
+                changes[stream.argument] = met.arguments[stream.argument] = changed
+        return changes
+
+    def _offer_told(self, block: Block, layer: int, met: Met) -> dict[str, Any]:
+        """Offer what a block is told besides its streams; the call arguments that edits change."""
+        changes: dict[str, Any] = {}
+        for told in block.told:
+            place = (layer, told.component, told.stream, None)
+            given = told.take(met) if self._visits(place) else None
+            if given is None:
+                continue
+            changed = self._offer(place, per_row(given, self._rows))
+            if changed is not None:
+                made = told.put(met, as_before(changed, given))
+                changes |= made
+                met.arguments.update(made)
+        return changes
 
     def _bypassed(self, layer: int) -> bool:
         """Whether a whole block can be left out: its update is bypassed in all streams, and nobody wants its parts."""
@@ -220,7 +271,7 @@ class Walk:
         if not self._bypassing:
             return [None]
         visits = self._visits((layer, "delta", stream, None))
-        return [_bypass_in([p for p, site in visits if site.branch == branch]) for branch in self.call.branches]
+        return [bypass_in([p for p, site in visits if site.branch == branch]) for branch in self.call.branches]
 
     def _left_out(self, block: Block, layer: int, met: Met) -> Any:
         """What a bypassed block gives back: its own input."""
@@ -326,19 +377,19 @@ class Walk:
                 self._offer(delta, after - met.arguments[stream.argument])
             self._offer((layer, "resid", stream.name, None), after)
 
-    def _offer(self, place: SiteInCall, tensor: Tensor, *, latent: bool = False) -> Tensor | None:
+    def _offer(self, place: SiteInCall, tensor: Tensor) -> Tensor | None:
         """Show a tensor of all the call's rows to the interventions at a place; the changed one, or None."""
         visits, branches = self._visits(place), self.call.branches
         whole, edited = tensor, False
         for planned, site in visits:
             # A call of one branch need not be cut.
             rows = slice(None) if len(branches) == 1 else self.call.rows(site.branch or "")
-            shaped = self._shaped(whole if len(branches) == 1 else whole[rows], place[2], latent)
-            valid = {"text_valid": self._valid[rows]} if place[2] != "video" and self._valid is not None else {}
-            new = self.visitor.deliver(planned, site, shaped, **self._met, **valid)
+            part = shaped(whole if len(branches) == 1 else whole[rows], site, self.architecture, self.context)
+            valid = {"text_valid": self._valid[rows]} if place[2] in TEXTS and self._valid is not None else {}
+            new = self.visitor.deliver(planned, site, part, **self._met, **valid)
             self._left -= 1
             if new is not None:
-                flat = self._packed(new, latent)
+                flat = packed(new, site, self.architecture, self.context)
                 if len(branches) == 1:
                     whole = flat
                 else:
@@ -354,42 +405,15 @@ class Walk:
         """Count only the blocks that ran before the last site."""
         layer, component, *_ = place
         skipped = len(self.layers) - self.blocks_run
-        entered = {"model_input": 0, "embed": 0, "velocity": len(self.layers)}.get(component, (layer or 0) + 1)
+        after, all_of_them = self.architecture.head_told.end == "inputs", len(self.layers)
+        around = {"model_input": 0, "embed": 0, "head_modulation": after * all_of_them, "velocity": all_of_them}
+        entered = around.get(component, (layer or 0) + 1)
         self.blocks_run = max(0, entered - skipped)
-
-    def _shaped(self, tensor: Tensor, stream: str, latent: bool) -> Tensor:
-        """Rows of one branch as interventions see them."""
-        if latent:
-            return self.architecture.unpack(tensor, self.context.latent)
-        return tensor.reshape(len(tensor), *self.context.geometry.grid, -1) if stream == "video" else tensor
-
-    def _packed(self, activation: Tensor, latent: bool) -> Tensor:
-        """Inverse of `_shaped`."""
-        pack = self.architecture.pack
-        return pack(activation, self.context.latent) if latent else activation.flatten(1, -2)
 
 
 def _split(event: str) -> tuple[str, str, str]:
     """Path of the module, a dot, and "input" or "output"."""
     return event.rpartition(".")
-
-
-def _bypass_in(planned: Sequence[Planned]) -> int | None:
-    """The first of a list that bypasses every token and behind which nothing but bypasses edits; None without one."""
-    for place, p in enumerate(planned):
-        if p.skips and p.intervention.sites.tokens.is_all and all(q.skips or q.reads_only for q in planned[place:]):
-            return place
-    return None
-
-
-def token_sigma(call: Call) -> Tensor | None:
-    """Noise level of every token (F, H, W) where the call is given one timestep per token, else None."""
-    given = call.kwargs.get("timestep")
-    grid = call.context.geometry.grid
-    if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] != math.prod(grid) or not call.timestep:
-        return None
-    sigma: Tensor = given[-1].float() / call.timestep * call.sigma
-    return sigma.reshape(grid)
 
 
 def _added(stream: Tensor, difference: Tensor) -> Tensor:

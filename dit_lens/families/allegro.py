@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.families import common
+from dit_lens.families import common, told
 from dit_lens.families.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
 
 
@@ -27,6 +27,12 @@ BLOCK = Block(
         Term("ffn", "video", ("ff.output",), lambda met: _gate(met, 5) * met["ff.output"]),
     ),
     readers=(Reader("attn2.input", "video"), Reader("norm2.input", "video")),
+    text_valid=told.bias_valid("encoder_attention_mask"),
+    told=(
+        told.told("context", "text", "encoder_hidden_states"),
+        told.told("modulation", "video", "temb"),
+        told.bias("encoder_attention_mask"),
+    ),
 )
 
 
@@ -69,6 +75,7 @@ ALLEGRO = Architecture(
     width=common.width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.element("adaln_single", 1),
     decode=lambda pipeline, latents: pipeline.decode_latents(latents.to(pipeline.vae.dtype)),
     encode=lambda pipeline, video: common.posterior_mode(pipeline.vae, video) * pipeline.vae.config.scaling_factor,
     refuse=refuse,

@@ -149,6 +149,54 @@ class Reader:
     part: Part = whole
 
 
+def always(module: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Told:
+    """Something that a block is told besides its residual streams; see `dit_lens.families.told`.
+
+    Attributes
+    ----------
+    component : str
+        "context": what a cross-attention reads, (B, N, D); "modulation": time, and the pooled prompt, in the model's
+        own layout (B, ..., D); "mask": 1 where attention may read a position of the text and 0 where not, (B, N, 1).
+    stream : str
+        Whose it is: of a context "text", "image", "audio" or "audio_text".
+    take : callable (Met) -> Tensor, or None where a call has none
+    put : callable (Met, changed Tensor) -> the block's call arguments that change with it
+    has : callable (the block) -> whether a block of this kind is told it
+    """
+
+    component: str
+    stream: str
+    take: Callable[[Met], Tensor | None]
+    put: Callable[[Met, Tensor], dict[str, Any]]
+    has: Callable[[Any], bool] = always
+
+
+@dataclass(frozen=True)
+class HeadTold:
+    """What the output head is told besides the residual stream, and nothing but the head.
+
+    Attributes
+    ----------
+    path : str
+        Of a module of the transformer.
+    end : "output" or "inputs"
+        "output" of a module that runs before the blocks, "inputs" of one that runs after them.
+    take : callable (the module, its output or its (args, kwargs)) -> Tensor of shape (B, ..., D)
+        A batch may have several entries for each row in its first axis.
+    put : callable (the module, its output or its (args, kwargs), changed Tensor) -> the same with the tensor replaced
+    """
+
+    path: str
+    end: str
+    take: Callable[[Any, Any], Tensor]
+    put: Callable[[Any, Any, Tensor], Any]
+
+
 def all_positions(arguments: Mapping[str, Any], row: int) -> Tensor | None:
     return None
 
@@ -217,7 +265,9 @@ class Block:
     attends : tuple of Attends
         For the attention lens.
     text_valid : callable (Met) -> bool Tensor of shape (B, N), or None
-        The positions of the text stream that attention may read; the others are padding. None where it reads all.
+        The positions of the text that attention may read; the others are padding. None where it reads all.
+    told : tuple of Told
+        What the block is told besides its residual streams.
     """
 
     kind: str
@@ -229,6 +279,7 @@ class Block:
     absent: Callable[[Mapping[str, Any]], tuple[str, ...]] = nothing_absent
     attends: tuple[Attends, ...] = SELF_AND_CROSS
     text_valid: Callable[[Met], Tensor | None] = all_valid
+    told: tuple[Told, ...] = ()
 
     def stream(self, name: str) -> Stream:
         return next(s for s in self.streams if s.name == name)
@@ -311,6 +362,8 @@ class Architecture:
     head : callable (transformer, residual (B, N, D), conditioning by path, grid) -> the transformer's output
         The model's own operations in their own order, so that the last residual gives the model's output bit for bit.
         In the layout in which the transformer itself returns it.
+    head_told : HeadTold
+        Of the head's ``conditioning`` what can be read and edited as "head_modulation".
     decode : callable (pipeline, latents (B, C, F, H, W)) -> video (B, 3, T, height, width) in [-1, 1]
     encode : callable (pipeline, video (B, 3, T, height, width) in [-1, 1]) -> latents (B, C, F, H, W)
         The mode of the VAE's posterior in the scale of the sampler's state: what ``decode`` undoes before its VAE.
@@ -354,6 +407,7 @@ class Architecture:
     width: Callable[[Any], int]
     multiples: Callable[[Any], tuple[int, int, int]]
     head: Callable[[Any, Tensor, Mapping[str, Any], Grid], Tensor]
+    head_told: HeadTold
     decode: Callable[[Any, Tensor], Tensor]
     encode: Callable[[Any, Tensor], Tensor]
     guide: Callable[[Mapping[str, Tensor], Mapping[str, float], Tensor, float], Tensor] = classifier_free

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.families import told
 from dit_lens.families.base import (
     Architecture,
     Attends,
@@ -85,6 +86,7 @@ BLOCK = Block(
     ),
     readers=(Reader("norm2.input", "video", 0), Reader("norm2.input", "text", 1)),
     attends=(Attends("attn1", "self", video=last_video, text=first_text),),
+    told=(told.told("modulation", "video", "temb"),),
 )
 
 
@@ -153,6 +155,7 @@ COGVIDEOX = Architecture(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.arguments_of("norm_out", "temb"),
     decode=decode,
     encode=encode,
     guide=classifier_free_float32,

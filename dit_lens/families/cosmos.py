@@ -16,6 +16,7 @@ from diffusers.utils import is_torchvision_available
 from torch import Tensor
 
 from dit_lens.errors import UnsupportedModel
+from dit_lens.families import told
 from dit_lens.families.base import Architecture, Block, Grid, Met, Reader, Settings, Stream, Term
 from dit_lens.families.common import (
     causal_latent,
@@ -66,6 +67,10 @@ BLOCK = Block(
         Term("ffn", "video", ("norm3.output", "ff.output"), _gated("ff", "norm3")),
     ),
     readers=(Reader("norm1.input", "video"), Reader("norm2.input", "video"), Reader("norm3.input", "video")),
+    told=(
+        told.told("context", "text", "encoder_hidden_states"),
+        told.told("modulation", "video", "embedded_timestep", "temb"),
+    ),
 )
 
 
@@ -148,6 +153,7 @@ COSMOS = Architecture(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.arguments_of("norm_out", "embedded_timestep", "temb"),
     decode=decode,
     encode=encode,
     guide=guide,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dit_lens.families import told
 from dit_lens.families.base import (
     Architecture,
     Attends,
@@ -44,8 +45,15 @@ _JOINT = (Attends("attn", "self", video=first_video, text=last_text),)
 
 def _text_valid(met: Met) -> Tensor:
     """From the mask over the keys: (B, 1, 1, video + N) of [video; text], (B, N) of the text in HunyuanVideo-1.5."""
-    mask: Tensor = met.arguments["attention_mask"]
-    return (mask if mask.ndim == 2 else mask[:, 0, 0, met.video_tokens :]).bool()
+    return _text_cells(met.arguments["attention_mask"], met).bool()
+
+
+def _text_cells(mask: Tensor, met: Met) -> Tensor:
+    """(B, N) of the text, as `_text_valid`."""
+    return mask if mask.ndim == 2 else mask[:, 0, 0, met.video_tokens :]
+
+
+_TOLD = (told.told("modulation", "video", "temb"), told.mask("attention_mask", _text_cells))
 
 
 def _gate(met: Met, norm: str, element: int) -> Tensor:
@@ -101,6 +109,7 @@ DUAL = Block(
     readers=(Reader("norm2.input", "video"), Reader("norm2_context.input", "text")),
     attends=_JOINT,
     text_valid=_text_valid,
+    told=_TOLD,
 )
 
 
@@ -157,6 +166,7 @@ SINGLE = Block(
     terms=(*_single_terms("video"), *_single_terms("text")),
     attends=_JOINT,
     text_valid=_text_valid,
+    told=_TOLD,
 )
 
 
@@ -227,6 +237,7 @@ HUNYUAN_VIDEO = Architecture(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.arguments_of("norm_out", "conditioning_embedding"),
     decode=decode,
     encode=encode,
     guide=guide,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dit_lens.families import told
 from dit_lens.families.base import Architecture, Grid, Settings
 from dit_lens.families.common import causal_latent, patched_grid, width_of_heads
 from dit_lens.families.hunyuan import DUAL, decode, encode, project_out
@@ -76,6 +77,7 @@ HUNYUAN_VIDEO_15 = Architecture(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.arguments_of("norm_out", "conditioning_embedding"),
     decode=decode,
     encode=encode,
     scales=scales,

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dit_lens.families import told
 from dit_lens.families.base import Architecture, Block, Grid, Latent, Met, Reader, Settings, Stream, Term
 from dit_lens.families.common import (
     batched_calls,
@@ -54,6 +55,12 @@ BLOCK = Block(
     ),
     # The cross-attention's queries are made of the stream itself, without a norm.
     readers=(Reader("attn2.input", "video"), Reader("norm2.input", "video")),
+    text_valid=told.bias_valid("encoder_attention_mask"),
+    told=(
+        told.told("context", "text", "encoder_hidden_states"),
+        told.told("modulation", "video", "temb"),
+        told.bias("encoder_attention_mask"),
+    ),
 )
 
 
@@ -135,6 +142,7 @@ LTX_VIDEO = Architecture(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.element("time_embed", 1),
     decode=decode,
     encode=encode,
     guide=classifier_free_float32,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.families import told
 from dit_lens.families.base import Architecture, Block, Met, Reader, Settings, Stream, Term
 from dit_lens.families.common import causal_latent, patched_grid, refuse_timesteps, width_of_heads
 from dit_lens.families.ltx import (
@@ -79,6 +80,18 @@ BLOCK = Block(
         Reader("norm3.input", "video"),
     ),
     absent=absent,
+    text_valid=told.bias_valid("encoder_attention_mask"),
+    told=(
+        told.told("context", "text", "encoder_hidden_states"),
+        told.told("context", "audio", "audio_hidden_states"),
+        told.told("context", "audio_text", "audio_encoder_hidden_states"),
+        told.told("modulation", "video", "temb", "temb_ca_scale_shift", "temb_ca_gate", "temb_prompt"),
+        told.told(
+            "modulation", "audio", "temb_audio", "temb_ca_audio_scale_shift", "temb_ca_audio_gate", "temb_prompt_audio"
+        ),
+        told.bias("encoder_attention_mask"),
+        told.bias("audio_encoder_attention_mask", "audio_text"),
+    ),
 )
 
 
@@ -155,6 +168,7 @@ LTX_2 = Architecture(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.element("time_embed", 1),
     decode=decode,
     encode=encode,
     guide=guide,

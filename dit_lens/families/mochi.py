@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_lens.families import told
 from dit_lens.families.base import (
     Architecture,
     Attends,
@@ -49,6 +50,10 @@ def _text_valid(met: Met) -> Tensor:
     return mask.bool()
 
 
+_TOLD = (
+    told.told("modulation", "video", "temb"),
+    told.mask("encoder_attention_mask", refuse=told.words_first),
+)
 _JOINT = (Attends("attn1", "self", video=first_video, text=last_text, positions=_unpadded),)
 _STREAMS = (Stream("video", "hidden_states", 0), Stream("text", "encoder_hidden_states", 1))
 # The norms after attention and feed-forward apply the gate, and their outputs are what is added; heads stay None.
@@ -76,6 +81,7 @@ BLOCK = Block(
     readers=(Reader("norm3.input", "video"), Reader("norm3_context.input", "text")),
     attends=_JOINT,
     text_valid=_text_valid,
+    told=_TOLD,
 )
 
 #: Its text is read and returned as it came.
@@ -87,6 +93,7 @@ LAST = Block(
     readers=(Reader("norm3.input", "video"),),
     attends=_JOINT,
     text_valid=_text_valid,
+    told=_TOLD,
 )
 
 
@@ -151,6 +158,7 @@ MOCHI = _Mochi(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.arguments_of("norm_out", "conditioning_embedding"),
     decode=decode,
     encode=encode,
     guide=classifier_free_float32,

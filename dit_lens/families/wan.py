@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.families import told
 from dit_lens.families.base import Architecture, Block, Fixed, Grid, Met, Reader, Settings, Stream, Term
 from dit_lens.families.common import (
     causal_latent,
@@ -31,6 +32,22 @@ def _gate(met: Met, index: int) -> Tensor:
     return gate.unsqueeze(1) if temb.ndim == 3 else gate
 
 
+#: Positions of the text where the context is [image; text]; diffusers' attention counts them from the end.
+_TEXT_LENGTH = 512
+
+
+def _sees_image(block: Any) -> bool:
+    return block.attn2.add_k_proj is not None
+
+
+def _text(met: Met) -> slice:
+    return slice(-_TEXT_LENGTH, None) if _sees_image(met.module) else slice(None)
+
+
+def _image(met: Met) -> slice:
+    return slice(0, -_TEXT_LENGTH)
+
+
 BLOCK = Block(
     kind="single",
     streams=(Stream("video", "hidden_states"),),
@@ -48,6 +65,11 @@ BLOCK = Block(
         Term("ffn", "video", ("ffn.output",), lambda met: met["ffn.output"].float() * _gate(met, 5)),
     ),
     readers=(Reader("norm2.input", "video"), Reader("norm3.input", "video")),
+    told=(
+        told.part_of_context("text", _text),
+        told.part_of_context("image", _image, _sees_image),
+        told.told("modulation", "video", "temb"),
+    ),
 )
 
 
@@ -137,6 +159,7 @@ WAN = Architecture(
     width=width_of_heads,
     multiples=multiples,
     head=head,
+    head_told=told.element("condition_embedder", 0),
     decode=decode,
     encode=encode,
     scales=scales,

@@ -29,7 +29,7 @@ from dit_lens.interventions.shapes import (
 from dit_lens.runs.donor import Donor
 from dit_lens.runs.inputs import Row
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import Site
+from dit_lens.sites.site import MODULATIONS, Site
 from dit_lens.sites.sites import Sites
 
 _MODES = ("zero", "mean", "resample")
@@ -86,6 +86,8 @@ class Ablate:
             raise InputError("Ablate(mode='zero') reads no reference and no rows; 'mean' and 'resample' do")
         if self.mode != "mean" and self.over != "rows":
             raise InputError(f"Ablate(mode={self.mode!r}, over={self.over!r}): only 'mean' averages over tokens")
+        if self.over == "tokens" and (wrong := [c for c in self.sites.components if c in MODULATIONS]):
+            raise InputError(f"Ablate(over='tokens') at {', '.join(wrong)}: it has no tokens; average over rows")
         if self.mode == "mean" and self.reference is None:
             raise InputError("Ablate(mode='mean') needs a reference: a Run that captured the sites, or a Tensor")
 

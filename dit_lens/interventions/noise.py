@@ -15,14 +15,14 @@ from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import part_of, part_shape, require_choice, require_number, wide
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select, show
-from dit_lens.sites.site import LAYER_COMPONENTS
+from dit_lens.sites.site import LAYER_COMPONENTS, MODULATIONS
 from dit_lens.sites.sites import Sites
 
-#: Components on the token grid, whose noise is in units of their own standard deviation.
-_TOKEN_COMPONENTS = ("embed", *LAYER_COMPONENTS)
+#: Components whose noise is in units of their own standard deviation: all but what is 1 or 0.
+_OF_OWN_SCALE = ("embed", *(c for c in LAYER_COMPONENTS if c not in ("mask", *MODULATIONS)), *MODULATIONS)
 _WHERE = {
-    "replace": ("latents", *_TOKEN_COMPONENTS),
-    "add": ("latents", *_TOKEN_COMPONENTS),
+    "replace": ("latents", *_OF_OWN_SCALE),
+    "add": ("latents", *_OF_OWN_SCALE),
     "renoise": ("latents",),
     "velocity": ("velocity",),
 }
@@ -52,9 +52,10 @@ class Noise:
         - "velocity": v + dose n, with one n for all branches of a step, so that the guided prediction moves by dose n
           where all are chosen. A flow-matching model's x0hat moves by sigma dose n.
 
-        On the token grid and in text streams "replace" and "add" are in units of the activation's own standard
-        deviation, over the selected tokens and channels of a row: dose std n, and x + dose std n (Meng et al. 2022,
-        arXiv 2202.05262, corrupt embeddings with dose 3).
+        On the token grid, in text streams and on what the blocks and the head are told "replace" and "add" are in units
+        of the activation's own standard deviation, over the selected tokens and channels of a row: dose std n, and
+        x + dose std n (Meng et al. 2022, arXiv 2202.05262, corrupt embeddings with dose 3). "mask" is 1 or 0 and takes
+        no noise.
     dose : float
         At least 0. Dose 0 is the identity, bit for bit, of all modes but "replace", where it writes zeros.
     seed : int
@@ -118,10 +119,10 @@ class Noise:
 
     def _unit(self, start: Tensor, at: At) -> Tensor | float:
         """What a dose of 1 is at a site."""
-        if at.site.component in _TOKEN_COMPONENTS and at.own is not None:
+        if at.site.component in _OF_OWN_SCALE and at.own is not None:
             rows = [row[own].std(correction=0) for row, own in zip(start, at.own.to(start.device), strict=True)]
             return torch.stack(rows).nan_to_num().reshape(-1, 1, 1)  # a row of no tokens has none that could be moved
-        if at.site.component in _TOKEN_COMPONENTS:
+        if at.site.component in _OF_OWN_SCALE:
             return start.std(dim=tuple(range(1, start.ndim)), keepdim=True, correction=0)
         if self.mode != "add":
             return 1.0
@@ -162,7 +163,7 @@ class Noise:
         InputError
             Noise on the token grid, which depends on the activations; or fewer sigmas than steps.
         """
-        inside = [c for c in self.sites.components if c in _TOKEN_COMPONENTS]
+        inside = [c for c in self.sites.components if c in _OF_OWN_SCALE]
         if inside:
             raise InputError(f"Noise at {', '.join(inside)}: its energy depends on the run; only latents and velocity")
         if self.sites.tokens.rows_named is not None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import At
 from dit_lens.interventions.shapes import channel_axis
+from dit_lens.sites.site import MODULATIONS
 
 Reduce = Callable[..., Tensor]
 
@@ -28,7 +29,14 @@ __all__ = ["channels", "frame_mean", "norm", "project", "token_mean", "tokens", 
 
 
 def token_mean(activation: Tensor, at: At | None = None) -> Tensor:
-    """Mean over all tokens but padding (of a text, or of rows' own tokens): (B, D), or (B, C) of the latent grid."""
+    """Mean over all tokens but padding: (B, D), or (B, C) of the latent grid.
+
+    Raises
+    ------
+    InputError
+        "modulation" or "head_modulation", which have no tokens.
+    """
+    _require_tokens("token_mean", at)
     if at is not None and at.valid is not None:
         counted, tokens = at.valid.to(activation.device)[..., None], _channels_last(activation, at)
         total = torch.where(counted, tokens, 0).sum(dim=1, dtype=torch.promote_types(tokens.dtype, torch.float32))
@@ -44,9 +52,9 @@ def frame_mean(activation: Tensor, at: At | None = None) -> Tensor:
     Raises
     ------
     InputError
-        A text stream, or a mask: neither has frames.
+        A text stream, a mask, or a modulation: none has frames.
     """
-    if activation.ndim != 5:
+    if activation.ndim != 5 or (at is not None and at.site.component in MODULATIONS):
         raise InputError(f"frame_mean{_where(at)}: an activation of shape {tuple(activation.shape)} has no frames")
     return _channels_last(activation, at).mean(dim=(2, 3))
 
@@ -132,6 +140,7 @@ class _Subset:
         return torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[: self.count].sort().values
 
     def __call__(self, activation: Tensor, at: At | None = None) -> Tensor:
+        _require_tokens("tokens", at)
         flat = _channels_last(activation, at).flatten(1, -2)
         if at is not None and at.valid is not None:
             flat = flat[:, at.valid.all(dim=0).to(flat.device)]
@@ -189,6 +198,13 @@ def _positive(name: str, setting: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}({setting}={value!r}): need a whole number of at least 1")
     return value
+
+
+def _require_tokens(name: str, at: At | None) -> None:
+    if at is not None and at.site.component in MODULATIONS:
+        raise InputError(
+            f"{name}{_where(at)}: {at.site.component} has no tokens; keep it whole, or reduce it by channels"
+        )
 
 
 def _where(at: At | None) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from dit_lens.results.arrays import Bools, Floats, Ints
 
@@ -83,6 +84,20 @@ def mean_interval(values: Floats, replicates: int = 1000, seed: int = 0) -> Inte
         return Interval.unknown(float(values[0]) if len(values) else float("nan"))
     weights = bootstrap_weights(len(values), replicates, seed)
     return percentile_interval(weighted_means(values, weights))
+
+
+def t_interval(values: Floats) -> Interval:
+    """Mean of values (n,) with Student's interval, NaN for one value alone: nothing says how far it is off.
+
+    Examples
+    --------
+    >>> print(t_interval(np.array([0.1, 0.2, 0.3])))
+    0.200 [-0.048, 0.448]
+    """
+    if len(values) < 2:
+        return Interval.unknown(float(values[0]) if len(values) else float("nan"))
+    mean, half = float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return Interval(mean, mean - half, mean + half)
 
 
 def over_instances(samples: pd.DataFrame, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:

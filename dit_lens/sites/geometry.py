@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dit_lens.display.short import short_repr
+from dit_lens.sites.site import TOLD_COMPONENTS
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class Layer:
     ----------
     kind : str
         "single", "dual" or "joint-single".
-    components : dict from stream to the components that its blocks make in it, in execution order
+    components : dict from stream to the components of the layer in it, in execution order
+        What a block is told besides its residual streams may be of a stream that is none of those ("context" of the
+        text).
     heads : dict from stream to the number of attention heads whose shares sum to "attn"; absent where they do not
     """
 
@@ -58,7 +61,9 @@ class Geometry:
     Attributes
     ----------
     steps, layers : int
-    branches, streams : tuple of str
+    branches : tuple of str
+    streams : tuple of str
+        The residual streams.
     grid : (F, H, W), the token grid
     shapes : dict from component to the shape of its activations, rows left out; streams other than video are not in it
     kinds : tuple of Layer, one per layer
@@ -81,6 +86,13 @@ class Geometry:
 
     def layer(self, index: int) -> Layer:
         return self.kinds[index] if self.kinds else Layer()
+
+    def streams_of(self, component: str) -> tuple[str, ...]:
+        """The streams that a component can be of: the residual streams, or those of which a block is told."""
+        if component not in TOLD_COMPONENTS:
+            return self.streams
+        own = {stream: None for kind in self.kinds for stream, has in kind.components.items() if component in has}
+        return tuple(own)
 
     @property
     def latent_grid(self) -> tuple[int, ...]:

@@ -10,10 +10,19 @@ from dit_lens.errors import SiteError
 
 #: What one block adds to a stream, after its gate. "pos", "a2v" and "bias" are further terms of some families.
 TERM_COMPONENTS = ("pos", "attn", "cross_attn", "a2v", "ffn", "bias")
-#: Components that belong to one layer; their order in execution is the family's.
-LAYER_COMPONENTS = ("head", *TERM_COMPONENTS, "delta", "resid")
+#: What a block is told besides its residual streams: what its cross-attention reads, time (and the pooled prompt), and
+#: which positions of the text attention may read.
+TOLD_COMPONENTS = ("context", "modulation", "mask")
+#: Components of one layer that are made in it; their order in execution is the family's.
+MADE_COMPONENTS = ("head", *TERM_COMPONENTS, "delta", "resid")
+#: Components that belong to one layer.
+LAYER_COMPONENTS = (*TOLD_COMPONENTS, *MADE_COMPONENTS)
+#: Components without tokens, in the model's own layout (B, ..., D): of a block, and of the output head.
+MODULATIONS = ("modulation", "head_modulation")
+#: Streams whose positions are those of the text: its words, and its padding.
+TEXTS = ("text", "audio_text")
 #: Components of one denoiser call.
-CALL_COMPONENTS = ("model_input", "embed", *LAYER_COMPONENTS, "velocity")
+CALL_COMPONENTS = ("model_input", "embed", *LAYER_COMPONENTS, "head_modulation", "velocity")
 #: Components of one denoising step, around its calls.
 STEP_COMPONENTS = ("latents", "guided")
 COMPONENTS = ("latents", *CALL_COMPONENTS, "guided")
@@ -38,7 +47,7 @@ class Site:
     component : str
         One of ``dit_lens.sites.site.COMPONENTS``.
     stream : str
-        "video" or "text".
+        "video" or "text"; of what a block is told also a family's own ("image", "audio", "audio_text").
     head : int or None
         For the component "head" only.
     sigma, alpha, expert : float, float, str or None

@@ -15,7 +15,7 @@ from dit_lens.display.short import short_repr
 from dit_lens.errors import SiteError
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.select import Select, from_json, indices, plain, show, to_json
-from dit_lens.sites.site import COMPONENTS, LAYER_COMPONENTS, Site
+from dit_lens.sites.site import COMPONENTS, LAYER_COMPONENTS, MODULATIONS, TOLD_COMPONENTS, Site
 from dit_lens.sites.tokens import LATENT_COMPONENTS, Tokens
 
 
@@ -30,9 +30,12 @@ class Sites:
         "all", an index (negative counts from the end), a slice, a list, or a predicate on the index.
     branches : "all", str or tuple of str
     stream : str or tuple of str
-        "video", "text", or "all" streams of the model.
+        "video", "text", or "all" streams of the model. What a block is told has streams of its own: "context" has
+        "text", and where a model reads them "image", "audio" and "audio_text"; "mask" has "text"; neither has "video".
+        "all" means each component's own.
     tokens : Tokens
-        Which part of each activation; the intervention sees only this.
+        Which part of each activation; the intervention sees only this. "modulation" and "head_modulation" have no
+        tokens.
     heads : Select
         For the component "head".
 
@@ -98,16 +101,40 @@ class Sites:
         SiteError
             Names what is wrong and the valid values.
         """
-        streams = _among("stream", self.stream, geometry.streams, "this model has")
+        streams = self._streams(geometry)
         hint = "" if len(geometry.branches) > 1 else " (guidance_scale <= 1 makes no other branch)"
         branches = _among("branch", self.branches, geometry.branches, "this run has", hint)
         for component in self.components:
-            for stream in streams:
-                self.tokens.resolve(geometry, stream, component)
+            self._require_tokens(component, streams, geometry)
         found: list[Site] = []
         for step in indices(self.steps, geometry.steps, "step"):
             found += self._of_step(step, branches, streams, geometry)
         return tuple(found)
+
+    def _streams(self, geometry: Geometry) -> tuple[str, ...]:
+        """The chosen streams, of those that the components have.
+
+        Raises
+        ------
+        SiteError
+            A stream that none of the components has, or a component that has none of the chosen.
+        """
+        own = {component: geometry.streams_of(component) for component in self.components}
+        known = tuple(dict.fromkeys(stream for streams in own.values() for stream in streams))
+        told = set(self.components) <= set(TOLD_COMPONENTS)
+        whose = f"{', '.join(self.components)} has" if told and known else "this model has"
+        chosen = _among("stream", self.stream, known or geometry.streams, whose)
+        for component, streams in own.items():
+            if streams and not set(streams) & set(chosen):
+                raise SiteError(f"{component} has no stream {', '.join(chosen)}; it has {', '.join(streams)}")
+        return chosen
+
+    def _require_tokens(self, component: str, streams: Sequence[str], geometry: Geometry) -> None:
+        """Refuse tokens that an activation of the component does not have."""
+        if component in MODULATIONS and not self.tokens.is_all:
+            raise SiteError(f"{component} has no tokens to choose among, got tokens {self.tokens}; leave tokens out")
+        for stream in (s for s in geometry.streams_of(component) if s in streams):
+            self.tokens.resolve(geometry, stream, component)
 
     def _of_step(
         self, step: int, branches: Sequence[str], streams: Sequence[str], geometry: Geometry
@@ -120,15 +147,17 @@ class Sites:
             if "model_input" in chosen:
                 yield Site(step, branch, None, "model_input", video)
             if "embed" in chosen:
-                yield from (Site(step, branch, None, "embed", stream) for stream in streams)
+                yield from (Site(step, branch, None, "embed", s) for s in geometry.streams if s in streams)
             yield from self._of_layers(step, branch, streams, geometry)
+            if "head_modulation" in chosen:
+                yield Site(step, branch, None, "head_modulation", video)
             if "velocity" in chosen:
                 yield Site(step, branch, None, "velocity", video)
         if "guided" in chosen:
             yield Site(step, None, None, "guided", video)
 
     def _needs_video(self, streams: Sequence[str], chosen: Sequence[str]) -> str:
-        if "video" not in streams and (wrong := set(chosen) & set(LATENT_COMPONENTS)):
+        if "video" not in streams and (wrong := set(chosen) & {*LATENT_COMPONENTS, "head_modulation"}):
             raise SiteError(f"{', '.join(sorted(wrong))} belongs to the video, not to the stream {', '.join(streams)}")
         return "video"
 

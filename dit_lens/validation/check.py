@@ -13,7 +13,8 @@ import torch
 from dit_lens.families.registry import architecture_of
 from dit_lens.families.tiny.samples import two_pictures, two_prompts
 from dit_lens.model import VideoDiT
-from dit_lens.validation.family_checks import CHECKS, Failed
+from dit_lens.validation.comparing import Failed
+from dit_lens.validation.family_checks import CHECKS
 from dit_lens.validation.report import CheckReport, CheckResult
 from dit_lens.validation.witness import Subject
 
@@ -24,9 +25,10 @@ def check(model: VideoDiT, name: str = "", **settings: Any) -> CheckReport:
     """Check that a model does what its family's file says, on two rows of a small size, in seconds.
 
     Layer count and order, token grid, guidance branches, the sum rule, heads, identity patches, full swaps of the
-    residual and of the sampler's state, the
-    depth lens at the last layer, sigma and x0hat against the scheduler's own step, rows against single runs, and
-    resuming. Real weights or random ones. The size is the smallest whose token grid has three different numbers.
+    residual and of the sampler's state, the depth lens at the last layer, sigma and x0hat against the scheduler's own
+    step, rows against single runs, resuming, what blocks and head are told besides, and that the residual streams and
+    this are all that they know of the inputs. Real weights or random ones. The size is the smallest whose token grid
+    has three different numbers.
 
     Parameters
     ----------

@@ -18,22 +18,9 @@ from dit_lens.runs.run import Run
 from dit_lens.sites.site import TERM_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
+from dit_lens.validation.comparing import Failed, ensure, ulps
+from dit_lens.validation.told_checks import check_flow, check_told
 from dit_lens.validation.witness import Subject
-
-
-class Failed(Exception):
-    """A check that did not hold; the message says where, with the numbers."""
-
-
-def ensure(condition: bool, message: str) -> None:
-    if not condition:
-        raise Failed(message)
-
-
-def _ulps(a: Tensor, b: Tensor, scale: Tensor) -> float:
-    """Largest difference in units in the last place of the largest value of ``scale``."""
-    eps = torch.finfo(scale.dtype).eps
-    return float((a.double() - b.double()).abs().max() / (scale.abs().max().double() * eps).clamp(min=1e-30))
 
 
 def check_untouched(subject: Subject) -> str:
@@ -132,7 +119,7 @@ def check_sum_rule(subject: Subject) -> str:
         if not parts:
             ensure(bool((captures[site] == 0).all()), f"{site} is not zero though its block has no part in this stream")
             continue
-        error = _ulps(captures[site], torch.stack([p.float() for p in parts]).sum(dim=0), resid)
+        error = ulps(captures[site], torch.stack([p.float() for p in parts]).sum(dim=0), resid)
         ensure(error <= 8, f"{site} differs by {error:.1f} units in the last place of resid from the sum of its parts")
         worst = max(worst, error)
     return f"worst {worst:.2f} units in the last place of resid"
@@ -150,7 +137,7 @@ def check_heads(subject: Subject) -> str:
     for call in subject.plain.calls:
         for seen in call:
             for stream, (whole, total) in seen.by_head.items():
-                error = _ulps(total, whole, whole)
+                error = ulps(total, whole, whole)
                 ensure(error <= 64, f"{seen.path}, {stream}: heads are {error:.1f} units from attn")
                 worst, sites = max(worst, error), sites + 1
     return f"{sites} sums, worst {worst:.1f} units in the last place of attn"
@@ -186,7 +173,7 @@ def check_swap(subject: Subject) -> str:
         replay = subject.model.replay(twins, 0, [Patch(twins, sites, rows=(1, 0))])
         for branch, velocity in replay.velocities.items():
             own = twins[Site(0, branch, None, "velocity")]
-            error = _ulps(velocity, own[[1, 0]], own)
+            error = ulps(velocity, own[[1, 0]], own)
             ensure(
                 error <= 64, f"s00/{branch}/L{layer:02d}/resid swapped: {error:.1f} units from the other row's velocity"
             )
@@ -216,7 +203,7 @@ def check_state_swap(subject: Subject) -> str:
     twins = ends(Capture(Sites("latents", steps=step)))
     anew = ends(FromFunction(sites, lambda x, at: torch.nextafter(x, x + 1))).latents
     swapped = ends(Patch(twins, sites, rows=(1, 0))).latents
-    apart, error = _ulps(anew[[1, 0]], anew, anew), _ulps(swapped, anew[[1, 0]], anew)
+    apart, error = ulps(anew[[1, 0]], anew, anew), ulps(swapped, anew[[1, 0]], anew)
     # A state in float32 that a model in half precision moves is known to the model's own precision.
     coarser = torch.finfo(_stream_dtype(subject)).eps / torch.finfo(anew.dtype).eps
     allowed = max(4096.0, 16 * coarser)
@@ -265,7 +252,7 @@ def check_schedule(subject: Subject) -> str:
         given, _, results = seen[each * (step + 1) - 1]
         given = subject.architecture.unpack(given, _latent(subject))
         # Cosmos combines clean estimates and hands those over.
-        guided_error = max(guided_error, min(_ulps(given, guided, given), _ulps(given, x0hat, given)))
+        guided_error = max(guided_error, min(ulps(given, guided, given), ulps(given, x0hat, given)))
         ensure(
             guided_error <= 64, f"s{step:02d}/-/-/guided: {guided_error:.1f} units from what scheduler.step was given"
         )
@@ -280,13 +267,13 @@ def _x0_error(
     """Against the scheduler's own clean estimate where it returns one, else against its next state."""
     run, unpack = subject.base, subject.architecture.unpack
     if len(results) > 1 and isinstance(results[1], Tensor) and results[1].shape == results[0].shape:
-        return _ulps(unpack(results[1], _latent(subject)), x0hat, state)
+        return ulps(unpack(results[1], _latent(subject)), x0hat, state)
     one_step = "Euler" in type(subject.model.pipeline.scheduler).__name__ or step == 0
     if not one_step or step + 1 >= run.geometry.steps:
         return 0.0
     noise = run.schedule.noise(step, state, guided)
     following = run.schedule.noisy(step + 1, x0hat, noise)
-    return _ulps(unpack(results[0], _latent(subject)), following, state)
+    return ulps(unpack(results[0], _latent(subject)), following, state)
 
 
 def check_rows(subject: Subject) -> str:
@@ -295,7 +282,7 @@ def check_rows(subject: Subject) -> str:
     worst = 0.0
     for row, inputs in enumerate(subject.own_inputs):
         alone = subject.run(inputs=[inputs], seed=[11 + row]).latents
-        error = _ulps(alone, both[row : row + 1], alone)
+        error = ulps(alone, both[row : row + 1], alone)
         ensure(error <= 4096, f"row {row} differs by {error:.0f} units in the last place from its own single run")
         worst = max(worst, error)
     ensure(not torch.equal(both[0], both[1]), "the two rows are the same")
@@ -353,4 +340,6 @@ CHECKS: Mapping[str, Callable[[Subject], str]] = {
     "rows": check_rows,
     "padding": check_padding,
     "resume": check_resume,
+    "told": check_told,
+    "flow": check_flow,
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dit_lens.engine.pipeline import borrowed
 from dit_lens.errors import UnsupportedModel
-from dit_lens.families.base import Architecture, Block, Met, Term, bind
+from dit_lens.families.base import Architecture, Block, HeadTold, Met, Term, bind
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
 from dit_lens.model import VideoDiT
@@ -60,6 +60,7 @@ class Observed:
     latents : Tensor, in the pipeline's own layout
     calls : list of list of SeenBlock, one per denoiser call
     outputs : list of what the denoiser returned
+    head_told : list of what the output head was told, one per denoiser call, all branches of the call together
     steps : list of (model output, sample, results) of every ``scheduler.step``
     no_heads : str
         Why heads cannot be told apart; empty where they can.
@@ -68,6 +69,7 @@ class Observed:
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
     calls: list[list[SeenBlock]] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+    head_told: list[Tensor] = field(default_factory=list)
     steps: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
     no_heads: str = ""
 
@@ -122,6 +124,8 @@ def _hooked(subject: Subject, seen: Observed, tokens: int) -> Iterator[None]:
                     inner, _, what = event.rpartition(".")
                     hook(module.get_submodule(inner), partial(_see, seen, event), before=what == "input")
                 hook(module, partial(_leave, seen), before=False)
+            told = subject.architecture.head_told
+            hook(transformer.get_submodule(told.path), partial(_see_told, seen, told), before=told.end == "inputs")
             hook(transformer, lambda m, a, k, out: seen.outputs.append(out), before=False)
         yield
 
@@ -143,6 +147,10 @@ def _see(seen: Observed, event: str, _module: nn.Module, args: Any, kwargs: Any,
                 here.by_head[term.stream] = _by_head(term, here.met, here.before[term.stream].dtype)
             except UnsupportedModel as error:
                 seen.no_heads = str(error)
+
+
+def _see_told(seen: Observed, told: HeadTold, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+    seen.head_told.append(told.take(module, (args, kwargs) if told.end == "inputs" else output).clone())
 
 
 def _by_head(term: Term, met: Met, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

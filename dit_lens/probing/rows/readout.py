@@ -9,13 +9,13 @@ from dit_lens.lens.source import at_branch
 from dit_lens.probing.rows.data import CONTROLS, Source
 from dit_lens.probing.rows.rows import LEVELS, POOLS, Pool
 from dit_lens.probing.rows.sources import SOURCES
-from dit_lens.sites.site import LAYER_COMPONENTS
+from dit_lens.sites.site import MADE_COMPONENTS
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.tasks.base import Level
 
 #: What a probe can read: components whose activations are tokens.
-READ = ("embed", *LAYER_COMPONENTS)
+READ = ("embed", *MADE_COMPONENTS)
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Readout:
     Parameters
     ----------
     sites : Sites, optional
-        Components "embed" and those of a layer, at some steps and layers, of one stream. ``tokens`` selects latent
-        frames, each with rows of its own (of a clip, pooled together), or positions of another stream than the video.
-        By default embed and resid at all steps and layers: of cells and tokens in the last latent frame, which shows
-        the answer, of frames and clips in all of them. See `Readout.of`.
+        Components "embed" and those that a layer makes, at some steps and layers, of one stream. What a block is told
+        is not read. ``tokens`` selects latent frames, each with rows of its own (of a clip, pooled together), or
+        positions of another stream than the video. By default embed and resid at all steps and layers: of cells and
+        tokens in the last latent frame, which shows the answer, of frames and clips in all of them. See `Readout.of`.
     branch : str
     level : "cell", "token", "frame" or "clip"
         What a row is; see `dit_lens.probing.rows.rows.Rows`. Of another stream than the video a token is a position.
