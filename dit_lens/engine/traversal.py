@@ -14,7 +14,7 @@ from dit_lens.engine.envoys import Ask, Asking
 from dit_lens.engine.layout import as_before, packed, per_row, shaped, token_sigma
 from dit_lens.engine.plan import Planned, bypass_in
 from dit_lens.engine.recorder import Visitor
-from dit_lens.engine.values import output_of, replaced
+from dit_lens.engine.values import added, output_of, recorded, replaced
 from dit_lens.families.base import Block, Met, Reader, Term, all_valid, bind
 from dit_lens.interventions.shapes import wide
 from dit_lens.runs.call import Call, Context
@@ -148,24 +148,14 @@ class Walk:
             yield from self._offer_input()
             yield from self._offer_head_modulation("output")
         for layer, path, module, block in self._route:
-            if layer < self._first:
-                yield Ask(path, "skip", self._recorded(block))
+            if self.resume is not None and layer < self._first:
+                yield Ask(path, "skip", recorded(self.resume, self.call, block))
                 self.blocks_run -= 1
             else:
                 yield from self._block(path, module, block, layer)
         if self._at:
             yield from self._offer_head_modulation("inputs")
             yield from self._offer_output()
-
-    def _recorded(self, block: Block) -> Any:
-        """What a skipped block gives back: the recorded residual streams, for all branches of the call."""
-        assert self.resume is not None
-        streams = {}
-        for stream in block.streams:
-            rows = [self.resume.residual(b, stream.name) for b in self.call.branches]
-            device = self.call.kwargs["hidden_states"].device
-            streams[stream.name] = torch.cat([r.to(device).flatten(1, -2) for r in rows])
-        return output_of(None, block, streams)
 
     def _offer_input(self) -> Asking:
         if self._wanted(None, _MODEL_INPUT):
@@ -315,7 +305,7 @@ class Walk:
             given = args[reader.argument] if isinstance(reader.argument, int) else kwargs[reader.argument]
             part = reader.part(met.video_tokens)
             changed = given.clone()
-            changed[:, part] = _added(given[:, part], pending[reader.stream])
+            changed[:, part] = added(given[:, part], pending[reader.stream])
             args, kwargs = replaced(args, kwargs, reader.argument, reader.argument, changed)
             yield Ask(path, "inputs", (args, kwargs))
         return args[0] if args else next(iter(kwargs.values()))
@@ -331,7 +321,7 @@ class Walk:
         place = (layer, term.component, stream, None)
         if self._visits(place):
             whole = term.value(met).expand_as(before)
-            own = _added(whole, pending[stream]) if heads and stream in pending else whole.to(before.dtype)
+            own = added(whole, pending[stream]) if heads and stream in pending else whole.to(before.dtype)
             self._offer_addend(place, own, pending)
 
     def _offer_addend(self, place: SiteInCall, own: Tensor, pending: dict[str, Tensor]) -> None:
@@ -352,7 +342,7 @@ class Walk:
         for stream in block.streams:
             after = given = output if stream.element is None else output[stream.element]
             if stream.name in pending:
-                after = _added(after, pending[stream.name])
+                after = added(after, pending[stream.name])
             if met is not None and self._visits((layer, "delta", stream.name, None)):
                 own = after - met.arguments[stream.argument]
                 changed = self._offer((layer, "delta", stream.name, None), own)
@@ -360,7 +350,7 @@ class Walk:
                     after = met.arguments[stream.argument]
                 elif changed is not None:
                     # Adding the difference keeps patching with one's own update the identity, bit for bit.
-                    after = _added(after, wide(changed) - wide(own))
+                    after = added(after, wide(changed) - wide(own))
             changed = self._offer((layer, "resid", stream.name, None), after)
             streams[stream.name] = after if changed is None else changed
             changed_any |= streams[stream.name] is not given
@@ -414,8 +404,3 @@ class Walk:
 def _split(event: str) -> tuple[str, str, str]:
     """Path of the module, a dot, and "input" or "output"."""
     return event.rpartition(".")
-
-
-def _added(stream: Tensor, difference: Tensor) -> Tensor:
-    """Sum in float32 at least, rounded once to the stream's own dtype."""
-    return (wide(stream) + difference).to(stream.dtype)

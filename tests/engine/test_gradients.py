@@ -10,7 +10,8 @@ import dit_lens as dl
 from dit_lens.errors import UnsupportedModel
 from tests.subjects import Edit, Subject, forward_hooks
 
-COMPONENTS = ("model_input", "embed", "attn", "cross_attn", "ffn", "head", "delta", "resid", "velocity")
+COMPONENTS = ("model_input", "embed", "attn", "cross_attn", "ffn", "head", "delta", "resid", "velocity",
+              "modulation", "head_modulation")  # fmt: skip
 
 
 def energy(replay: dl.Replay) -> Tensor:

@@ -15,7 +15,7 @@ import dit_lens as dl
 from dit_lens.errors import SiteError
 from dit_lens.sites.geometry import Layer, Pixels
 from dit_lens.sites.select import indices, show
-from dit_lens.sites.site import COMPONENTS, LAYER_COMPONENTS, STEP_COMPONENTS
+from dit_lens.sites.site import COMPONENTS, LAYER_COMPONENTS, STEP_COMPONENTS, TOLD_COMPONENTS
 
 #: Two dual-stream blocks, then two joint ones whose attention has a bias of its own.
 DUAL = Layer("dual", {"video": ("attn", "ffn", "delta", "resid"), "text": ("attn", "ffn", "delta", "resid")},
@@ -206,9 +206,10 @@ def test_sites_resolve_in_execution_order_whatever_order_they_were_given_in() ->
 
 
 def test_everything_is_every_step_branch_layer_and_head_once_and_nothing_that_a_layer_lacks() -> None:
-    everything = dl.Sites(tuple(c for c in COMPONENTS if c not in ("pos", "cross_attn", "a2v"))).resolve(GEOMETRY)
+    absent = ("pos", "cross_attn", "a2v", *TOLD_COMPONENTS)
+    everything = dl.Sites(tuple(c for c in COMPONENTS if c not in absent)).resolve(GEOMETRY)
     dual, joint = 2 + 4, 5
-    assert len(everything) == len(set(everything)) == 3 * (2 + 2 * (3 + 2 * dual + 2 * joint))
+    assert len(everything) == len(set(everything)) == 3 * (2 + 2 * (4 + 2 * dual + 2 * joint))
     assert [s.step for s in everything] == sorted(s.step for s in everything)
 
 
@@ -241,7 +242,10 @@ def test_at_is_a_copy_with_changes() -> None:
 
 
 BAD_SITES: dict[str, tuple[dict[str, Any], str]] = {
-    "component": ({"component": "mlp"}, "latents, model_input, embed, head, .*delta, resid, velocity, guided"),
+    "component": (
+        {"component": "mlp"},
+        "latents, model_input, embed, context, modulation, mask, head, .*resid, head_modulation, velocity, guided",
+    ),
     "component of no layer": (
         {"component": "cross_attn"},
         r"layer 0 \(dual\) has no cross_attn .* has attn, ffn, delta",
