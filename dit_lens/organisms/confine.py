@@ -45,7 +45,7 @@ class Crossing:
         allowed = torch.ones_like(own) if self.reads is None else own.clone()
         for reader, read in self.reads or ():
             if not {reader, read} <= set(range(latent_frames)):
-                raise InputError(f"the latent frames are 0 to {latent_frames - 1}: none of {reader} reads {read}")
+                raise InputError(f"the latent frames are 0 to {latent_frames - 1}; frame {reader} cannot read {read}")
             allowed[reader, read] = True
         crossing = torch.tensor([self.head in (None, head) for head in range(heads)])
         return torch.where(crossing[:, None, None], allowed, own)
