@@ -103,7 +103,9 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     # what is concluded; `behaviours`, intervals and pictures
     "AttributionPatching",
     "Evaluation",
+    "FlowPlan",
     "GuidanceComparison",
+    "InformationFlow",
     "Localization",
     "LocalizeConfig",
     "PatchingSweep",
@@ -113,9 +115,11 @@ __all__ = [  # noqa: RUF022 - in groups, as the API pages have them
     "compare_guidance",
     "evaluate",
     "exchange_prompts",
+    "information_flow",
     "intervals",
     "localize",
     "patching_sweep",
+    "plan_flow",
     "plot_chain_of_steps",
     "plot_layers_by_steps",
     "plots",
@@ -147,6 +151,9 @@ _MODULES = {
 _NAMES = {
     "dit_lens.analysis.attribution.estimate": "attribution_patching",
     "dit_lens.analysis.attribution.result": "AttributionPatching",
+    "dit_lens.analysis.flow.flow": "information_flow plan_flow",
+    "dit_lens.analysis.flow.plan": "FlowPlan",
+    "dit_lens.analysis.flow.result": "InformationFlow",
     "dit_lens.analysis.guidance": "GuidanceComparison compare_guidance",
     "dit_lens.analysis.localization.localize": "localize",
     "dit_lens.analysis.localization.result": "Localization LocalizeConfig",
@@ -222,6 +229,9 @@ if TYPE_CHECKING:  # the same once more for type checkers and editors; a test co
     from dit_lens.analysis import behaviours
     from dit_lens.analysis.attribution.estimate import attribution_patching
     from dit_lens.analysis.attribution.result import AttributionPatching
+    from dit_lens.analysis.flow.flow import information_flow, plan_flow
+    from dit_lens.analysis.flow.plan import FlowPlan
+    from dit_lens.analysis.flow.result import InformationFlow
     from dit_lens.analysis.guidance import GuidanceComparison, compare_guidance
     from dit_lens.analysis.localization.localize import localize
     from dit_lens.analysis.localization.result import Localization, LocalizeConfig

@@ -245,13 +245,13 @@ def _evaluate(
         scores=np.concatenate([s.total for s in scores]),
         rules={rule: np.concatenate([s.rules[rule] for s in scores]) for rule in scores[0].rules},
         lengths=np.array([i.steps for i in given]) if all(hasattr(i, "steps") for i in given) else None,
-        floor=_floor(task, len(given), seed),
+        floor=floor_of(task, len(given), seed),
         restored=_restored(model, task, given, batch) if declares(task, "render") else None,
         seconds_per_sample=sum(seconds) / len(given),
     )
 
 
-def _floor(task: Task, count: int, seed: int) -> float:
+def floor_of(task: Task, count: int, seed: int) -> float:
     """The best strict success of videos that solve nothing, NaN where the task makes none."""
     if not declares(task, "floors"):
         return float("nan")

@@ -12,7 +12,7 @@ from transformers import UMT5EncoderModel
 
 from dit_lens.families.notices import without_notices
 from dit_lens.families.tiny.text import WORDS, build_text_encoder, build_tokenizer
-from dit_lens.organisms.confine import confine
+from dit_lens.organisms.confine import Crossing, confine
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
@@ -37,8 +37,9 @@ class OrganismConfig:
     frame_local_vae : bool
         Whether the autoencoder mixes no frames: a latent frame then says nothing of the others, neither encoded nor
         decoded, and the condition of every frame but the first is the same for all pictures.
-    frame_attention : tuple of int, optional
-        The only blocks in which self-attention crosses latent frames; by default all.
+    frame_attention : tuple of int or Crossing, optional
+        The only blocks in which self-attention crosses latent frames; by default all. A `Crossing` instead of a number
+        says in which head, or which frame reads which.
     text_attention : tuple of int, optional
         The only blocks that read the prompt; by default all.
     """
@@ -54,7 +55,7 @@ class OrganismConfig:
     max_prompt_tokens: int = 16
     text_width: int = 32
     frame_local_vae: bool = False
-    frame_attention: tuple[int, ...] | None = None
+    frame_attention: tuple[int | Crossing, ...] | None = None
     text_attention: tuple[int, ...] | None = None
     words: tuple[str, ...] = field(default=WORDS, repr=False)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dit_lens.files.digest import short_hash
 from dit_lens.runs.describe import describe
@@ -43,8 +43,8 @@ def setup_of(pipeline: Any, experts: Iterable[Any]) -> dict[str, str]:
     """What makes a run besides the transformers' weights: a hash of each part of the pipeline, by its name.
 
     ``pipeline`` is its own configuration, ``transformer`` what of the transformers is computed and not saved (tables of
-    positions, to half precision) and the kind of their attention processors; of the other parts the class and
-    configuration count, and the weights of those that have any.
+    positions, to half precision), the kind of their attention processors and the tensors that these hold, such as
+    masks; of the other parts the class and configuration count, and the weights of those that have any.
     """
     experts = list(experts)
     names = {name: part for name, part in pipeline.components.items() if part is not None}
@@ -152,4 +152,9 @@ def _computed(expert: nn.Module) -> Iterator[bytes]:
     parts = submodules(expert)
     yield from contents(tensors(parts, computed=True), half=True)
     kept = [(path, part.__dict__) for path, part in parts]
-    yield describe({path: type(own["processor"]) for path, own in kept if "processor" in own}).encode()
+    processors = {path: own["processor"] for path, own in kept if "processor" in own}
+    yield describe({path: type(processor) for path, processor in processors.items()}).encode()
+    # Masks: two models may have the same weights and kinds of processors, and differ in who may read whom.
+    held = {path: [v for v in vars(p).values() if isinstance(v, Tensor)] for path, p in processors.items()}
+    if any(held.values()):
+        yield describe(held).encode()

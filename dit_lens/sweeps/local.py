@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
 from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.patch import Patch
+from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
 from dit_lens.runs.ledger import Ledger
 from dit_lens.runs.replay import Replay, Resume
@@ -126,8 +127,7 @@ class _Lab:
             Capture(Sites("resid", steps=start.step, layers=start.layer - 1, stream="all"))
             for start in plan.starts(self.job.cells)
         ]
-        if not self._from_own_state:
-            captures += self._donating(self._partners)
+        captures += self._donating(self._partners)
         return self._run(
             [*plan.until(plan.last_step), *captures, *self._estimates({cell.step for cell in self.job.cells})],
             record=True,
@@ -174,25 +174,10 @@ class _Lab:
     @cached_property
     def _other(self) -> Run:
         """What the other side's condition makes of each row's state at the step of the cells."""
-        plan, rows, (step,) = self.plan, list(self._partners), {cell.step for cell in self.job.cells}
-        record, geometry = selected(self._clean, rows), plan.geometry
-        frames = [f for f in range(geometry.latent_grid[0]) if f not in geometry.fixed_frames]
-        tokens = Tokens(frames=frames) if geometry.fixed_frames else Tokens()
-        state = tokens.take(self._clean.states[step], "latents")
-        return plan.model.run(
-            [self.batch.instances[row] for row in rows],
-            [self.batch.seeds[row] for row in rows],
-            interventions=[
-                Patch(state, Sites("latents", steps=step, tokens=tokens)),
-                *(i for i in plan.until(step) if plan.is_behind(Start(step, 0), i) is not False),
-                *self._donating(range(len(rows))),
-                *self._estimates({step}),
-            ],
-            resume=Resume(record, step),
-            stop_after=step,
-            decode=False,
-            **plan.arguments,
-        )
+        (step,) = {cell.step for cell in self.job.cells}
+        keep = [*self._donating(range(len(self.batch))), *self._estimates({step})]
+        plan = self.plan
+        return under_partners(plan.model, self._clean, step, plan.interventions, keep, plan.arguments)
 
     @cached_property
     def _sides(self) -> Sides | None:
@@ -284,12 +269,13 @@ class _Lab:
         if needs is None:
             return own  # type: ignore[no-any-return]
         number = [tokens for tokens, _ in self._donors].index(needs.tokens)
+        sites = needs.resolve(self.plan.geometry)  # no more: an id is hashed of all that a donor holds
         kept = (self._other if self._from_own_state else self._clean).captures[f"donor {number}"]
-        parts = {site: kept[site] for site in needs.resolve(self.plan.geometry)}  # an id is hashed of all donors hold
         partners = tuple(range(len(self.batch))) if self._from_own_state else self._partners
         if isinstance(own, Patch):
-            return FromPartners(own, parts, partners, any_text=self.plan.of_condition)
-        return own.bound_to(parts, partners)  # type: ignore[no-any-return]
+            return FromPartners(own, {s: kept[s] for s in sites}, partners, any_text=self.plan.of_condition)
+        theirs, here = {s: kept[s][list(partners)] for s in sites}, self._clean.captures[f"donor {number}"]
+        return own.bound_to({s: here[s] for s in sites}, theirs)  # type: ignore[no-any-return]
 
     def _others(self, interventions: Sequence[Intervention], copies: int) -> list[Intervention]:
         """Interventions of every run, for so many copies of its rows."""
@@ -353,6 +339,42 @@ class _Lab:
         return Outcome(
             cell.number, self.batch.number, kept, error, run.sigmas[cell.step], run.experts[cell.step], blocks
         )
+
+
+def under_partners(
+    model: VideoDiT,
+    run: Run,
+    step: int,
+    interventions: Sequence[Intervention],
+    keep: Sequence[Intervention],
+    arguments: Mapping[str, Any],
+) -> Run:
+    """The states of a run at one step under the prompts and pictures of the rows' partners, row r's being r ^ 1.
+
+    Parameters
+    ----------
+    run : Run made with ``record=True``, of the two sides of pairs one after the other
+    interventions : of every run
+    keep : captures at this step
+    arguments : of `VideoDiT.run`
+    """
+    rows, geometry = [row ^ 1 for row in range(len(run.rows))], run.geometry
+    record = selected(run, rows)
+    frames = [f for f in range(geometry.latent_grid[0]) if f not in geometry.fixed_frames]
+    tokens = Tokens(frames=frames) if geometry.fixed_frames else Tokens()
+    # A state is put in where it is another one: that of the first step is the noise that the two share.
+    states = [Patch(tokens.take(run.states[step], "latents"), Sites("latents", steps=step, tokens=tokens))]
+    here = [i for i in interventions if any(site.step == step and site.branch for site in i.sites.resolve(geometry))]
+    return model.run(
+        list(record.inputs),
+        [row.seed for row in record.rows],
+        interventions=[*(states if step else []), *acting(here, geometry, step), *keep],
+        resume=Resume(record, step),
+        record=True,
+        stop_after=step,
+        decode=False,
+        **arguments,
+    )
 
 
 def _estimate(run: Run, step: int, branch: str | None) -> Tensor:

@@ -90,8 +90,7 @@ class FromPartners:
     ----------
     patch : Patch
     parts : dict from Site to Tensor
-        The selected tokens of every row, as that run had them.
-        Those that each row's partner needs.
+        The selected tokens of every row, as that run had them: those that its partner needs.
     partners : tuple of int
     any_text : bool
         Patch a text whose words stand at other positions, too.
@@ -127,7 +126,7 @@ class FromPair(Protocol):
     ----------
     sites : Sites
     needs : Sites
-        What must be kept of both sides.
+        What must be kept of both sides; where rows have tokens of their own, partners have the same.
     """
 
     @property
@@ -136,8 +135,8 @@ class FromPair(Protocol):
     @property
     def needs(self) -> Sites: ...
 
-    def bound_to(self, parts: Mapping[Site, Tensor], partners: tuple[int, ...]) -> Intervention:
-        """The intervention itself, given the tokens of ``needs`` at its sites, of every row, and each row's partner."""
+    def bound_to(self, own: Mapping[Site, Tensor], donated: Mapping[Site, Tensor]) -> Intervention:
+        """The intervention itself, given each row's own activations at the sites of ``needs``, and its donor's."""
         ...
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from dit_lens.families.tiny.text import WORDS
 from dit_lens.organisms.build import OrganismConfig
+from dit_lens.organisms.confine import Crossing
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,15 @@ def _planted(**blocks: Any) -> Preset:
     )
 
 
+_RELAY = (Crossing(1, reads=((1, 0),)), Crossing(4, reads=((2, 1), (3, 1), (4, 1))))
+_HEAD = (Crossing(3, head=2),)
 _PLACES = {"early": (0, 1), "middle": (2, 3), "late": (4, 5)}
 
 PRESETS = {
     "maze": {"cpu": _MAZE_CPU, "gpu": _MAZE_GPU},
     "puzzles": {"cpu": _PUZZLES_CPU},
     **{f"planted/frames-{place}": {"cpu": _planted(frame_attention=blocks)} for place, blocks in _PLACES.items()},
+    "planted/relay": {"cpu": _planted(frame_attention=_RELAY)},
+    "planted/head": {"cpu": _planted(frame_attention=_HEAD)},
     **{f"planted/text-{place}": {"cpu": _planted(text_attention=blocks)} for place, blocks in _PLACES.items()},
 }

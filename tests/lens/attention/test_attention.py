@@ -36,8 +36,8 @@ def run(organism: Subject) -> dl.Run:
 
 
 @cache
-def planted(place: str) -> tuple[dl.organisms.Planted, dl.Run]:
-    truth = dl.organisms.load_planted("frames", place)
+def planted(place: str | None, kind: str = "frames") -> tuple[dl.organisms.Planted, dl.Run]:
+    truth = dl.organisms.load_planted(kind, place)
     run = truth.model.run(truth.task.sample(2, seed=1), 0, num_inference_steps=2, record=True, decode=False)
     return truth, run
 
@@ -61,6 +61,24 @@ def test_in_planted_models_frames_see_each_other_in_the_planted_blocks_only(plac
     assert len(moving) == len(truth.blocks) * len(found.heads)
     assert table["distance"].isna().tolist() == (table["between"] == 0).tolist()
     assert (table["uniform"] > 0).tolist() == (table["between"] > 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [
+        ("relay", {(1, head, 1, 0) for head in range(4)} | {(4, h, f, 1) for h in range(4) for f in (2, 3, 4)}),
+        ("head", {(3, 2, one, other) for one, other in itertools.permutations(range(5), 2)}),
+    ],
+)
+def test_frames_look_at_each_other_where_a_relay_or_a_head_lets_them(
+    kind: str, reads: set[tuple[int, int, int, int]]
+) -> None:
+    truth, run = planted(None, kind)
+    found = attention(truth.model, run, 0).frames
+    assert found is not None
+    least, most = found.amin(1), found.amax(1)
+    for mass in (least, most):
+        assert {(k, head, one, other) for k, head, one, other in mass.nonzero().tolist() if one != other} == reads
 
 
 def test_attention_within_frames_is_that_of_a_whole_map_with_all_other_frames_closed() -> None:

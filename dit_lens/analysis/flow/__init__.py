@@ -1,0 +1,1 @@
+"""Where information moves: from the tokens where two inputs differ to those where their answers do."""
