@@ -68,14 +68,16 @@ def is_within(site: Site, steps: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class _Within:
-    """The part of an intervention that acts within denoiser calls."""
+    """The part of an intervention that acts within denoiser calls, of all steps or of one."""
 
     whole: Intervention
+    step: int | None = None
 
     @property
     def sites(self) -> Sites:
         sites = self.whole.sites
-        return sites.at(component=tuple(c for c in sites.components if c not in STEP_COMPONENTS))
+        within = sites.at(component=tuple(c for c in sites.components if c not in STEP_COMPONENTS))
+        return within if self.step is None else within.at(steps=self.step)
 
     @property
     def reads_only(self) -> bool:
@@ -92,6 +94,13 @@ def acting(interventions: Iterable[Intervention], geometry: Geometry, *steps: in
     """What a replay of some steps meets of interventions; what acts around their calls is in the record already."""
     met = [i for i in interventions if any(is_within(site, steps) for site in i.sites.resolve(geometry))]
     return [_Within(i) if set(i.sites.components) & set(STEP_COMPONENTS) else i for i in met]
+
+
+def acting_at(interventions: Iterable[Intervention], geometry: Geometry, step: int) -> list[Intervention]:
+    """What a run that goes on at a step meets of interventions in that step: the same, of this step alone."""
+    return [
+        _Within(i, step) for i in interventions if any(is_within(site, [step]) for site in i.sites.resolve(geometry))
+    ]
 
 
 def require_within(plan: Iterable[Planned], steps: Sequence[int]) -> None:

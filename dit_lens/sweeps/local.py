@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.engine.plan import acting
+from dit_lens.engine.plan import acting, acting_at
 from dit_lens.errors import EvidenceError
 from dit_lens.files.video import Video
 from dit_lens.interventions.base import Intervention
@@ -127,13 +127,26 @@ class _Lab:
             Capture(Sites("resid", steps=start.step, layers=start.layer - 1, stream="all"))
             for start in plan.starts(self.job.cells)
         ]
-        captures += self._donating(self._partners)
+        captures += [*self._donating(), *self._estimates({cell.step for cell in self.job.cells})]
+        if self._before is not None:
+            return from_one_state(
+                plan.model, self._before, plan.last_step, plan.interventions, captures, plan.arguments
+            )
         return self._run(
-            [*plan.until(plan.last_step), *captures, *self._estimates({cell.step for cell in self.job.cells})],
+            [*plan.until(plan.last_step), *captures],
             record=True,
             decode=plan.makes_frames,
             stop_after=None if plan.last_step == plan.geometry.steps - 1 else plan.last_step,
         )
+
+    @cached_property
+    def _before(self) -> Run | None:
+        """The steps before the one of the cells, where both sides of a pair go on from one state."""
+        plan = self.plan
+        if not plan.of_condition or plan.last_step == 0:
+            return None
+        stop = plan.last_step - 1
+        return self._run(plan.until(stop), record=True, decode=False, stop_after=stop)
 
     def _run(self, interventions: Sequence[Intervention], copies: int = 1, **options: Any) -> Run:
         rows, seeds = list(self.batch.instances) * copies, list(self.batch.seeds) * copies
@@ -153,31 +166,18 @@ class _Lab:
     def _partners(self) -> tuple[int, ...]:
         return () if self._sides is None else tuple(self._sides.partners)
 
-    @property
-    def _from_own_state(self) -> bool:
-        """Whether donors are made of each row's own state, which is another one than the donor's own run has."""
-        return self.plan.of_condition and max(cell.step for cell in self.job.cells) > 0
-
-    def _donating(self, rows: Sequence[int]) -> list[Capture]:
-        """Keeps of each row what another needs: the tokens of ``rows``, one for each row of the run."""
+    def _donating(self) -> list[Capture]:
+        """Keeps of each row what its partner needs."""
         found = []
         for number, (tokens, sites) in enumerate(self._donors):
-            own = self._tokens(tokens).of_rows(rows)
-            found += [Capture(selection([site], own), name=f"donor {number}") for site in sites]
+            theirs = self._tokens(tokens).of_rows(self._partners)
+            found += [Capture(selection([site], theirs), name=f"donor {number}") for site in sites]
         return found
 
     def _tokens(self, tokens: Tokens) -> Tokens:
         """Of the batch's rows, where they are of each row of the sweep."""
         first = self.batch.first
         return tokens if tokens.rows_named is None else tokens.of_rows(range(first, first + len(self.batch)))
-
-    @cached_property
-    def _other(self) -> Run:
-        """What the other side's condition makes of each row's state at the step of the cells."""
-        (step,) = {cell.step for cell in self.job.cells}
-        keep = [*self._donating(range(len(self.batch))), *self._estimates({step})]
-        plan = self.plan
-        return under_partners(plan.model, self._clean, step, plan.interventions, keep, plan.arguments)
 
     @cached_property
     def _sides(self) -> Sides | None:
@@ -206,14 +206,13 @@ class _Lab:
 
     def _donated(self, step: int, read: Read) -> Tensor:
         """The same of each row's donor."""
-        if self._from_own_state and not isinstance(read, int):
-            return _estimate(self._other, step, read)
         return self._untouched(step, read)[list(self._partners)]
 
     def _reference(self, cell: Cell) -> Outcome:
         """Nothing done, or the other side of each pair."""
         run, plan = self._clean, self.plan
-        blocks = run.ledger.block_forwards if cell.number == 0 else 0
+        made = [run] if self._before is None else [self._before, run]
+        blocks = sum(one.ledger.block_forwards for one in made) if cell.number == 0 else 0
         if cell.kind == "baseline" and plan.layers_read:
             blocks += len(run.rows) * len(plan.geometry.branches) * plan.geometry.layers
         chosen = list(self._partners) if cell.kind == "donor" else list(range(len(self.batch)))
@@ -270,12 +269,11 @@ class _Lab:
             return own  # type: ignore[no-any-return]
         number = [tokens for tokens, _ in self._donors].index(needs.tokens)
         sites = needs.resolve(self.plan.geometry)  # no more: an id is hashed of all that a donor holds
-        kept = (self._other if self._from_own_state else self._clean).captures[f"donor {number}"]
-        partners = tuple(range(len(self.batch))) if self._from_own_state else self._partners
+        kept = self._clean.captures[f"donor {number}"]
         if isinstance(own, Patch):
-            return FromPartners(own, {s: kept[s] for s in sites}, partners, any_text=self.plan.of_condition)
-        theirs, here = {s: kept[s][list(partners)] for s in sites}, self._clean.captures[f"donor {number}"]
-        return own.bound_to({s: here[s] for s in sites}, theirs)  # type: ignore[no-any-return]
+            return FromPartners(own, {s: kept[s] for s in sites}, self._partners, any_text=self.plan.of_condition)
+        theirs = {s: kept[s][list(self._partners)] for s in sites}
+        return own.bound_to({s: kept[s] for s in sites}, theirs)  # type: ignore[no-any-return]
 
     def _others(self, interventions: Sequence[Intervention], copies: int) -> list[Intervention]:
         """Interventions of every run, for so many copies of its rows."""
@@ -341,35 +339,37 @@ class _Lab:
         )
 
 
-def under_partners(
+def from_one_state(
     model: VideoDiT,
-    run: Run,
+    before: Run,
     step: int,
     interventions: Sequence[Intervention],
     keep: Sequence[Intervention],
     arguments: Mapping[str, Any],
 ) -> Run:
-    """The states of a run at one step under the prompts and pictures of the rows' partners, row r's being r ^ 1.
+    """One step of both sides of pairs from the state of the original: only prompts and pictures differ between them.
 
     Parameters
     ----------
-    run : Run made with ``record=True``, of the two sides of pairs one after the other
+    before : Run made with ``record=True``, that has made the steps before
+        Of the two sides of pairs one after the other.
     interventions : of every run
     keep : captures at this step
     arguments : of `VideoDiT.run`
     """
-    rows, geometry = [row ^ 1 for row in range(len(run.rows))], run.geometry
-    record = selected(run, rows)
+    geometry, originals = before.geometry, [row - row % 2 for row in range(len(before.rows))]
     frames = [f for f in range(geometry.latent_grid[0]) if f not in geometry.fixed_frames]
     tokens = Tokens(frames=frames) if geometry.fixed_frames else Tokens()
-    # A state is put in where it is another one: that of the first step is the noise that the two share.
-    states = [Patch(tokens.take(run.states[step], "latents"), Sites("latents", steps=step, tokens=tokens))]
-    here = [i for i in interventions if any(site.step == step and site.branch for site in i.sites.resolve(geometry))]
+    state = tokens.take(before.states[step][originals], "latents")
     return model.run(
-        list(record.inputs),
-        [row.seed for row in record.rows],
-        interventions=[*(states if step else []), *acting(here, geometry, step), *keep],
-        resume=Resume(record, step),
+        list(before.inputs),
+        [row.seed for row in before.rows],
+        interventions=[
+            Patch(state, Sites("latents", steps=step, tokens=tokens)),
+            *acting_at(interventions, geometry, step),
+            *keep,
+        ],
+        resume=Resume(before, step),
         record=True,
         stop_after=step,
         decode=False,

@@ -89,8 +89,9 @@ class SweepPlan:
     dropped : int
         Pairs that were left out, because their answers differ nowhere.
     of_condition : bool
-        What is patched in is what the other side's condition (prompt, picture) makes of the row's own state, instead of
-        what the other side's own run has there. At step 0 they are the same.
+        Both sides of a pair go on from the original's state at the step of the cells, so that nothing but their
+        conditions (prompts, pictures) differs, and the other side's text is patched in wherever its words stand. At
+        step 0 the two have one state anyway.
     """
 
     model: VideoDiT

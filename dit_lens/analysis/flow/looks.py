@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.site import TOLD_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
-from dit_lens.sweeps.local import under_partners
+from dit_lens.sweeps.local import from_one_state
 from dit_lens.tasks.base import Pair
 
 #: A door by its component and stream; `HEAD` is what the output head is told.
@@ -65,23 +64,24 @@ class Pairs:
         return Pairs(self.model, *chosen, self.rows_at_once, self.interventions, self.arguments)
 
     def looks(self, steps: Sequence[int], branch: str | None) -> Iterator[Look]:
-        """Looks of each batch at every one of some steps; partners are run from the rows' own states."""
+        """Looks of each batch at every one of some steps."""
         for pairs in self.batches:
             sides, seeds = self.rows(pairs)
             geometry = self.model.geometry(sides[0], **self.arguments)
             kept = {step: _kept(geometry, step, branch) for step in steps}
+            first = kept.get(0, [])
             run = self.model.run(
                 sides,
                 seeds,
-                interventions=[*_until(self.interventions, max(steps), geometry), *itertools.chain(*kept.values())],
+                interventions=[*_until(self.interventions, max(steps), geometry), *first],
                 record=True,
                 stop_after=max(steps),
                 decode=False,
                 **self.arguments,
             )
             for step in steps:
-                other = under_partners(self.model, run, step, self.interventions, kept[step], self.arguments)
-                yield Look(run, other, step, branch)
+                options = self.interventions, kept[step], self.arguments
+                yield Look(from_one_state(self.model, run, step, *options) if step else run, step, branch)
 
 
 def _until(interventions: Sequence[Intervention], step: int, geometry: Geometry) -> list[Intervention]:
@@ -110,63 +110,51 @@ def doors_of(geometry: Geometry) -> list[Door]:
 
 @dataclass(frozen=True)
 class Look:
-    """Some pairs at one step: each row under its own condition, and its state under its partner's.
+    """Some pairs at one step, both sides of each from one state.
 
     Attributes
     ----------
-    run, other : Run
-        Of 2 P' rows.
+    run : Run of 2 P' rows
     step : int
     branch : str or None
         Whose estimate is read; None is that of all branches combined.
     """
 
     run: Run
-    other: Run
     step: int
     branch: str | None
 
-    def _both(self, component: str, stream: str = "video", branch: str | None = None) -> tuple[Tensor, Tensor] | None:
-        """What the two runs kept of a component, in the branch that is read or, of all, the conditional one."""
+    def _of(self, component: str, stream: str = "video", branch: str | None = None) -> Tensor | None:
+        """What was kept of a component: (2 P', ...)."""
         layer = 0 if component in TOLD_COMPONENTS else None
-        site = Site(self.step, branch, layer, component, stream)
-        own, other = (run.captures["look"].get(site) for run in (self.run, self.other))
-        return None if own is None or other is None else (own, other)
+        return self.run.captures["look"].get(Site(self.step, branch, layer, component, stream))
 
     @property
-    def _of(self) -> str:
+    def _inside(self) -> str:
+        """The branch in which embeddings and doors are compared: the one that is read, or the conditional one."""
         return self.branch or "cond"
 
     @property
-    def estimates(self) -> tuple[Tensor, Tensor]:
-        """Clean estimates of the rows' own condition and of their partner's: (R, C, F, H, W) each."""
-        states = self._both("latents")
-        around = self._both("guided") if self.branch is None else self._both("velocity", branch=self.branch)
-        assert states is not None
-        assert around is not None
-        own, other = (
-            run.clean(self.step, x, v) for run, x, v in zip((self.run, self.other), states, around, strict=True)
-        )
-        return own, other
+    def estimates(self) -> Tensor:
+        """Clean estimates: (2 P', C, F, H, W)."""
+        state = self._of("latents")
+        predicted = self._of("guided") if self.branch is None else self._of("velocity", branch=self.branch)
+        assert state is not None
+        assert predicted is not None
+        return self.run.clean(self.step, state, predicted)
 
     def embedded(self, stream: str = "video") -> np.ndarray[Any, Any]:
         """Squared difference of the embeddings of each pair's two sides at every token: (P', F, H, W) or (P', N)."""
-        both = self._both("embed", stream, self._of)
-        assert both is not None
-        return _of_pairs((both[0].double() - both[1].double()).square().sum(dim=-1))
+        found = self._of("embed", stream, self._inside)
+        assert found is not None
+        return np.asarray((found[::2].double() - found[1::2].double()).square().sum(dim=-1).cpu())
 
     def read_by_attention(self) -> np.ndarray[Any, Any] | None:
         """Positions of the text that blocks may attend to on either side: bool (P', N); None where they may to all."""
-        valid = self.run.text_valid.get(self._of)
-        other = self.other.text_valid.get(self._of)
-        return None if valid is None or other is None else _of_pairs(valid | other)
+        valid = self.run.text_valid.get(self._inside)
+        return None if valid is None else np.asarray((valid[::2] | valid[1::2]).cpu())
 
     def differs(self, door: Door) -> bool:
         """Whether some row is told anything else there than its partner."""
-        both = self._both(*door, branch=self._of)
-        return both is not None and not torch.equal(*both)
-
-
-def _of_pairs(rows: Tensor) -> np.ndarray[Any, Any]:
-    """The first row of each pair, whose second has the same."""
-    return np.asarray(rows[::2].cpu())
+        found = self._of(*door, branch=self._inside)
+        return found is not None and not torch.equal(found[::2], found[1::2])

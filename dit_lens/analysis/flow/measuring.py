@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dit_lens.analysis.flow.cells import EMBED, Cells, Made, coarse, name_of
 from dit_lens.analysis.flow.looks import Door
@@ -16,6 +17,7 @@ from dit_lens.analysis.flow.pairs import Prepared
 from dit_lens.analysis.flow.result import CURVES, InformationFlow, Shown
 from dit_lens.analysis.flow.sets import TokenSets
 from dit_lens.analysis.flow.steps import Seen
+from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Floats
 from dit_lens.sites.geometry import Geometry
 from dit_lens.sites.tokens import Tokens
@@ -173,6 +175,11 @@ def _worst(known: Effects, levels: Sequence[int], curves: dict[str, Floats]) -> 
     return float(max(error.max() for error in errors))
 
 
+def _exact_to(model: VideoDiT) -> float:
+    """How large an error of an identity may be: 1e-3, or where the streams are coarser, 16 of their last places."""
+    return max(1e-3, *(16 * torch.finfo(expert.dtype).eps for expert in model.experts.values()))
+
+
 def blank(
     model: str,
     task: str,
@@ -199,6 +206,7 @@ def blank(
         doors={},
         dropped=dropped,
         worst=0.0,
+        exact_to=_exact_to(of.pairs.model),
         truth=of.truth,
         shown=None,
         experts={},

@@ -134,7 +134,8 @@ class FlowPlan:
     def _at(self, of: Prepared, seen: Seen, expert: str | None) -> InformationFlow:
         """The flow at one step."""
         gate, sets = seen.gate(of), self._sets(of, seen)
-        enters = sets.have_source | bool(seen.doors)
+        # Where nothing that is embedded differs, there is no source by definition; where it does, one is needed.
+        enters = sets.have_source | (bool(seen.doors) & (~seen.enters | (self.source is not None)))
         decided = gate.moved >= UNDECIDED
         kept = np.flatnonzero(decided & enters).tolist()
         if decided.any() and not kept:

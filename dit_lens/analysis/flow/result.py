@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 #: The curves, in the order in which they are told.
 CURVES = ("A", "B", "M", "all", "shared")
-#: An identity that is off by more than this is broken.
-EXACT = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +76,8 @@ class InformationFlow(Result):
         Effect of exchanging what blocks and the head are told: every door by itself, and "all doors".
     dropped : dict from reason to int
         Pairs that were left out.
-    worst : float
-        The largest error of an identity that was checked in this run.
+    worst, exact_to : float
+        The largest error of an identity that was checked in this run, and how large one may be in the model's dtype.
     truth : bool
         Whether the way is that between right answers. Without, it is that between what the two clean runs end at, and
         shows what moves, not what is right.
@@ -106,6 +104,7 @@ class InformationFlow(Result):
     doors: Mapping[str, Floats]
     dropped: Mapping[str, int]
     worst: float
+    exact_to: float
     truth: bool
     shown: Shown | None
     experts: Mapping[str, InformationFlow]
@@ -121,7 +120,7 @@ class InformationFlow(Result):
     @property
     def ends_exact(self) -> bool:
         """Whether every identity holds to rounding."""
-        return self.worst <= EXACT
+        return self.worst <= self.exact_to
 
     @property
     def coverage(self) -> dict[str, Interval | None]:

@@ -42,6 +42,12 @@ class Seen:
 
     __repr__ = short_repr
 
+    @property
+    def enters(self) -> Bools:
+        """Pairs of which something that is embedded differs, bool (P,)."""
+        words = np.zeros(len(self.embedded), dtype=bool) if self.words is None else self.words.any(axis=1)
+        return np.asarray(self.embedded.any(axis=(1, 2, 3)) | words)
+
     def gate(self, of: Prepared) -> Gate:
         return Gate(of.solves, of.solved, of.floor, self.moved, self.unrelated, of.frozen)
 
@@ -68,8 +74,8 @@ def seen_at(of: Prepared, steps: Sequence[int], branch: str | None) -> dict[int,
 
 
 def _part(of: Prepared, look: Look, first: int) -> _Part:
-    own, other = look.estimates
-    moved, unrelated = of.ways.along(other - own, first)
+    own = look.estimates
+    moved, unrelated = of.ways.along(own.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) - own, first)
     told = doors_of(of.geometry)
     doors = [door for door in told if look.differs(door)]
     # The audio of a block is told of the text by blocks before it.
