@@ -12,6 +12,7 @@ import pandas as pd
 
 from dit_lens.analysis.flow.cells import EMBED
 from dit_lens.analysis.flow.gates import Gate
+from dit_lens.display.short import short_repr
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.results.intervals import Interval, t_interval
 from dit_lens.results.result import VALUE_COLUMNS, Result, json_value
@@ -47,6 +48,8 @@ class Shown:
     groups: Bools
     shares: Floats
     latent_of: Any
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, repr=False)
