@@ -198,3 +198,37 @@ def test_selections_that_contradict_themselves_are_refused() -> None:
     tokens = dl.Tokens(text="valid")
     assert dl.Tokens.from_json(tokens.to_json()) == tokens
     assert str(tokens) == "text=valid"
+
+
+#: What differs in number between the rows, all of them words of both.
+OWN = [[0, 1, 2], [1]]
+
+
+def edit(name: str, sites: dl.Sites, donor: dl.Run, rows: list[int]) -> Any:
+    width = donor[SITE].shape[-1]
+    return {
+        "zero": dl.Ablate(sites),
+        "mean": dl.Ablate(sites, "mean", donor),
+        "patch": dl.Patch(donor, sites, rows=rows),
+        "noise": dl.Noise(sites, "add"),
+        "steer": dl.Steer(sites, torch.linspace(-1, 1, width), unit="norm"),
+    }[name]
+
+
+SITE = "s00/cond/L00/resid/text"
+
+
+@pytest.mark.parametrize("intervention", ["zero", "mean", "patch", "noise", "steer"])
+@pytest.mark.parametrize("name", [*PADDED, *WHOLE])
+def test_positions_of_each_row_do_to_it_what_they_do_to_it_alone(name: str, intervention: str) -> None:
+    """Prompts of one length, for a donor's words must stand at the same positions."""
+    long = prompts(name)[0]
+    both = [long, " ".join(reversed(long.split()))]
+    donor = run(name, both[::-1], dl.Capture(TEXT), seed=[7, 8])
+    whole = run(name, both, seed=[3, 4]).latents
+    edited = run(name, both, edit(intervention, at(OWN), donor, [0, 1]), seed=[3, 4]).latents
+    for row in range(2):
+        alone = run(name, both[row], edit(intervention, at(OWN[row]), donor, [row]), seed=3 + row).latents
+        own = edited[row : row + 1]
+        torch.testing.assert_close(own, alone, rtol=2e-3, atol=2e-3 * float(alone.abs().max()))
+        assert not torch.equal(own, whole[row : row + 1])
