@@ -69,7 +69,7 @@ def write_animation(flow: InformationFlow, path: str | Path, fps: float) -> Path
 
 def scenes_of(flow: InformationFlow, shown: Shown) -> Video:
     """Every scene as a picture: uint8 (K, height, width, 3), of even height and width."""
-    most = max(float(np.nanmax(shown.shares)), WRITTEN)
+    most = max(float(np.nan_to_num(shown.shares).max()), WRITTEN)
     return np.stack([_scene(flow, shown, number, most) for number in range(len(flow.layers))])
 
 
