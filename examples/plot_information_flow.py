@@ -26,9 +26,9 @@ one = dl.information_flow(model, task, [pair], parts=("groups",)).shown
 print(f"{one.source.sum()} tokens of the source, {one.target.sum()} of the target, of {one.source.size}")
 
 # %%
-# By hand first. At step 0, give the original the other run's residual stream after one block, at some tokens alone. After
-# block 1 those of the source bring the other path, and those of the target do next to nothing. After block 6 it is the
-# reverse: of the source only the goal itself is drawn in its other place.
+# By hand first. At step 0, give the original the other run's residual stream after one block, at some tokens alone.
+# After block 1 those of the source bring the other path, and those of the target do next to nothing. After block 6 it
+# is the reverse: of the source only the goal itself is drawn in its other place.
 clean = model.run(list(pair), seed=[0, 0], record=True, stop_after=0)
 streams = dl.Sites("resid", steps=0)
 kept = model.replay(clean, 0, [dl.Capture(streams)])

@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from dit_lens.analysis.flow.cells import EMBED
-from dit_lens.analysis.flow.figure import WIDTH, draw_curves, empty_frames, strip_height, strip_of, tinted
+from dit_lens.analysis.flow.figure import WIDTH, draw_curves, empty_frames, legend_above, strip_height, strip_of, tinted
 from dit_lens.analysis.flow.in_words import title
 from dit_lens.errors import EvidenceError
 from dit_lens.files.atomic import write_atomic
@@ -84,7 +84,9 @@ def _scene(flow: InformationFlow, shown: Shown, number: int, most: float) -> Any
     for row in empty_frames(above, shown):
         for axis, latent in zip(row, strip_of(shown), strict=True):
             _tint(axis, shown, number, latent, most)
-    draw_curves(flow, below.subplots()).axvline(layer, color=TINT, linewidth=2.5, alpha=0.7)
+    curves = draw_curves(flow, below.subplots())
+    legend_above(curves)
+    curves.axvline(layer, color=TINT, linewidth=2.5, alpha=0.7)
     return _pixels(figure)
 
 

@@ -45,6 +45,7 @@ CHANGES = {
 }
 #: A curve of all tokens that is nowhere further from 1 says nothing.
 WHOLE = 1e-3
+LEGEND = "taken from the other run:"
 #: A deep model has no more ticks than this.
 TICKS = 14
 #: Frames of a strip.
@@ -75,15 +76,16 @@ def draw_figure(flow: InformationFlow) -> Axes:
     draw_changes(flow, below)
     axis = draw_curves(flow, above)
     axis.set(xlabel="")
+    legend_above(axis)
     return axis
 
 
 def _draw_nothing(flow: InformationFlow) -> Axes:
     """A flow without pairs: its title and why."""
-    lines = in_lines(sentences(flow), LETTERS).count("\n") + 1
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.6 + LINE * lines), layout="constrained")
-    figure.suptitle(title(flow), fontsize=12, fontweight="bold", x=0.01, ha="left")
-    return draw_curves(flow, axis)
+    height = 0.6 + LINE * (in_lines(sentences(flow), LETTERS).count("\n") + 2)
+    figure = plt.figure(figsize=(WIDTH, height))
+    figure.suptitle(title(flow), fontsize=12, fontweight="bold", x=0.01, y=1 - 0.1 / height, ha="left")
+    return draw_curves(flow, figure.add_axes((0.012, 0, 0.98, 1 - 0.45 / height)))
 
 
 def strip_height(shown: Shown) -> float:
@@ -97,7 +99,8 @@ def draw_curves(flow: InformationFlow, axis: Axes | None = None) -> Axes:
     axis = axes(axis)
     if not flow.n:
         axis.axis("off")
-        axis.text(0, 1, in_lines(sentences(flow), LETTERS), va="top", fontsize=9, transform=axis.transAxes)
+        text = in_lines(sentences(flow), max(20, int(LETTERS * width_of(axis) / WIDTH)))
+        axis.text(0, 1, text, va="top", fontsize=9, transform=axis.transAxes).set_in_layout(False)
         return axis
     for name, look in LOOKS.items():
         if _says_something(flow, name):
@@ -106,17 +109,20 @@ def draw_curves(flow: InformationFlow, axis: Axes | None = None) -> Axes:
     axis.axhline(1, color="#cccccc", linewidth=0.8, zorder=0)
     axis.set(xlabel="after block", ylabel="share of the answer\nthat follows", ylim=_limits(flow))
     _tick(axis, flow.layers)
-    axis.legend(
-        title="taken from the other run:",
-        fontsize=8,
-        title_fontsize=8,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncol=4,
-        frameon=False,
-    )
+    axis.legend(title=LEGEND, fontsize=8, title_fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return axis
+
+
+def width_of(axis: Axes) -> float:
+    """In inches, before the layout is made."""
+    return float(axis.get_window_extent().width / axis.figure.dpi)
+
+
+def legend_above(axis: Axes) -> None:
+    """The legend of curves in one line above them."""
+    found = axis.legend(title=LEGEND, fontsize=8, title_fontsize=8, ncol=len(LOOKS), frameon=False, loc="lower center")
+    found.set_bbox_to_anchor((0.5, 1.0))
 
 
 def _says_something(flow: InformationFlow, name: str) -> bool:
