@@ -12,13 +12,14 @@ import json
 import sys
 from collections.abc import Sequence
 
-from dit_lens.cli import analyses, behaviours, families, lens, organisms, sweeps, tasks
+from dit_lens.cli import analyses, behaviours, families, flow, lens, organisms, sweeps, tasks
 
 _START = """\
 dit-lens looks inside video diffusion transformers. Where to start, with a model that ships with it:
 
   dit-lens steps             the clean estimate at every denoising step, as a picture
   dit-lens lens              what every layer would answer at every step, as a picture
+  dit-lens flow --quick      where information moves, from what differs in the input to the answer
   dit-lens localize --quick  which layers perceive, reason and consolidate
   dit-lens sweep --quick     what patching each layer does to the answer
   dit-lens families          which models of diffusers can be looked into
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="command")
-    for group in (analyses, sweeps, behaviours, lens, tasks, organisms, families):
+    for group in (analyses, flow, sweeps, behaviours, lens, tasks, organisms, families):
         group.add_commands(commands)
     return parser
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,10 +215,44 @@ class InformationFlow(Result):
         """Source and target over depth with their intervals, gates and doors; above them the frames of a pair.
 
         Into given Axes only the curves are drawn.
-        """
-        from dit_lens.analysis.flow.figure import draw_curves
 
-        return draw_curves(self, axis)
+        Returns
+        -------
+        Axes
+            Those of the curves.
+        """
+        from dit_lens.analysis.flow.figure import draw
+
+        return draw(self, axis)
+
+    def animate(self, path: str | Path, fps: float = 1.5) -> Path:
+        """Write a GIF, or an mp4, of the pair that is shown: one scene for each layer of the flow.
+
+        Each scene tints the parts of the frames by the share of the answer that follows when only this part is taken
+        from the other run, and marks the layer in the curves.
+
+        Parameters
+        ----------
+        path : str or Path
+            It ends in ".gif", or with the extra "video" in ".mp4"; its folder exists.
+        fps : float
+            Scenes a second.
+
+        Returns
+        -------
+        Path
+            Of the file, which is written whole or not at all.
+
+        Raises
+        ------
+        EvidenceError
+            No pair is shown, another suffix, a folder that does not exist, or ``fps`` not between 0.01 and 50.
+        TaskError
+            An mp4 without the extra.
+        """
+        from dit_lens.analysis.flow.animation import write_animation
+
+        return write_animation(self, path, fps)
 
     def to_json(self) -> dict[str, Any]:
         """As of every result, with the curves, gates, doors, blocks and experts by name."""
