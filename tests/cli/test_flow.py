@@ -17,7 +17,7 @@ def test_flow_has_the_promised_keys_and_files(tmp_path: Path, capsys: pytest.Cap
     figure, film = tmp_path / "new" / "flow.png", tmp_path / "flow.gif"
     assert main([*SMALL, "--json", "--figure", str(figure), "--animate", str(film)]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert set(data["gate"]) == {"solves", "value", "low", "high", "unrelated", "frozen", "open"}
+    assert set(data["gate"]) == {"solves", "solved", "floor", "value", "low", "high", "unrelated", "frozen", "open"}
     assert set(data["coverage"]) == {"A", "B"}
     assert set(data["curves"]) == {"A", "B", "M", "all", "shared"}
     for curve in data["curves"].values():

@@ -124,7 +124,7 @@ def information_flow(
     task : Task
         Pairs of one's own are a task, `dit_lens.tasks.Pairs`.
     pairs : int, or list of pairs
-        Pairs of which not both sides are solved are dropped; where none is left, all are kept.
+        Curves are of pairs of which both sides are solved, where the task scores videos.
     kind : str, optional
         Of the pairs that are drawn; the task's first by default.
     step : int, optional

@@ -23,8 +23,8 @@ class Gate:
     Attributes
     ----------
     solves : bool or None
-        Whether the two sides of the pairs are solved more often than by videos that cannot have solved them; None where
-        the task scores no videos.
+        Whether the two sides of the pairs are solved more often than by videos that cannot have solved them, and both
+        of some pair; None where the task scores no videos.
     solved, floor : float
         Strict success of the sides, and of the best such video; NaN where there are none.
     moved : float array of shape (P,)
@@ -72,7 +72,7 @@ class Gate:
     def why(self) -> str:
         """Why a gate is shut; empty where both are open."""
         if self.solves is False:
-            return "the model does not solve these pairs"
+            return "the model does not solve these pairs" + ("" if self.decides else ", nor is the answer decided here")
         if self.decides:
             return ""
         if len(self.frozen) and self.value.low > max(LEAST, float(np.mean(self.unrelated))):

@@ -48,6 +48,9 @@ class Prepared:
         The final latents of the clean runs.
     dropped : dict from reason to int
     geometry : Geometry
+    right : bool array of shape (P,)
+        Pairs of which both sides are solved, or all where nothing is scored. Where none is, the others speak for the
+        gates alone.
     """
 
     task: Task
@@ -62,6 +65,7 @@ class Prepared:
     videos: Video | None
     ends: Tensor
     geometry: Geometry
+    right: Bools
     dropped: dict[str, int] = field(default_factory=dict)
 
     __repr__ = short_repr
@@ -109,8 +113,10 @@ def prepared(task: Task, pairs: Pairs, target: Bools | None, source: Bools | Non
     clean = _clean(task, pairs)
     ends = clean.ends[1::2] - clean.ends[::2]
     answers = known or _Answers.of(ends, None, None, _target(task, pairs, ends, geometry, target), geometry, source)
-    right = np.ones(len(ends), dtype=bool) if clean.right is None else clean.right.reshape(-1, 2).all(axis=1)
-    kept = answers.differ & right if (answers.differ & right).any() else answers.differ
+    sides = np.ones(2 * len(ends), dtype=bool) if clean.right is None else clean.right
+    right: Bools = np.asarray(sides.reshape(-1, 2).all(axis=1))
+    both = answers.differ & right
+    kept = both if both.any() else answers.differ
     numbers = np.flatnonzero(kept).tolist()
     rows = [row for number in numbers for row in (2 * number, 2 * number + 1)]
     solved, floor = _success(task, clean, len(pairs.pairs))
@@ -120,16 +126,17 @@ def prepared(task: Task, pairs: Pairs, target: Bools | None, source: Bools | Non
         way=answers.way[numbers],
         target=answers.target[numbers],
         frozen=answers.frozen[numbers] if len(answers.frozen) else answers.frozen,
-        solves=None if clean.right is None else bool(share(clean.right).low > (0 if np.isnan(floor) else floor)),
+        solves=None if clean.right is None else bool(both.any() and share(clean.right).low > np.nan_to_num(floor)),
         solved=solved,
         floor=floor,
         experts=clean.experts,
         videos=None if answers.videos is None else answers.videos[rows],
         ends=clean.ends[rows],
         geometry=geometry,
+        right=right[numbers],
         dropped={
             "whose answers do not differ": int((~answers.differ).sum()),
-            "of which a side is not solved": int((answers.differ & ~kept).sum()),
+            "of which a side is not solved": int((answers.differ & ~right).sum()),
         },
     )
 

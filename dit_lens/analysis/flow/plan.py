@@ -137,15 +137,15 @@ class FlowPlan:
         # Where nothing that is embedded differs, there is no source by definition; where it does, one is needed.
         enters = sets.have_source | (bool(seen.doors) & (~seen.enters | (self.source is not None)))
         decided = gate.moved >= UNDECIDED
-        kept = np.flatnonzero(decided & enters).tolist()
-        if decided.any() and not kept:
+        kept = np.flatnonzero(of.right & decided & enters).tolist()
+        if decided.any() and not enters.any():
             raise EvidenceError(
                 f"{WHO}: the pairs do not differ to the model: no embedding does, and nothing that blocks are told; "
                 "give inputs that differ, or name a source"
             )
         dropped = of.dropped | {
-            "that move too little to be shared out": int((~decided).sum()),
-            "without a source": int((decided & ~enters).sum()),
+            "that move too little to be shared out": int((of.right & ~decided).sum()),
+            "without a source": int((of.right & decided & ~enters).sum()),
         }
         nothing = blank(self.model.id, self.task.title, self.kind, self.branches, of, seen, expert, dropped)
         if not kept:

@@ -262,6 +262,8 @@ class InformationFlow(Result):
     def _summary(self) -> dict[str, Any]:
         gate = {
             "solves": self.gate.solves,
+            "solved": json_value(self.gate.solved),
+            "floor": json_value(self.gate.floor),
             **_interval(self.gate.value),
             "unrelated": json_value(float(self.gate.unrelated.mean())) if len(self.gate.unrelated) else None,
             "frozen": json_value(float(self.gate.frozen.mean())) if len(self.gate.frozen) else None,
