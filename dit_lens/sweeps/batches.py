@@ -146,6 +146,31 @@ def _name(unit: Any) -> str:
     return " | ".join(gather(side, 0).rows[0].instance for side in sides)
 
 
+def rows_of_kept(given: Sequence[Any], kept: Sequence[int], intervention: Any) -> tuple[int, list[int]]:
+    """How many rows all units have, and the numbers of those of the units that are kept."""
+    width = 2 if isinstance(given[0], Pair) else _merged(intervention)[0]
+    return width * len(given), [row for unit in kept for row in range(width * unit, width * (unit + 1))]
+
+
+def of_kept(intervention: Any, count: int, rows: Sequence[int]) -> Any:
+    """An intervention with the tokens of the rows that are kept, where its tokens are those of each of ``count`` rows.
+
+    Raises
+    ------
+    InputError
+        Tokens of another number of rows.
+    """
+    named = intervention.sites.tokens.rows_named
+    if named is None:
+        return intervention
+    if named != count:
+        raise InputError(
+            f"tokens of {named} rows, and this sweep has {count}: every instance is a row, of pairs the original and "
+            "then the counterfactual"
+        )
+    return replace(intervention, sites=intervention.sites.at(tokens=intervention.sites.tokens.of_rows(rows)))
+
+
 def of_batch(intervention: Any, batch: Batch) -> Any:
     """An intervention with the tokens of a batch's rows, where its tokens are those of each row of the whole sweep.
 

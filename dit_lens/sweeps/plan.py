@@ -29,7 +29,17 @@ from dit_lens.sites.site import Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell, swept
-from dit_lens.sweeps.batches import Batch, batches_of, of_batch, require_rows_anywhere, seeds_of, telling, units_of
+from dit_lens.sweeps.batches import (
+    Batch,
+    batches_of,
+    of_batch,
+    of_kept,
+    require_rows_anywhere,
+    rows_of_kept,
+    seeds_of,
+    telling,
+    units_of,
+)
 from dit_lens.sweeps.metrics import Metric, metrics_of
 from dit_lens.sweeps.rows import Identity, needs_of
 from dit_lens.tasks.base import Pair, Task
@@ -361,7 +371,8 @@ def plan_sweep(
     given = [drawn[i] for i in kept]
     first = given[0].original if isinstance(given[0], Pair) else given[0]
     geometry = model.geometry(first, **others)
-    grid = swept(intervention, over, geometry)
+    counted = rows_of_kept(drawn, kept, intervention)
+    grid = [(labels, of_kept(made, *counted)) for labels, made in swept(intervention, over, geometry)]
     cells = _cells(grid, geometry, pairs=isinstance(given[0], Pair))
     if isinstance(intervention, Merge) and (rows := {"group", "receiver"}.intersection(over)):
         raise InputError(f"over {min(rows)}: it says which rows there are; make a sweep for each value")
