@@ -21,6 +21,8 @@ LAYER_COMPONENTS = (*TOLD_COMPONENTS, *MADE_COMPONENTS)
 MODULATIONS = ("modulation", "head_modulation")
 #: Streams whose positions are those of the text: its words, and its padding.
 TEXTS = ("text", "audio_text")
+#: Streams that blocks carry on: what one block is told of them decides what the next is told.
+CARRIED = ("audio",)
 #: Components of one denoiser call.
 CALL_COMPONENTS = ("model_input", "embed", *LAYER_COMPONENTS, "head_modulation", "velocity")
 #: Components of one denoising step, around its calls.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from dit_lens.interventions.capture import Capture
 from dit_lens.interventions.patch import Patch
 from dit_lens.runs.run import Run
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import TOLD_COMPONENTS, Site
+from dit_lens.sites.site import CARRIED, TOLD_COMPONENTS, Site
 from dit_lens.sites.sites import Sites
+from dit_lens.sites.tokens import Tokens
 from dit_lens.validation.comparing import ensure, ulps
 from dit_lens.validation.witness import Observed, Subject
 
@@ -60,7 +61,8 @@ def check_flow(subject: Subject) -> str:
 
     Two rows start from the same noise with different inputs. Given the other row's streams after block k and all that
     it tells the blocks behind k and the head, a row gives the other row's prediction, for k the embedding and every
-    block.
+    block. Given them at half of the video's tokens alone, it gives what the other row gives that is given all else; and
+    after the last block, its own prediction at the other half.
     """
     geometry = subject.base.geometry
     told = _told(geometry)
@@ -74,35 +76,84 @@ def check_flow(subject: Subject) -> str:
     )
     own = twins[Site(0, "cond", None, "velocity")]
     ensure(not torch.equal(own[0], own[1]), "the two inputs give one prediction, which tells nothing")
-    worst = max((_swapped(subject, twins, after, told), after) for after in range(-1, geometry.layers))
+    depths = range(-1, geometry.layers)
+    worst = max((_swapped(subject, twins, after, told), after) for after in depths)
+    halves = max((_halved(subject, twins, after, told), after) for after in depths)
     return (
-        f"after the embedding and every block, worst {worst[0]:.1f} units from the other row, after {_name(worst[1])}"
+        f"after the embedding and every block, worst {worst[0]:.1f} units from the other row, after {_name(worst[1])}; "
+        f"half of the tokens and all else, worst {halves[0]:.1f} units apart, after {_name(halves[1])}"
     )
 
 
 def _swapped(subject: Subject, twins: Run, after: int, told: tuple[str, ...]) -> float:
     """How far a row that is given all that the other knows after a block is from the other's prediction."""
-    geometry = twins.geometry
-    streams = (
-        Sites("embed", steps=0, stream="all") if after < 0 else Sites("resid", steps=0, layers=after, stream="all")
+    sites = [_after(after).at(stream="all"), *_behind(twins.geometry, after, told)]
+    return _apart(
+        _given(subject, twins, sites), _own(twins), f"all streams after {_name(after)}, and what is told behind"
     )
-    chosen = [streams, Sites("head_modulation", steps=0)]
-    if behind := list(range(after + 1, geometry.layers)):
-        chosen.append(Sites(told, steps=0, layers=behind, stream="all"))
-    replay = subject.model.replay(twins, 0, [_of_the_other(twins, sites) for sites in chosen])
+
+
+def _halved(subject: Subject, twins: Run, after: int, told: tuple[str, ...]) -> float:
+    """How far half of the tokens given to one row are from all else given to the other."""
+    geometry = twins.geometry
+    half = torch.zeros(geometry.grid, dtype=torch.bool)
+    half.view(-1)[: half.numel() // 2] = True
+    one, rest = _after(after).at(tokens=Tokens(mask=half)), _after(after).at(tokens=Tokens(mask=~half))
+    texts = [_after(after).at(stream=stream) for stream in geometry.streams if stream != "video"]
+    given = _given(subject, twins, [one])
+    if after == geometry.layers - 1:
+        _require_local(given, twins, half)
+    all_else = _given(subject, twins, [rest, *texts, *_behind(geometry, after, told)])
+    return _apart(all_else, given, f"half of the tokens after {_name(after)}, and all else")
+
+
+def _require_local(given: Mapping[str, Tensor], twins: Run, half: Tensor) -> None:
+    """After the last block a token decides its own cells alone."""
+    geometry = twins.geometry
+    for axis, (cells, tokens) in enumerate(zip(geometry.latent_grid, geometry.grid, strict=True)):
+        half = half.repeat_interleave(cells // tokens, dim=axis)
+    for branch, velocity in given.items():
+        own = _own(twins)[branch]
+        same = torch.equal(velocity[:, :, ~half], own[:, :, ~half])
+        ensure(same, f"s00/{branch}: tokens after the last block moved the prediction at others")
+
+
+def _own(twins: Run) -> dict[str, Tensor]:
+    return {site.branch or "": x for site, x in twins.captures[""].items() if site.component == "velocity"}
+
+
+def _after(after: int) -> Sites:
+    return Sites("embed", steps=0) if after < 0 else Sites("resid", steps=0, layers=after)
+
+
+def _behind(geometry: Geometry, after: int, told: tuple[str, ...]) -> list[Sites]:
+    """What the head and the blocks behind one are told; of a stream that they carry on, what the first of them is."""
+    behind = list(range(after + 1, geometry.layers))
+    found = [Sites("head_modulation", steps=0)]
+    for component, stream in ((c, s) for c in told for s in geometry.streams_of(c)):
+        chosen = behind[:1] if component == "context" and stream in CARRIED else behind
+        found += [Sites(component, steps=0, layers=chosen, stream=stream)] if chosen else []
+    return found
+
+
+def _given(subject: Subject, twins: Run, sites: Sequence[Sites]) -> dict[str, Tensor]:
+    """Predictions by branch where each row is given the other's activations."""
+    return subject.model.replay(twins, 0, [_of_the_other(twins, chosen) for chosen in sites]).velocities
+
+
+def _apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str) -> float:
+    """The largest distance of one row's prediction from the other row's, in units in the last place."""
     worst = 0.0
-    for branch, velocity in replay.velocities.items():
-        own = twins[Site(0, branch, None, "velocity")]
-        error = ulps(velocity, own[[1, 0]], own)
-        where = f"s00/{branch}: all streams after {_name(after)} and what is told behind it"
-        ensure(error <= 64, f"{where}, of the other row: {error:.1f} units from its prediction")
+    for branch, velocity in one.items():
+        error = ulps(velocity, other[branch][[1, 0]], other[branch])
+        ensure(error <= 64, f"s00/{branch}: {what}, are {error:.1f} units apart")
         worst = max(worst, error)
     return worst
 
 
 def _of_the_other(twins: Run, sites: Sites) -> FromFunction:
     """Not a `Patch`, which refuses a text of another length where its mask does not come with it."""
-    return FromFunction(sites, lambda x, at: twins[at.site][[1, 0]])
+    return FromFunction(sites, lambda x, at: sites.tokens.take(twins[at.site][[1, 0]], at.site.component))
 
 
 def _name(after: int) -> str:

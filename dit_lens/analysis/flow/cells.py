@@ -15,7 +15,7 @@ from dit_lens.display.short import short_repr
 from dit_lens.interventions.base import At, Intervention
 from dit_lens.interventions.patch import Patch
 from dit_lens.sites.geometry import Geometry
-from dit_lens.sites.site import Site
+from dit_lens.sites.site import CARRIED, Site
 from dit_lens.sites.sites import Sites
 from dit_lens.sites.tokens import Tokens
 from dit_lens.sweeps.axes import Cell, Together
@@ -157,15 +157,22 @@ class Cells:
         return self._through(self.doors, layer)
 
     def _through(self, doors: Sequence[Door], layer: int) -> list[Any]:
-        later = list(range(layer + 1, self.geometry.layers))
         found = []
-        for component, stream in doors:
-            if (component, stream) == HEAD:
-                found.append(self._patch(Sites(component, steps=self.step, branches=self.branches)))
-            elif has := [k for k in later if component in self.geometry.layer(k).components.get(stream, ())]:
-                sites = Sites(component, steps=self.step, layers=has, branches=self.branches, stream=stream)
-                found.append(self._patch(sites))
+        for door in doors:
+            component, stream = door
+            at = Sites(component, steps=self.step, branches=self.branches, stream=stream)
+            if door == HEAD:
+                found.append(self._patch(at))
+            elif has := self._told_behind(door, layer):
+                found.append(self._patch(at.at(layers=has)))
         return found
+
+    def _told_behind(self, door: Door, layer: int) -> list[int]:
+        """The blocks behind a layer that have a door; of a stream that they carry on, the first of them."""
+        component, stream = door
+        later = range(layer + 1, self.geometry.layers)
+        has = [k for k in later if component in self.geometry.layer(k).components.get(stream, ())]
+        return has[:1] if component == "context" and stream in CARRIED else has
 
     def _set(self, name: str, layer: int) -> list[Any]:
         """A set's tokens of the video, and where it has any, its words of the text."""
