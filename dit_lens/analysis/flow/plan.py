@@ -17,7 +17,14 @@ from dit_lens.analysis.flow.measure import levels_of, plan_of, total
 from dit_lens.analysis.flow.measuring import Measuring, blank, once
 from dit_lens.analysis.flow.pairs import WHO, Prepared, prepared
 from dit_lens.analysis.flow.result import InformationFlow
-from dit_lens.analysis.flow.sets import TokenSets, named, require_some_alike, smallest_source, words_of_both_sides
+from dit_lens.analysis.flow.sets import (
+    TokenSets,
+    named,
+    positions_in,
+    require_some_alike,
+    smallest_source,
+    words_of_both_sides,
+)
 from dit_lens.analysis.flow.steps import Seen, seen_at
 from dit_lens.analysis.flow.ways import Ways
 from dit_lens.analysis.flow.words import positions_of_words
@@ -166,20 +173,20 @@ class FlowPlan:
     def _sets(self, of: Prepared, seen: Seen) -> TokenSets:
         """Source and target of each pair."""
         none = ((),) * len(of.target)
-        positions = 0 if seen.words is None else seen.words.shape[1]
+        readable = () if seen.readable is None else positions_in(seen.readable)
         if self.source is None:
-            differ = none if seen.words is None else tuple(tuple(np.flatnonzero(row).tolist()) for row in seen.words)
-            found = TokenSets(smallest_source(seen.embedded) & ~of.target, of.target, differ, positions)
+            differ = none if seen.words is None else positions_in(seen.words)
+            found = TokenSets(smallest_source(seen.embedded) & ~of.target, of.target, differ, readable)
             require_some_alike(found)
             return found
         if isinstance(self.source, Tokens):
             source = np.repeat(named(self.source, "source", self.geometry)[None], len(of.target), axis=0)
-            return TokenSets(source, of.target, none, positions)
-        words = positions_of_words(self.model, of.pairs.pairs, self.source) if positions else none
-        return TokenSets(np.zeros_like(of.target), of.target, words, positions)
+            return TokenSets(source, of.target, none, readable)
+        words = positions_of_words(self.model, of.pairs.pairs, self.source) if readable else none
+        return TokenSets(np.zeros_like(of.target), of.target, words, readable)
 
     def _words_of_context(self, of: Prepared, sets: TokenSets) -> Tokens | None:
         """Named words where the text is no stream: positions of what cross-attention reads, of every row."""
-        if self.source is None or isinstance(self.source, Tokens) or sets.positions:
+        if self.source is None or isinstance(self.source, Tokens) or sets.readable:
             return None
         return words_of_both_sides(positions_of_words(self.model, of.pairs.pairs, self.source))

@@ -34,14 +34,14 @@ class TokenSets:
         Tokens of the video; no token is in both.
     words : tuple of P tuples of int
         Positions of the text stream that belong to the source, where the model has such a stream.
-    positions : int
-        Of that stream; 0 where there is none.
+    readable : tuple of P tuples of int
+        Positions of that stream that blocks may attend to on either side; empty where there is no such stream.
     """
 
     source: Bools
     target: Bools
     words: tuple[tuple[int, ...], ...]
-    positions: int = 0
+    readable: tuple[tuple[int, ...], ...] = ()
 
     @property
     def others(self) -> Bools:
@@ -50,8 +50,9 @@ class TokenSets:
 
     @property
     def other_words(self) -> tuple[tuple[int, ...], ...]:
-        """Positions of the text that are not of the source."""
-        return tuple(tuple(sorted(set(range(self.positions)) - set(own))) for own in self.words)
+        """Positions of the text that are read and are not of the source."""
+        pairs = zip(self.words, self.readable, strict=True) if self.readable else ()
+        return tuple(tuple(sorted(set(read) - set(own))) for own, read in pairs)
 
     @property
     def have_source(self) -> Bools:
@@ -67,7 +68,8 @@ class TokenSets:
         """The sets of some pairs."""
         chosen = list(pairs)
         words = tuple(self.words[i] for i in chosen)
-        return TokenSets(self.source[chosen], self.target[chosen], words, self.positions)
+        readable = tuple(self.readable[i] for i in chosen) if self.readable else ()
+        return TokenSets(self.source[chosen], self.target[chosen], words, readable)
 
 
 def require_apart(source: Bools, target: Bools, who: str) -> None:
@@ -110,6 +112,11 @@ def words_of_both_sides(words: tuple[tuple[int, ...], ...]) -> Tokens | None:
     """Positions of P pairs as tokens of their 2 P rows; None where there are none."""
     rows: Any = [own for own in words for _ in range(2)]
     return Tokens(positions=rows) if any(rows) else None
+
+
+def positions_in(chosen: Bools) -> tuple[tuple[int, ...], ...]:
+    """The positions that hold in each row of (P, N)."""
+    return tuple(tuple(np.flatnonzero(row).tolist()) for row in chosen)
 
 
 def smallest_source(embedded: Floats) -> Bools:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dit_lens.analysis.flow.gates import Gate
-from dit_lens.analysis.flow.looks import Door, Look, doors_of
+from dit_lens.analysis.flow.looks import AUDIO, Door, Look, doors_of
 from dit_lens.analysis.flow.pairs import Prepared
 from dit_lens.display.short import short_repr
 from dit_lens.results.arrays import Bools, Floats
@@ -28,6 +28,8 @@ class Seen:
         Squared difference of the embeddings.
     words : bool array of shape (P, N), or None
         Positions of the text stream that differ and that blocks may attend to; None where the model has no such stream.
+    readable : bool array of shape (P, N), or None
+        Positions of the text stream that blocks may attend to on either side.
     doors : tuple of Door
         Those at which some pair is told different things.
     """
@@ -38,6 +40,7 @@ class Seen:
     unrelated: Floats
     embedded: Floats
     words: Bools | None
+    readable: Bools | None
     doors: tuple[Door, ...]
 
     __repr__ = short_repr
@@ -61,6 +64,7 @@ class _Part:
     unrelated: Floats
     embedded: Floats
     words: Bools | None
+    readable: Bools | None
     doors: tuple[Door, ...]
 
 
@@ -79,29 +83,31 @@ def _part(of: Prepared, look: Look, first: int) -> _Part:
     told = doors_of(of.geometry)
     doors = [door for door in told if look.differs(door)]
     # The audio of a block is told of the text by blocks before it.
-    doors += [door for door in told if doors and door == ("context", "audio") and door not in doors]
+    doors += [door for door in told if doors and door == AUDIO and door not in doors]
     return _Part(
         sigma=look.run.sigmas[look.step],
         moved=moved.reshape(-1, 2).mean(axis=1),
         unrelated=unrelated.reshape(-1, 2).mean(axis=1),
         embedded=look.embedded(),
-        words=_words(of, look),
+        **_of_text(of, look),
         doors=tuple(doors),
     )
 
 
-def _words(of: Prepared, look: Look) -> Bools | None:
+def _of_text(of: Prepared, look: Look) -> dict[str, Bools | None]:
+    """Which positions of the text stream may be read, and which of these differ."""
     if "text" not in of.geometry.streams:
-        return None
+        return {"words": None, "readable": None}
     differs = look.embedded("text") > 0
-    read = look.read_by_attention()
+    valid = look.read_by_attention()
+    readable = np.ones_like(differs) if valid is None else valid
     # An encoder that reads both ways changes every position, so all that can be read belong to the source or none.
-    chosen = np.repeat(differs.any(axis=1, keepdims=True), differs.shape[1], axis=1)
-    return chosen if read is None else chosen & read
+    return {"words": readable & differs.any(axis=1, keepdims=True), "readable": readable}
 
 
 def _joined(step: int, parts: Sequence[_Part]) -> Seen:
     words = [part.words for part in parts if part.words is not None]
+    readable = [part.readable for part in parts if part.readable is not None]
     unrelated = np.concatenate([part.unrelated for part in parts])
     return Seen(
         step=step,
@@ -110,5 +116,6 @@ def _joined(step: int, parts: Sequence[_Part]) -> Seen:
         unrelated=unrelated[np.isfinite(unrelated)],
         embedded=np.concatenate([part.embedded for part in parts]),
         words=np.concatenate(words) if words else None,
+        readable=np.concatenate(readable) if readable else None,
         doors=tuple(dict.fromkeys(door for part in parts for door in part.doors)),
     )
