@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.analysis.flow.looks import AUDIO, HEAD, Door
+from dit_lens.analysis.flow.looks import HEAD, Door
 from dit_lens.analysis.flow.sets import TokenSets, of_both_sides, words_of_both_sides
 from dit_lens.display.short import short_repr
 from dit_lens.interventions.base import At, Intervention
@@ -112,16 +112,14 @@ class Cells:
 
         What is left out of a cell is what the opposite direction exchanges: E(S) + E(all but S, with the doors behind)
         is 1 over both directions, so that "A+B" with the doors gives the others, M, and the doors alone give all
-        streams. An audio that is told answers to the video that is exchanged, and with its door does not, so there the
-        others and all streams are exchanged themselves.
+        streams.
         """
-        names = ("A", "B", "M", "streams") if AUDIO in self.doors else ("A", "B", "A+B")
         for layer in layers:
-            for name in names:
+            for name in ("A", "B", "A+B"):
                 doors = self.behind(layer) if name == "A+B" else []
                 if parts := [*self._set(name, layer), *doors]:
                     yield name, layer, parts
-            if AUDIO not in self.doors and (doors := self.behind(layer)):
+            if doors := self.behind(layer):
                 yield "doors", layer, doors
 
     def each_door(self) -> Made:
@@ -177,9 +175,7 @@ class Cells:
         return has[:1] if component == "context" and stream in CARRIED else has
 
     def _set(self, name: str, layer: int) -> list[Any]:
-        """A set's tokens of the video, and where it has any, its words of the text; "streams" are all of both."""
-        if name == "streams":
-            return [self._patch(self._whole(_component(layer), layer))]
+        """A set's tokens of the video, and where it has any, its words of the text."""
         found = [] if (tokens := self._tokens(name)) is None else [self._patch(self._after(layer, tokens))]
         words = {"A": self.sets.words, "A+B": self.sets.words, "M": self.sets.other_words}.get(name, ())
         if "text" in self.geometry.streams and (chosen := words_of_both_sides(words)) is not None:

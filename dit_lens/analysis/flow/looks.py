@@ -23,8 +23,6 @@ from dit_lens.tasks.base import Pair
 #: A door by its component and stream; `HEAD` is what the output head is told.
 Door = tuple[str, str]
 HEAD: Door = ("head_modulation", "video")
-#: What blocks are told by an audio stream, which in its turn reads the video.
-AUDIO: Door = ("context", "audio")
 
 
 @dataclass(frozen=True)

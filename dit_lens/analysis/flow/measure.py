@@ -122,21 +122,13 @@ def halves(levels: Sequence[int], curves: Mapping[str, Floats]) -> list[int]:
 
 
 def curves_at(levels: Sequence[int], found: Mapping[int, Effects], pairs: int) -> dict[str, Floats]:
-    """The curves at some levels, float (K, n): M and all from what the opposite direction exchanges, or measured."""
+    """The curves at some levels, float (K, n): M and all from what the opposite direction exchanges."""
 
-    def of(name: str, *, opposite: str = "", default: float = np.nan) -> Floats:
-        rows = []
-        for level in levels:
-            own, other = (found[level].get(one, level) for one in (name, opposite))
-            rows.append(own if own is not None else np.full(pairs, default) if other is None else 1 - other)
-        return np.stack(rows)
+    def of(name: str, default: float) -> Floats:
+        rows = [found[level].get(name, level) for level in levels]
+        return np.stack([np.full(pairs, default) if row is None else row for row in rows])
 
-    curves = {
-        "A": of("A"),
-        "B": of("B"),
-        "M": of("M", opposite="A+B"),
-        "all": of("streams", opposite="doors", default=1.0),
-    }
+    curves = {"A": of("A", np.nan), "B": of("B", np.nan), "M": 1 - of("A+B", np.nan), "all": 1 - of("doors", 0.0)}
     return curves | {"shared": curves["all"] - np.nan_to_num(curves["A"]) - curves["B"] - curves["M"]}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dit_lens.analysis.flow.gates import Gate
-from dit_lens.analysis.flow.looks import AUDIO, Door, Look, doors_of
+from dit_lens.analysis.flow.looks import Door, Look, doors_of
 from dit_lens.analysis.flow.pairs import Prepared
 from dit_lens.display.short import short_repr
 from dit_lens.results.arrays import Bools, Floats
@@ -83,7 +83,7 @@ def _part(of: Prepared, look: Look, first: int) -> _Part:
     told = doors_of(of.geometry)
     doors = [door for door in told if look.differs(door)]
     # The audio of a block is told of the text by blocks before it.
-    doors += [door for door in told if doors and door == AUDIO and door not in doors]
+    doors += [door for door in told if doors and door == ("context", "audio") and door not in doors]
     return _Part(
         sigma=look.run.sigmas[look.step],
         moved=moved.reshape(-1, 2).mean(axis=1),
