@@ -282,7 +282,7 @@ class VideoDiT:
         """
         require_batch(batch)
         rows = paired(inputs, seed)
-        return in_batches(self.run, rows, batch, progress, for_batch(interventions), run_arguments)
+        return in_batches(self.run, rows, batch, progress, for_batch(interventions, len(rows), batch), run_arguments)
 
     def _generate(
         self, dispatcher: Dispatcher, inputs: Inputs, settings: Mapping[str, Any], decode: bool

@@ -37,6 +37,8 @@ def _flow(options: argparse.Namespace) -> Printed:
 
     if options.animate is not None:
         require_animation(options.animate)
+    if options.figure is not None:
+        _require_figure(options.figure)
     found = information_flow(
         load(options.model),
         task_of(options),
@@ -50,6 +52,14 @@ def _flow(options: argparse.Namespace) -> Printed:
     written = _write(found, options)
     lines = [str(found), f"in {found.seconds:.0f} s", *written.values()]
     return "\n".join(lines), _with_kind(found.to_json()) | written
+
+
+def _require_figure(path: Path) -> None:
+    """Refuse what is no PNG in a folder that there is, before the long work."""
+    from dit_lens.errors import InputError
+
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise InputError(f"--figure {path}: need a .png in a folder that exists")
 
 
 def _parts(options: argparse.Namespace) -> tuple[str, ...]:
@@ -68,7 +78,9 @@ def _write(found: InformationFlow, options: argparse.Namespace) -> dict[str, str
         figure = found.plot().get_figure(root=True)
         assert figure is not None
         written["figure"] = str(write_atomic(options.figure, png_bytes(figure)))
-    if options.animate is not None:
+    if options.animate is not None and found.shown is None:
+        written["animate"] = "no film: no pair is left to be shown"
+    elif options.animate is not None:
         written["animate"] = str(found.animate(options.animate))
     return written
 

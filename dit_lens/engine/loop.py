@@ -13,6 +13,7 @@ from dit_lens.errors import InputError
 from dit_lens.interventions.base import Intervention
 from dit_lens.runs.per_row import require_entries, rows_of
 from dit_lens.runs.run import Run
+from dit_lens.sites.sites import Sites
 
 #: Makes the interventions of one batch from the inputs and the seeds of its rows.
 ForBatch = Callable[[list[Any], list[int]], Iterable[Intervention]]
@@ -29,18 +30,31 @@ def require_batch(batch: int) -> None:
         raise InputError(f"batch={batch!r}: need a whole number of at least 1")
 
 
-def for_batch(interventions: Iterable[Intervention] | ForBatch) -> ForBatch:
+def for_batch(interventions: Iterable[Intervention] | ForBatch, rows: int, batch: int) -> ForBatch:
     """What makes the interventions of a batch: what is given, or the same interventions for every batch.
 
     Raises
     ------
     InputError
-        An intervention that stands alone.
+        An intervention that stands alone; or one with tokens of each row where there are several batches, each of which
+        would take them for its own.
     """
     if callable(interventions) and not hasattr(interventions, "sites"):  # what has sites is an intervention itself
         return interventions
     same = listed(cast(Iterable[Intervention], interventions))
+    for intervention in same if rows > batch else ():
+        if (named := rows_named(intervention)) is not None:
+            raise InputError(
+                f"{type(intervention).__name__} has tokens of {named} rows, and {rows} rows are run {batch} at once: "
+                f"give batch={rows}, or a function (inputs, seeds) that makes the interventions of each batch"
+            )
     return lambda _inputs, _seeds: same
+
+
+def rows_named(intervention: Any) -> int | None:
+    """Of how many rows an intervention has tokens; None where all have the same, or it is none."""
+    sites = getattr(intervention, "sites", None)
+    return sites.tokens.rows_named if isinstance(sites, Sites) else None
 
 
 class Batches(Iterator[Run]):

@@ -50,6 +50,8 @@ class Bypass:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sites, Sites):
+            raise SiteError(f"Bypass({self.sites!r:.80}): need a Sites, such as Sites('delta', layers=[2])")
         wrong = [c for c in self.sites.components if c not in _UPDATES]
         if wrong:
             raise SiteError(f"Bypass cannot leave out {', '.join(wrong)}; only {', '.join(_UPDATES)}")

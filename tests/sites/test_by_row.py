@@ -162,3 +162,13 @@ def test_noise_of_a_row_does_not_depend_on_what_other_rows_select() -> None:
         own = torch.arange(max(5, other))[None] < torch.tensor([[5], [other]])
         drawn.append(dl.At(**{**vars(at), "own": own}).noise(torch.zeros(2, own.shape[1], 6))[0, :5])
     assert torch.equal(*drawn)
+
+
+def test_tokens_of_each_row_are_not_taken_for_those_of_every_batch(organism: Subject) -> None:
+    model, inputs = organism.model, [*organism.inputs, *organism.inputs]
+    grid = model.geometry(inputs[0]).grid
+    ablate = dl.Ablate(dl.Sites("delta", layers=0, tokens=dl.Tokens(mask=half(grid, (4, 2)))))
+    with pytest.raises(InputError, match="tokens of 2 rows, and 4 rows are run 2 at once"):
+        model.runs(inputs, [0, 1, 2, 3], batch=2, interventions=[ablate])
+    made = model.runs(inputs, [0, 1, 2, 3], batch=2, interventions=lambda given, seeds: [ablate], stop_after=0)
+    assert len(list(made)) == 2

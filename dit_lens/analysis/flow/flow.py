@@ -22,7 +22,7 @@ from dit_lens.analysis.flow.plan import PARTS, FlowPlan, Named
 from dit_lens.analysis.flow.result import InformationFlow
 from dit_lens.analysis.flow.sets import named
 from dit_lens.analysis.flow.words import positions_of_words
-from dit_lens.engine.loop import require_batch
+from dit_lens.engine.loop import require_batch, rows_named
 from dit_lens.engine.plan import listed
 from dit_lens.errors import InputError
 from dit_lens.interventions.base import Intervention
@@ -45,8 +45,16 @@ class _More:
     batch: int = 32
     interventions: Iterable[Intervention] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interventions", listed(self.interventions))
+
     def require(self, geometry: Geometry) -> None:
         require_batch(self.batch)
+        if own := [i for i in self.interventions if rows_named(i) is not None]:
+            raise InputError(
+                f"{WHO}(interventions=): {type(own[0]).__name__} has tokens of each row, and a flow makes its own "
+                "rows: give the same tokens to all"
+            )
         if self.branches != "all" and self.branches not in geometry.branches:
             known = ", ".join(geometry.branches)
             raise InputError(f"{WHO}(branches={self.branches!r}): 'all', or one of {known}")
@@ -78,7 +86,7 @@ def plan_flow(
         model=model,
         task=task,
         kind=_kind(task, kind) if isinstance(pairs, int | np.integer) else "given",
-        pairs=Pairs(model, tuple(given), seeds, settings.batch, listed(settings.interventions), more),
+        pairs=Pairs(model, tuple(given), seeds, settings.batch, tuple(settings.interventions), more),
         step=None if step is None else indices(step, geometry.steps, "step")[0],
         source=source,
         target=target,
@@ -128,7 +136,8 @@ def information_flow(
     kind : str, optional
         Of the pairs that are drawn; the task's first by default.
     step : int, optional
-        By default the first step, of each expert, at which the answer is decided.
+        By default the first step, of each expert, at which the answer is decided. At a later step than 0 the two sides
+        have come to two states: both are then run from the original's, so that their conditions alone differ.
     source : Tokens, or word, or list of words, optional
         Where the inputs differ; by default the fewest tokens that hold 99.9 % of the difference of the embeddings,
         without the target. Words are tokens of a text stream, or of what cross-attention reads, and are then reported
@@ -139,11 +148,11 @@ def information_flow(
     seed : int
         Of the pairs that are drawn and of their noise, which the two sides of a pair share.
     **more
-        ``branches`` ("cond": exchange in this branch and read its own estimate; "all": in all of them, and read their
-        combination), ``parts`` (of "blocks", each block's direct and indirect effect, and "groups", the groups of
-        tokens that `InformationFlow.animate` shows), ``batch`` (rows at once), ``interventions`` (in every run),
-        ``folder`` (every cell is written there, and the same call finishes only what is missing), and arguments of
-        `VideoDiT.run`.
+        ``branches`` ("cond", or another branch: exchange in it and read its own estimate; "all": in all of them, and
+        read their combination), ``parts`` (of "blocks", each block's direct and indirect effect, and "groups", the
+        groups of tokens that `InformationFlow.animate` shows), ``batch`` (rows at once), ``interventions`` (in every
+        run), ``folder`` (every exchange is written there, and the same call finishes only those that are missing; clean
+        videos are made again), and arguments of `VideoDiT.run`.
 
     Raises
     ------

@@ -75,6 +75,8 @@ class Gate:
             return "the model does not solve these pairs" + ("" if self.decides else ", nor is the answer decided here")
         if self.decides:
             return ""
+        if len(self.moved) < 2:
+            return "one pair alone has no interval; give two at least"
         if len(self.frozen) and self.value.low > max(LEAST, float(np.mean(self.unrelated))):
             return "a video that repeats its first frame goes as far, so these pairs cannot tell solving from copying"
         return "the answer is not decided at this step"

@@ -176,8 +176,8 @@ def _worst(known: Effects, levels: Sequence[int], curves: dict[str, Floats]) -> 
 
 
 def _exact_to(model: VideoDiT) -> float:
-    """How large an error of an identity may be: 1e-3, or where the streams are coarser, 16 of their last places."""
-    return max(1e-3, *(16 * torch.finfo(expert.dtype).eps for expert in model.experts.values()))
+    """How large an error of an identity may be: 1e-3, or where the streams are coarser, two of their last places."""
+    return max(1e-3, *(2 * torch.finfo(expert.dtype).eps for expert in model.experts.values()))
 
 
 def blank(

@@ -212,7 +212,8 @@ def _target(task: Task, pairs: Pairs, way: Tensor, geometry: Geometry, named: Bo
         sides = Sides(pairs.model, task, pairs.pairs, geometry)
         cells = np.asarray(sides.mask(way.repeat_interleave(2, dim=0))[::2, 0].bool())
     else:
-        cells = target_from_answers(way)
+        pictures = [getattr(side, "image", None) for side in pairs.pairs[0]]
+        cells = target_from_answers(way, given=any(picture is not None for picture in pictures))
     return tokens_of_cells(cells, geometry)
 
 

@@ -21,6 +21,8 @@ from dit_lens.analysis.flow.sets import (
     TokenSets,
     named,
     positions_in,
+    require_difference,
+    require_one_road,
     require_some_alike,
     smallest_source,
     words_of_both_sides,
@@ -145,7 +147,7 @@ class FlowPlan:
         enters = sets.have_source | (bool(seen.doors) & (~seen.enters | (self.source is not None)))
         decided = gate.moved >= UNDECIDED
         kept = np.flatnonzero(of.right & decided & enters).tolist()
-        if decided.any() and not enters.any():
+        if not enters.any():
             raise EvidenceError(
                 f"{WHO}: the pairs do not differ to the model: no embedding does, and nothing that blocks are told; "
                 "give inputs that differ, or name a source"
@@ -154,6 +156,7 @@ class FlowPlan:
             "that move too little to be shared out": int((of.right & ~decided).sum()),
             "without a source": int((of.right & decided & ~enters).sum()),
         }
+        require_one_road(sets.have_source[kept])
         nothing = blank(self.model.id, self.task.title, self.kind, self.branches, of, seen, expert, dropped)
         if not kept:
             return nothing
@@ -181,6 +184,7 @@ class FlowPlan:
             return found
         if isinstance(self.source, Tokens):
             source = np.repeat(named(self.source, "source", self.geometry)[None], len(of.target), axis=0)
+            require_difference(source, seen.embedded)
             return TokenSets(source, of.target, none, readable)
         words = positions_of_words(self.model, of.pairs.pairs, self.source) if readable else none
         return TokenSets(np.zeros_like(of.target), of.target, words, readable)

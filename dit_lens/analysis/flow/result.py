@@ -190,6 +190,7 @@ class InformationFlow(Result):
     def __str__(self) -> str:
         what = "" if self.truth else " (no true videos: this shows what moves, not what is right)"
         at = f"step {self.step}, sigma {self.sigma:.3g}" + ("" if self.expert is None else f", {self.expert}")
+        at += ", from the originals' states" if self.step else ""
         left = ", ".join(f"{count} {why}" for why, count in self.dropped.items() if count) or "none"
         lines = [
             f"{self.task}, {self.kind}, on {self.model}: {at}, {self.n} pairs; left out: {left}{what}",
@@ -209,7 +210,7 @@ class InformationFlow(Result):
 
     def _ends(self) -> str:
         exact = "exact" if self.ends_exact else "NOT EXACT: do not believe these numbers"
-        return f"identities {exact}, off by {self.worst:.1g} at most"
+        return f"identities {exact}, off by {self.worst:.1g} at most, of {self.exact_to:.1g} that rounding may make"
 
     def plot(self, axis: Axes | None = None) -> Axes:
         """Source and target over depth with their intervals, gates and doors; above them the frames of a pair.

@@ -103,6 +103,35 @@ def require_some_alike(sets: TokenSets) -> None:
         )
 
 
+def require_one_road(have_source: Bools) -> None:
+    """Refuse pairs (n,) of which some enter by their tokens and some by doors alone: one mean would be neither's.
+
+    Raises
+    ------
+    EvidenceError
+    """
+    if have_source.any() and not have_source.all():
+        raise EvidenceError(
+            f"{int((~have_source).sum())} of {len(have_source)} pairs have no source, because their difference enters "
+            "by what blocks are told alone, and the others have one: give the two kinds of pairs apart"
+        )
+
+
+def require_difference(source: Bools, embedded: Floats) -> None:
+    """Refuse a named source (P, F, H, W) that holds next to nothing of the squared difference of the embeddings.
+
+    Raises
+    ------
+    EvidenceError
+    """
+    held = (source * embedded).sum(axis=(1, 2, 3)) / np.maximum(embedded.sum(axis=(1, 2, 3)), 1e-30)
+    if held.max() < 1 - HELD:
+        raise EvidenceError(
+            f"the named source holds {held.max():.2%} of the difference of the embeddings at most, which is nothing: "
+            "name tokens where the inputs differ"
+        )
+
+
 def of_both_sides(mask: Bools) -> Tokens | None:
     """Masks of P pairs as tokens of their 2 P rows; None where they are all empty."""
     return Tokens(mask=mask.repeat(2, axis=0)) if mask.any() else None
@@ -147,15 +176,19 @@ def cells_of_tokens(tokens: Bools, geometry: Geometry) -> Bools:
     return tokens
 
 
-def target_from_answers(way: Tensor) -> Bools:
+def target_from_answers(way: Tensor, *, given: bool) -> Bools:
     """Latent cells (P, F, H, W) at which the answers of pairs differ: where their difference (P, C, F, H, W) is large.
 
-    Without the first latent frame, which is given, and without places at which the first frames themselves differ.
+    Parameters
+    ----------
+    given : bool
+        Whether the first frame is given to the model: then without the first latent frame, and without places at which
+        the first frames themselves differ.
     """
     size = way.double().norm(dim=1)
     least = APART * size.flatten(1).amax(dim=1)[:, None, None, None]
     found = size > least
-    if size.shape[1] > 1:
+    if given and size.shape[1] > 1:
         found &= ~found[:, :1]
         found[:, 0] = False
     return np.asarray(found.cpu())

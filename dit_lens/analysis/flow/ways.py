@@ -18,6 +18,9 @@ from dit_lens.model import VideoDiT
 from dit_lens.results.arrays import Bools, Floats
 from dit_lens.sweeps.metrics import Moved
 
+#: Two ways whose cosine is larger are one way, or one and its opposite.
+ALIKE = 0.99
+
 
 @dataclass(frozen=True, eq=False)
 class Ways:
@@ -58,17 +61,21 @@ class Ways:
 
         Returns
         -------
-        float arrays of shape (R,); the second is NaN where there is no other pair
+        float arrays of shape (R,); the second is NaN where no other pair has another way
         """
         moved, ways = step.cpu().flatten(1)[:, self._columns].double(), self._compact
         every = moved @ (ways / ways.square().sum(dim=1, keepdim=True)).T
         rows = torch.arange(first, first + len(moved))
         own = every[torch.arange(len(moved)), rows]
-        # Ways of the same direction, from originals or to them.
-        same = (rows[:, None] - torch.arange(len(ways))) % 2 == 0
-        count = same.sum(dim=1) - 1
-        others = (torch.where(same, every, 0.0).sum(dim=1) - own) / count
-        return own.numpy(), others.numpy()
+        # Ways of the same direction, from originals or to them, that are no copy of the row's own.
+        others = ((rows[:, None] - torch.arange(len(ways))) % 2 == 0) & ~self._alike[rows]
+        return own.numpy(), (torch.where(others, every, 0.0).sum(dim=1) / others.sum(dim=1)).numpy()
+
+    @cached_property
+    def _alike(self) -> Tensor:
+        """Which ways are nearly the same or opposite, each its own among them: bool (2 P, 2 P)."""
+        unit = torch.nn.functional.normalize(self._compact, dim=1)
+        return (unit @ unit.T).abs() > ALIKE
 
 
 @dataclass(frozen=True, eq=False)
