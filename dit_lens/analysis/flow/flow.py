@@ -20,7 +20,7 @@ from dit_lens.analysis.flow.looks import Pairs
 from dit_lens.analysis.flow.pairs import WHO
 from dit_lens.analysis.flow.plan import PARTS, FlowPlan, Named
 from dit_lens.analysis.flow.result import InformationFlow
-from dit_lens.analysis.flow.sets import named
+from dit_lens.analysis.flow.sets import named, require_apart
 from dit_lens.analysis.flow.words import positions_of_words
 from dit_lens.engine.loop import require_batch, rows_named
 from dit_lens.engine.plan import listed
@@ -101,10 +101,11 @@ def _require_sets(
     model: VideoDiT, pairs: Sequence[Pair], source: Named | None, target: Tokens | None, geometry: Geometry
 ) -> None:
     """Refuse named sets that there are not, before anything runs."""
-    if target is not None:
-        named(target, "target", geometry)
+    answers = None if target is None else named(target, "target", geometry)
     if isinstance(source, Tokens):
-        named(source, "source", geometry)
+        given = named(source, "source", geometry)
+        if answers is not None:
+            require_apart(given, np.repeat(answers[None], len(pairs), axis=0), WHO)
     elif source is not None:
         positions_of_words(model, pairs, source)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from dit_lens.display.short import short_repr
 from dit_lens.results.arrays import Floats
 from dit_lens.results.intervals import Interval, t_interval
@@ -77,6 +75,7 @@ class Gate:
             return ""
         if len(self.moved) < 2:
             return "one pair alone has no interval; give two at least"
-        if len(self.frozen) and self.value.low > max(LEAST, float(np.mean(self.unrelated))):
+        least = max(LEAST, float(self.unrelated.mean())) if len(self.unrelated) else LEAST
+        if len(self.frozen) and self.value.low > least:
             return "a video that repeats its first frame goes as far, so these pairs cannot tell solving from copying"
         return "the answer is not decided at this step"
