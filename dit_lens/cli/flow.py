@@ -55,11 +55,11 @@ def _flow(options: argparse.Namespace) -> Printed:
 
 
 def _require_figure(path: Path) -> None:
-    """Refuse what is no PNG in a folder that there is, before the long work."""
+    """Refuse what is no PNG, before the long work."""
     from dit_lens.errors import InputError
 
-    if path.suffix.lower() != ".png" or not path.parent.is_dir():
-        raise InputError(f"--figure {path}: need a .png in a folder that exists")
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--figure {path}: need a .png")
 
 
 def _parts(options: argparse.Namespace) -> tuple[str, ...]:

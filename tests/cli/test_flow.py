@@ -52,8 +52,16 @@ def test_a_shut_gate_is_a_finding_and_no_error(tmp_path: Path, capsys: pytest.Ca
     assert data["gate"]["open"] is False
     assert (data["n"], data["per_block"]) == (0, [])
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
-    assert main([*asked, "--animate", str(tmp_path / "flow.gif")]) == 2
-    assert "shows no pair" in capsys.readouterr().err
+    assert main([*asked, "--animate", str(tmp_path / "flow.gif")]) == 0
+    said = capsys.readouterr().out
+    assert "gate shut" in said
+    assert "no film: no pair is left to be shown" in said
+    assert not (tmp_path / "flow.gif").exists()
+
+
+def test_a_figure_is_a_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--figure", str(tmp_path / "flow.jpg")]) == 2
+    assert "need a .png" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_from_its_folder_and_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,7 @@ class _More:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interventions", listed(self.interventions))
+        object.__setattr__(self, "parts", (self.parts,) if isinstance(self.parts, str) else tuple(self.parts))
 
     def require(self, geometry: Geometry) -> None:
         require_batch(self.batch)
