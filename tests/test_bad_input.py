@@ -129,7 +129,7 @@ CASES: dict[str, Case] = {
     "stream": Case(SiteError, "'text'; this model has video", see(stream="text")),
     "latent frame": Case(SiteError, r"no latent frame 5; .*0\.\.4", see(tokens=dl.Tokens(frames=5))),
     "tokens": Case(SiteError, r"columns 0\.\.3", see(tokens=dl.Tokens(columns=(0, 9)))),
-    "component": Case(SiteError, r"layer 0 \(single\) has no bias .* has attn, cross_attn, ffn, delta, resid",
+    "component": Case(SiteError, r"layer 0 \(single\) has no bias .* modulation, attn, cross_attn, ffn, delta, resid",
                       see(component="bias")),
     "head": Case(SiteError, r"no head 4; .*heads 0\.\.3", see(component="head", heads=4)),
     "mask": Case(SiteError, r"mask of shape \(2, 2\) does not fit the grid \(5, 4, 4\)",
@@ -258,9 +258,8 @@ def test_errors_of_this_package_are_also_what_python_calls_them() -> None:
 
 
 def test_an_unknown_component_is_refused_when_it_is_named() -> None:
-    with pytest.raises(
-        SiteError, match=r"latents, model_input, embed, head, .*attn, cross_attn, .*ffn, .*delta, resid"
-    ):
+    known = r"latents, model_input, embed, context, modulation, mask, head, .*attn, cross_attn, .*ffn, .*delta, resid"
+    with pytest.raises(SiteError, match=known):
         S("mlp")
 
 

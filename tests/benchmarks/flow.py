@@ -51,7 +51,7 @@ class Case:
 
     @property
     def rows(self) -> tuple[list[Any], list[int]]:
-        return self.of.pairs.rows(range(len(self.of.target)))
+        return self.of.pairs.rows
 
     def flow(self, batch: int) -> dict[tuple[str, int], Floats]:
         """By the planner: movement along each row's own way."""

@@ -17,6 +17,7 @@ import dit_lens as dl
 from dit_lens.errors import InputError, SiteError, UnsupportedModel
 from dit_lens.families.tiny.pipelines import TINY
 from dit_lens.lens.contributions import FrozenHead, contributions
+from dit_lens.sites.site import TERM_COMPONENTS
 from dit_lens.validation.witness import Subject as Family
 from tests.subjects import Subject
 
@@ -66,7 +67,7 @@ def test_the_table_knows_which_layers_have_what_and_its_shares_sum_to_one(family
     table = samples.pivot(index=["layer", "component", "instance", "seed"], columns="measure", values="value")
     table = table.reset_index()
     for k in range(run.geometry.layers):
-        has = [c for c in run.geometry.layer(k).components["video"] if c not in ("delta", "resid")]
+        has = [c for c in run.geometry.layer(k).components["video"] if c in TERM_COMPONENTS]
         assert sorted(set(table.loc[table["layer"] == k, "component"])) == sorted(has)
     sums = table.groupby(["instance", "seed"])["share"].sum()
     assert len(sums) == 2

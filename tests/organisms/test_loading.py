@@ -66,7 +66,7 @@ def test_geometry_says_what_a_run_will_have(text_to_video: Subject, two_experts:
     assert (geometry.steps, geometry.layers, geometry.grid) == (2, 4, (3, 2, 4))
     assert (geometry.branches, geometry.streams) == (("cond", "uncond"), ("video",))
     assert [(k.kind, k.components["video"], k.heads["video"]) for k in geometry.kinds] == [
-        ("single", ("attn", "cross_attn", "ffn", "delta", "resid"), 2)
+        ("single", ("modulation", "attn", "cross_attn", "ffn", "delta", "resid"), 2)
     ] * 4
     assert geometry.pixels == Pixels(frames=5, height=32, width=64, temporal=2)
     run = two_experts.run()

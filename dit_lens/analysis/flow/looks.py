@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +49,14 @@ class Pairs:
     arguments: Mapping[str, Any]
 
     @property
-    def batches(self) -> list[range]:
-        """Pairs that are run at once, both sides of each."""
-        size = max(1, self.rows_at_once // 2)
-        return [range(first, min(first + size, len(self.pairs))) for first in range(0, len(self.pairs), size)]
+    def batch(self) -> int:
+        """Rows that are run at once, both sides of some pairs."""
+        return 2 * max(1, self.rows_at_once // 2)
 
-    def rows(self, pairs: range) -> tuple[list[Any], list[int]]:
-        """Both sides of some pairs, one after the other, from the same noise."""
-        sides = [side for number in pairs for side in self.pairs[number]]
-        return sides, [self.seeds[number] for number in pairs for _ in range(2)]
+    @property
+    def rows(self) -> tuple[list[Any], list[int]]:
+        """Both sides of every pair, one after the other, from the same noise."""
+        return [side for pair in self.pairs for side in pair], [seed for seed in self.seeds for _ in range(2)]
 
     def only(self, numbers: Sequence[int]) -> Pairs:
         """Some of the pairs, with their noise."""
@@ -65,23 +65,23 @@ class Pairs:
 
     def looks(self, steps: Sequence[int], branch: str | None) -> Iterator[Look]:
         """Looks of each batch at every one of some steps."""
-        for pairs in self.batches:
-            sides, seeds = self.rows(pairs)
-            geometry = self.model.geometry(sides[0], **self.arguments)
-            kept = {step: _kept(geometry, step, branch) for step in steps}
-            first = kept.get(0, [])
-            run = self.model.run(
-                sides,
-                seeds,
-                interventions=[*_until(self.interventions, max(steps), geometry), *first],
-                record=True,
-                stop_after=max(steps),
-                decode=False,
-                **self.arguments,
-            )
-            for step in steps:
-                options = self.interventions, kept[step], self.arguments
-                yield Look(from_one_state(self.model, run, step, *options) if step else run, step, branch)
+        sides, seeds = self.rows
+        geometry = self.model.geometry(sides[0], **self.arguments)
+        kept = {step: _kept(geometry, step, branch) for step in steps}
+        runs = self.model.runs(
+            sides,
+            seeds,
+            batch=self.batch,
+            progress=None,
+            interventions=[*_until(self.interventions, max(steps), geometry), *kept.get(0, [])],
+            record=True,
+            stop_after=max(steps),
+            decode=False,
+            **self.arguments,
+        )
+        for run, step in itertools.product(runs, steps):
+            options = self.interventions, kept[step], self.arguments
+            yield Look(from_one_state(self.model, run, step, *options) if step else run, step, branch)
 
 
 def _until(interventions: Sequence[Intervention], step: int, geometry: Geometry) -> list[Intervention]:

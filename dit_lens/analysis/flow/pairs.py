@@ -195,10 +195,16 @@ def _clean(task: Task, pairs: Pairs) -> _Clean:
     scored = declares(task, "score")
     right, ends = list[Bools](), list[Tensor]()
     experts: tuple[str | None, ...] = ()
-    for numbers in pairs.batches:
-        sides, seeds = pairs.rows(numbers)
-        run = pairs.model.run(sides, seeds, interventions=pairs.interventions, decode=scored, **pairs.arguments)
-        right += [scores_of(task, run.decoded, sides, who=WHO).strict] if scored else []
+    runs = pairs.model.runs(
+        *pairs.rows,
+        batch=pairs.batch,
+        progress="clean runs of pairs",
+        interventions=pairs.interventions,
+        decode=scored,
+        **pairs.arguments,
+    )
+    for run in runs:
+        right += [scores_of(task, run.decoded, run.inputs, who=WHO).strict] if scored else []
         ends.append(run.latents.cpu())
         experts = tuple(run.experts[step] for step in range(run.geometry.steps))
     return _Clean(np.concatenate(right) if scored else None, torch.cat(ends), experts)
