@@ -185,7 +185,8 @@ class InformationFlow(Result):
         at = (self.step, self.sigma, self.expert)
         rows = [(*at, layer, name, *t_interval(x), len(x)) for layer, name, x in [*by_layer, *of_none] if len(x)]
         columns = ["step", "sigma", "expert", "layer", *VALUE_COLUMNS]
-        return pd.DataFrame(rows, columns=columns).astype({"layer": object, "expert": object})
+        layers = pd.Series([row[3] for row in rows], dtype=object)  # whole numbers, and none
+        return pd.DataFrame(rows, columns=columns).assign(layer=layers).astype({"expert": object})
 
     def __str__(self) -> str:
         what = "" if self.truth else " (no true videos: this shows what moves, not what is right)"
